@@ -1,0 +1,43 @@
+# Two commands: `make demo` shows what salf does, `make test` runs every gate. Each sets up its own virtual environment.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: demo test check format lint types imports tests clean
+
+demo: $(VENV)/.installed
+	$(BIN)/salf compare digits --methods fedavg,salf,drop --seeds 3 --out demo
+
+test: $(VENV)/.installed-dev
+	$(MAKE) check
+
+check: format lint types imports tests
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+tests:
+	$(BIN)/pytest -n $(JOBS)
+
+# constraints.txt pins what was tested; the torch it names is the CPU build where pip finds one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,283 @@
+"""The one place that knows what happens to a layer that was not conveyed.
+
+A rule of `salf.rules` says how far a layer moves; one with fewer than `min_contributors` contributors stays where it
+is. Buffers are averaged over contributors and never extrapolated; integer buffers take the maximum.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from salf.errors import InvalidSetting
+from salf.layers import Layer, Layers
+from salf.rules import InverseProbability, Memory, Rule, Share
+from salf.theory import DepthDistribution, empty_probability, reach_probability
+from salf.updates import Update, check_update
+
+Reach = npt.ArrayLike | DepthDistribution
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """The last thing a client conveyed for one layer."""
+
+    deltas: Mapping[str, Tensor]
+    weight: float
+    steps: int
+
+
+# Client, then layer name. A value: aggregating with `Memory` returns the next one.
+ClientMemory = Mapping[int, Mapping[str, Remembered]]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The new global state, and who made it.
+
+    `contributors` counts, per layer from input to output, the clients whose updates moved it in this round.
+    `overflowed` names layers whose sum left the range of their number type; they stayed where they were.
+    """
+
+    state: dict[str, Tensor]
+    contributors: tuple[int, ...]
+    memory: ClientMemory = field(default_factory=dict)
+    overflowed: tuple[str, ...] = ()
+
+
+def aggregate(
+    state: Mapping[str, Tensor],
+    updates: Iterable[Update],
+    layers: Layers,
+    rule: Rule,
+    *,
+    num_clients: int | None = None,
+    reach: Reach | None = None,
+    clients: Sequence[int] | None = None,
+    memory: ClientMemory | None = None,
+) -> Aggregated:
+    """Aggregate one round's updates, layer by layer, into a new state; `state` and the updates stay as they are.
+
+    `num_clients` is U, the number of clients asked; by default as many as there are updates. A client that conveyed
+    nothing counts whether it sent an empty update or none. `reach` gives π_{u,l}: of shape (layers,), (clients, layers)
+    with one row for each client asked, those with an update first, or a depth distribution of `salf.theory`; without it
+    p_l is taken as 0. `clients` identifies the senders, for `Memory`; `memory` is the `memory` of the previous result.
+
+    Raises `InvalidUpdate` for an update that must not be aggregated and `InvalidSetting` for wrong arguments.
+
+    >>> from salf.layers import Layer, Layers
+    >>> from salf.rules import Corrected
+    >>> layers = Layers((Layer("body", ("body.weight",)), Layer("head", ("head.weight",))))
+    >>> state = {"body.weight": torch.zeros(2), "head.weight": torch.zeros(2)}
+    >>> whole = Update({"body.weight": torch.ones(2), "head.weight": torch.ones(2)}, steps=1, num_examples=10)
+    >>> part = Update({"head.weight": 3 * torch.ones(2)}, steps=1, num_examples=10)
+    >>> result = aggregate(state, [whole, part], layers, Corrected(), reach=[0.5, 1.0])
+    >>> result.contributors, result.state["body.weight"][0].item(), result.state["head.weight"][0].item()
+    ((1, 2), 1.3333333730697632, 2.0)
+    """
+    running = Aggregation(state, layers, rule, reach=reach, clients=clients, memory=memory)
+    for update in updates:
+        running.add(update)
+    return running.finish(num_clients)
+
+
+@dataclass
+class _Sum:
+    """The running sums of one layer over the updates that conveyed it."""
+
+    deltas: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    contributors: int = 0
+    weight: float = 0.0
+    weighted_steps: float = 0.0
+    buffer_weight: float = 0.0
+
+    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: int) -> None:
+        self.contributors += 1
+        self.weight += weight
+        self.weighted_steps += weight * steps
+        for name, delta in deltas.items():
+            _accumulate(self.deltas, name, delta, scale)
+
+    def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
+        self.buffer_weight += weight
+        for name, value in buffers.items():
+            if value.is_floating_point():
+                _accumulate(self.buffers, name, value, weight)
+            else:
+                known = self.buffers.get(name)
+                self.buffers[name] = value.clone() if known is None else torch.maximum(known, value)
+
+
+class Aggregation:
+    """`aggregate` for updates that arrive one by one: memory does not grow with their number."""
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        layers: Layers,
+        rule: Rule,
+        *,
+        reach: Reach | None = None,
+        clients: Sequence[int] | None = None,
+        memory: ClientMemory | None = None,
+    ) -> None:
+        missing = [name for layer in layers for name in (*layer.parameters, *layer.buffers) if name not in state]
+        if missing:
+            raise InvalidSetting(f"the state lacks {', '.join(map(repr, missing))}, which its layers name")
+        self._state, self._layers, self._rule = state, layers, rule
+        self._clients = clients
+        self._reach = _as_probabilities(reach, len(layers))
+        self._memory: dict[int, Mapping[str, Remembered]] = dict(memory or {})
+        self._sums = [_Sum() for _ in layers]
+        self._received = 0
+        self._weight_received = 0.0
+
+    def add(self, update: Update, position: int | None = None) -> None:
+        """Add one client's update; one that raises `InvalidUpdate` changes nothing.
+
+        `position` is the client's row in `reach` and its place in `clients`; by default they come in that order.
+        """
+        check_update(update, self._layers, self._state)
+        row = self._received if position is None else position
+        weight = float(update.num_examples) if self._rule.weight_by_examples else 1.0
+        chances = [
+            self._chance(row, index) if update.conveys(layer) else 1.0 for index, layer in enumerate(self._layers)
+        ]
+        if isinstance(self._rule, Memory):
+            self._remember(update, row, weight)
+        for layer, total, chance in zip(self._layers, self._sums, chances, strict=True):
+            if not update.conveys(layer):
+                continue
+            steps = update.steps_of(layer.name)
+            each = steps if self._rule.normalise == "steps" else 1
+            deltas = {} if isinstance(self._rule, Memory) else {name: update.deltas[name] for name in layer.parameters}
+            total.add(deltas, weight / chance / each, weight, steps)
+            buffers = {name: update.buffers[name] for name in layer.buffers if name in update.buffers}
+            if buffers:
+                total.add_buffers(buffers, weight)
+        self._received += 1
+        self._weight_received += weight
+
+    def finish(self, num_clients: int | None = None) -> Aggregated:
+        """Return the new state, given how many clients were asked (by default, as many as were added).
+
+        The sums are used up: an `Aggregation` is finished once.
+        """
+        asked = self._count_clients(num_clients)
+        empty = self._empty_probabilities(asked)
+        # Clients asked that never answered weigh as much as the mean of those that did.
+        weight_all = self._weight_received * asked / self._received if self._received else 0.0
+        changed: dict[str, Tensor] = {}
+        overflowed: list[str] = []
+        for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
+            moved = self._recall(layer) if isinstance(self._rule, Memory) else total
+            if total.contributors < self._rule.min_contributors:
+                continue
+            factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
+            if self._rule.normalise == "steps":
+                factor *= moved.weighted_steps / moved.weight
+            tensors = {name: _moved(self._state[name], moved.deltas.pop(name), factor) for name in layer.parameters}
+            for name, value in total.buffers.items():
+                tensors[name] = _mean(self._state[name], value, total.buffer_weight)
+            if all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                changed |= tensors
+            else:
+                overflowed.append(layer.name)
+        first = {name: self._layers.aliases.get(name, name) for name in self._state}
+        new = {
+            name: changed[first[name]] if first[name] in changed else old.clone() for name, old in self._state.items()
+        }
+        contributors = tuple(total.contributors for total in self._sums)
+        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(overflowed))
+
+    def _chance(self, row: int, layer: int) -> float:
+        if not isinstance(self._rule, InverseProbability):
+            return 1.0
+        if self._reach is None:
+            raise InvalidSetting("InverseProbability needs reach, the probability that each client reaches each layer")
+        if self._reach.ndim == 2 and row >= len(self._reach):
+            raise InvalidSetting(f"reach has {len(self._reach)} rows, but update {row + 1} arrived")
+        chance = float(self._reach[row, layer] if self._reach.ndim == 2 else self._reach[layer])
+        if chance <= 0:
+            raise InvalidSetting(
+                f"client {row} conveyed layer '{self._layers[layer].name}', which by reach it never reaches (π = 0)"
+            )
+        return chance
+
+    def _remember(self, update: Update, row: int, weight: float) -> None:
+        client = row if self._clients is None else self._clients[row]
+        conveyed = {
+            layer.name: Remembered(
+                {name: update.deltas[name] for name in layer.parameters}, weight, update.steps_of(layer.name)
+            )
+            for layer in self._layers
+            if update.conveys(layer)
+        }
+        self._memory[client] = {**self._memory.get(client, {}), **conveyed}
+
+    def _recall(self, layer: Layer) -> _Sum:
+        """Sum what every client last conveyed for a layer, in the order of the clients' numbers."""
+        total = _Sum()
+        for client in sorted(self._memory):
+            last = self._memory[client].get(layer.name)
+            if last is not None:
+                each = last.steps if self._rule.normalise == "steps" else 1
+                total.add(last.deltas, last.weight / each, last.weight, last.steps)
+        return total
+
+    def _count_clients(self, num_clients: int | None) -> int:
+        known = self._reach.shape[0] if self._reach is not None and self._reach.ndim == 2 else None
+        asked = num_clients if num_clients is not None else known if known is not None else self._received
+        if asked < self._received:
+            raise InvalidSetting(f"{self._received} updates came from num_clients={asked} clients")
+        if known is not None and known != asked:
+            raise InvalidSetting(f"reach has {known} rows for num_clients={asked} clients")
+        return asked
+
+    def _empty_probabilities(self, asked: int) -> list[float]:
+        if self._reach is None:
+            return [0.0] * len(self._layers)
+        known = asked if self._reach.ndim == 1 else None
+        empty = empty_probability(reach=self._reach, num_clients=known, min_contributors=self._rule.min_contributors)
+        return [float(chance) for chance in empty]
+
+
+def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.float64] | None:
+    if reach is None:
+        return None
+    if isinstance(reach, DepthDistribution):
+        return reach_probability(depth=reach, num_layers=num_layers)
+    chances = np.asarray(reach, dtype=np.float64)
+    if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:
+        raise InvalidSetting(
+            f"reach has shape {chances.shape}, not ({num_layers},) or (clients, {num_layers}) for {num_layers} layers"
+        )
+    if not ((chances >= 0) & (chances <= 1)).all():
+        raise InvalidSetting("reach holds values that are not probabilities between 0 and 1")
+    return chances
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float) -> None:
+    """Add scale · value, in single precision where the tensor's own type is shorter."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    if name not in sums:
+        sums[name] = value.to(wide, copy=True).mul_(scale)
+    else:
+        sums[name].add_(value, alpha=scale)
+
+
+def _moved(old: Tensor, total: Tensor, factor: float) -> Tensor:
+    """Return old + factor · total in the type of `old`."""
+    if not math.isfinite(factor):
+        return torch.full_like(old, math.nan)
+    return total.mul_(factor).add_(old).to(old.dtype)
+
+
+def _mean(old: Tensor, total: Tensor, weight: float) -> Tensor:
+    return (total / weight).to(old.dtype) if old.is_floating_point() else total

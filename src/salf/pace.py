@@ -1,0 +1,172 @@
+"""How long the parts of a training step have taken, to say whether the next one will still fit."""
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+_REMEMBERED = 16
+_DEVIATIONS = 3.0
+# By how much a prediction from a single measurement is lowered each time it stops a pass; less the more are known.
+_EASE = 0.05
+
+
+class Estimate:
+    """A duration measured again and again, and its `upper`: seldom exceeded, and not moved by a rare hiccup.
+
+    It is the median of the last values plus three median deviations; before the first one 0, which foresees nothing.
+
+    >>> estimate = Estimate()
+    >>> for seconds in (2.0, 2.0, 3.0, 90.0, 1.0):
+    ...     estimate.add(seconds)
+    >>> estimate.upper
+    5.0
+    """
+
+    def __init__(self) -> None:
+        self.upper = 0.0
+        self._values: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def add(self, value: float) -> None:
+        """Record one measurement."""
+        self._values.append(value)
+        middle = median(self._values)
+        self.upper = middle + _DEVIATIONS * median(abs(known - middle) for known in self._values)
+
+    def ease(self) -> None:
+        """Lower `upper` a little, because it kept something from being tried and so from being measured again."""
+        if self._values:
+            self.upper *= 1 - _EASE / len(self._values)
+
+
+class EstimateBySize:
+    """Durations of work on so many bytes, for sizes that recur.
+
+    A size never seen is expected to take as long as the next larger one that was, or else in proportion to the largest.
+
+    >>> estimate = EstimateBySize()
+    >>> estimate.add(100, 2.0)
+    >>> estimate.upper(100), estimate.upper(50), estimate.upper(200)
+    (2.0, 2.0, 4.0)
+    """
+
+    def __init__(self) -> None:
+        self._estimates: dict[int, Estimate] = {}
+
+    def add(self, size: int, seconds: float) -> None:
+        """Record one measurement of work on `size` bytes."""
+        self._estimates.setdefault(size, Estimate()).add(seconds)
+
+    def upper(self, size: int) -> float:
+        """Return a duration that is seldom exceeded; 0 before the first measurement."""
+        if not self._estimates or not size:
+            return 0.0
+        nearest = self._nearest(size)
+        return self._estimates[nearest].upper * max(1.0, size / nearest)
+
+    def ease(self, size: int) -> None:
+        """Lower the expectation for `size` a little; see `Estimate.ease`."""
+        if self._estimates and size:
+            self._estimates[self._nearest(size)].ease()
+
+    def _nearest(self, size: int) -> int:
+        return min((known for known in self._estimates if known >= size), default=max(self._estimates))
+
+
+@dataclass
+class Pace:
+    """What earlier steps on one model have taught: durations in seconds, and how often each gradient is accumulated.
+
+    `layer` maps a layer to the time from the completion before it (for the first one, from the start of the forward
+    pass) to its own; `order` is the longest order of completions seen. `step` is the time of an optimizer step, `keep`
+    that of copying the weights before they change, `leave` that of leaving the loop. `passes` maps a parameter to the
+    number of backward passes that reach it per optimizer step, and is None until a whole step was seen. `spare` is
+    memory for a copy of the weights, which each block needs and which is costly to allocate.
+    """
+
+    layer: dict[str, Estimate] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    step: EstimateBySize = field(default_factory=EstimateBySize)
+    keep: EstimateBySize = field(default_factory=EstimateBySize)
+    leave: Estimate = field(default_factory=Estimate)
+    passes: Mapping[str, int] | None = None
+    spare: dict[str, Tensor] = field(default_factory=dict)
+
+    def record(self, layer: str, seconds: float) -> None:
+        """Record the time a layer took."""
+        self.layer.setdefault(layer, Estimate()).add(seconds)
+
+    def learn_order(self, completed: Sequence[str]) -> None:
+        """Take the order of a backward pass, which may have been interrupted, for that of the next ones."""
+        order = tuple(dict.fromkeys(completed))
+        if len(order) >= len(self.order):
+            self.order = order
+
+    def foresee(self, layer: str | None, stepped: int, copied: int) -> float:
+        """Foresee the seconds until `layer` is complete, `stepped` bytes stepped, `copied` kept, and the loop left."""
+        tail = self.leave.upper + self.step.upper(stepped) + self.keep.upper(copied)
+        return tail + (self.layer[layer].upper if layer in self.layer else 0.0)
+
+    def ease(self, layer: str | None, stepped: int, copied: int) -> None:
+        """Note that `foresee` of the same arguments has kept a layer from being tried."""
+        self.leave.ease()
+        self.step.ease(stepped)
+        self.keep.ease(copied)
+        if layer in self.layer:
+            self.layer[layer].ease()
+
+    def following(self, layer: str | None) -> str | None:
+        """Name the layer that backpropagation completes after `layer` (None: the first of all), if that was seen."""
+        if layer is None:
+            return self.order[0] if self.order else None
+        place = self.order.index(layer) + 1 if layer in self.order else len(self.order)
+        return self.order[place] if place < len(self.order) else None
+
+    def whole_step(self) -> float:
+        """Foresee the seconds of a whole step; infinite where it is not known, so that nothing is taken for granted."""
+        return sum(self.layer[layer].upper for layer in self.order) if self.order else math.inf
+
+
+class Stopwatch:
+    """A clock with a limit, for work that may run on an accelerator.
+
+    `now` first waits until the device has done what was queued, so that the time is the device's, not the queue's.
+    """
+
+    def __init__(self, clock: Callable[[], float], seconds: float, device: torch.device) -> None:
+        self.clock = clock
+        self.is_cheap = device.type == "cpu"
+        self.started = 0.0
+        self.limit = math.inf
+        self._seconds, self._device = seconds, device
+
+    def start(self) -> None:
+        """Set `started` to now and `limit` to the end of the time."""
+        self.started = self.now()
+        self.limit = self.started + self._seconds
+
+    def now(self) -> float:
+        """Return the time at which the device has finished everything it was given."""
+        if not self.is_cheap:
+            torch.get_device_module(self._device).synchronize(self._device)
+        return self.clock()
+
+
+_paces: weakref.WeakKeyDictionary[nn.Module, tuple[Callable[[], float], Pace]] = weakref.WeakKeyDictionary()
+
+
+def pace_of(model: nn.Module, clock: Callable[[], float]) -> Pace:
+    """Return what earlier blocks on this very model, timed by this clock, have taught.
+
+    It is kept beside the model, not on it, and goes when the model goes.
+    """
+    known = _paces.get(model)
+    if known is None or known[0] != clock:
+        known = (clock, Pace())
+        _paces[model] = known
+    return known[1]

@@ -1,0 +1,170 @@
+"""What travels from a client to the server: the layers it finished, and proof that they may be aggregated."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from salf.errors import InvalidUpdate
+from salf.layers import Layer, Layers
+
+_FORMAT = "salf-update-1"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's partial update: what it conveys of one round.
+
+    `deltas` maps a parameter's name to the local minus the global weights; a parameter that was not reached is absent,
+    never zero. `steps` says how many optimizer steps each layer received, by layer name, or as one number for every
+    conveyed layer (they differ by at most one between the layers of a client). `num_examples` is the size of the
+    client's data set. `buffers` holds the values, not the differences, of the buffers of the conveyed layers.
+
+    >>> update = Update({"head.weight": torch.zeros(2, 3)}, steps=1, num_examples=50)
+    >>> sorted(update.deltas), update.steps_of("head")
+    (['head.weight'], 1)
+    """
+
+    deltas: Mapping[str, Tensor]
+    steps: int | Mapping[str, int]
+    num_examples: int
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("deltas", "steps", "buffers"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, MappingProxyType(dict(value)))
+
+    def steps_of(self, layer: str) -> int:
+        """Return how many optimizer steps the layer called `layer` received; 0 if it was not conveyed."""
+        return self.steps.get(layer, 0) if isinstance(self.steps, Mapping) else self.steps
+
+    def conveys(self, layer: Layer) -> bool:
+        """Say whether every parameter of `layer` is present."""
+        return all(name in self.deltas for name in layer.parameters)
+
+    def to_bytes(self) -> bytes:
+        """Serialise without loss in the safetensors format.
+
+        >>> update = Update({"head.bias": torch.tensor([0.5, -1.0])}, steps={"head": 2}, num_examples=7)
+        >>> again = Update.from_bytes(update.to_bytes())
+        >>> torch.equal(again.deltas["head.bias"], update.deltas["head.bias"]), again.steps["head"], again.num_examples
+        (True, 2, 7)
+        """
+        tensors = {f"delta/{name}": _plain(tensor) for name, tensor in self.deltas.items()}
+        tensors |= {f"buffer/{name}": _plain(tensor) for name, tensor in self.buffers.items()}
+        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
+        header = json.dumps({"steps": steps, "num_examples": self.num_examples}, sort_keys=True)
+        return save_tensors(tensors, metadata={"format": _FORMAT, "update": header})
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> "Update":
+        """Read what `to_bytes` wrote. Raises `InvalidUpdate` for anything else; values are `check_update`'s matter."""
+        try:
+            tensors = load_tensors(payload)
+            metadata = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
+            if metadata["format"] != _FORMAT:
+                raise InvalidUpdate("not an update", [f"its format is '{metadata['format']}', not '{_FORMAT}'"])
+            header = json.loads(metadata["update"])
+            steps, num_examples = header["steps"], header["num_examples"]
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidUpdate(
+                "not an update", [f"the bytes are damaged ({type(error).__name__}: {error})"]
+            ) from error
+        parts: dict[str, dict[str, Tensor]] = {"delta": {}, "buffer": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind not in parts:
+                raise InvalidUpdate("not an update", [f"it holds '{name}', neither a delta nor a buffer"])
+            parts[kind][rest] = tensor
+        return cls(parts["delta"], steps, num_examples, parts["buffer"])
+
+
+def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> None:
+    """Raise `InvalidUpdate`, listing every problem, unless `update` may be aggregated into `state`.
+
+    Checked are names, shapes, types, that every value is finite, that each layer is conveyed whole or not at all, the
+    number of examples (at least 1) and of steps (at least 1 in a conveyed layer; at most one apart between layers).
+    """
+    problems = [*_count_problems(update, layers), *_tensor_problems(update, layers, state)]
+    if problems:
+        raise InvalidUpdate("this update cannot be aggregated", problems)
+
+
+def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
+    if not _is_count(update.num_examples):
+        yield f"num_examples is {update.num_examples!r}, not a whole number of at least 1"
+    if isinstance(update.steps, Mapping):
+        for name in update.steps:
+            if name not in layers.names:
+                yield f"steps are given for '{name}', which is no layer of this model"
+    steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.conveys(layer)}
+    wrong = {name: count for name, count in steps.items() if not _is_count(count)}
+    for name, count in wrong.items():
+        yield f"layer '{name}' is conveyed after {count!r} steps, not a whole number of at least 1"
+    if steps and not wrong and max(steps.values()) - min(steps.values()) > 1:
+        yield f"steps differ by more than one between layers ({min(steps.values())} to {max(steps.values())})"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> Iterator[str]:
+    parameters = {name for layer in layers for name in layer.parameters}
+    buffers = {name: layer for layer in layers for name in layer.buffers}
+    for name, delta in update.deltas.items():
+        if name not in parameters:
+            yield f"'{name}' is no trainable parameter of this model"
+        else:
+            yield from _value_problems(name, delta, state)
+    for name, buffer in update.buffers.items():
+        if name not in buffers:
+            yield f"'{name}' is no buffer of a layer of this model"
+        elif not update.conveys(buffers[name]):
+            yield f"buffer '{name}' comes without its layer '{buffers[name].name}'"
+        else:
+            yield from _value_problems(name, buffer, state)
+    for layer in layers:
+        for names, conveyed, kind in (
+            (layer.parameters, update.deltas, "layer"),
+            (layer.buffers, update.buffers, "buffers of layer"),
+        ):
+            missing = [name for name in names if name not in conveyed]
+            if missing and len(missing) < len(names):
+                yield f"half of {kind} '{layer.name}' is missing ({', '.join(missing)})"
+
+
+def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> Iterator[str]:
+    if not isinstance(value, Tensor):
+        yield f"'{name}' is a {type(value).__name__}, not a tensor"
+        return
+    if value.layout is not torch.strided:
+        yield f"'{name}' is stored as {value.layout}, not as a dense tensor"
+        return
+    expected = state[name]
+    if value.shape != expected.shape:
+        yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
+    if value.dtype != expected.dtype:
+        yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
+    if not _is_finite(value):
+        yield f"'{name}' holds values that are not finite"
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() and not value.is_complex():
+        return True
+    # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Copy to what safetensors stores: dense, contiguous, and sharing memory with nothing."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,150 @@
+"""What a client did in one block under a deadline, and the update it conveys."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from salf.errors import SalfError
+from salf.layers import Layer, Layers
+from salf.pace import Pace
+from salf.updates import Update
+
+
+class Work:
+    """The finished part of a block's training.
+
+    `steps` counts whole optimizer steps, `layer_steps` the steps each layer received (one more where an interrupted
+    backward pass completed it), `depth` the layers, from the output, that received any. `interrupted` says whether the
+    deadline ended the block, `seconds` how long the block lasted, on the block's clock.
+    """
+
+    def __init__(self, model: nn.Module, layers: Layers, pace: Pace) -> None:
+        self.steps = 0
+        self.interrupted = False
+        self.seconds = 0.0
+        self.finished = False
+        self._layers = layers
+        self._tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._initial: dict[str, Tensor] = {}
+        self._pace = pace
+        self._update: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._layer_steps = dict.fromkeys(layers.names, 0)
+
+    @property
+    def layer_steps(self) -> Mapping[str, int]:
+        """Map each layer's name to the number of steps it received, input to output."""
+        return dict(self._layer_steps)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers that received at least one step."""
+        return sum(steps > 0 for steps in self._layer_steps.values())
+
+    def update(self, num_examples: int) -> Update:
+        """Return what is to be conveyed: for each layer that received a step, local minus initial weights.
+
+        `num_examples` is the size of the client's data set. Call it after the block and before the model trains on.
+        """
+        if not self.finished:
+            raise SalfError("work.update() must be called after the 'with salf.deadline(...)' block, not inside it")
+        conveyed = [layer for layer in self._layers if self._layer_steps[layer.name]]
+        if self._update is None:
+            with torch.no_grad():
+                deltas = {
+                    name: self._tensors[name].detach() - self._initial[name]
+                    for layer in conveyed
+                    for name in layer.parameters
+                }
+                buffers = {name: self._tensors[name].detach().clone() for layer in conveyed for name in layer.buffers}
+            self._update = deltas, buffers
+            self._pace.spare |= self._initial
+            self._initial = {}
+        steps = {layer.name: self._layer_steps[layer.name] for layer in conveyed}
+        return Update(self._update[0], steps, num_examples, self._update[1])
+
+    def keep_initial(self, names: Iterable[str]) -> int:
+        """Remember the weights that are about to change for the first time; return how many bytes were copied."""
+        fresh = [name for name in names if name not in self._initial]
+        tensors = [self._tensors[name].detach() for name in fresh]
+        copies = [
+            _room(self._pace.spare.pop(name, tensor), tensor) for name, tensor in zip(fresh, tensors, strict=True)
+        ]
+        if fresh:
+            torch._foreach_copy_(copies, tensors)
+            self._initial |= dict(zip(fresh, copies, strict=True))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def count_step(self, stepped: Iterable[str], *, whole: bool) -> None:
+        """Count an optimizer step over the layers called `stepped`."""
+        self.steps += whole
+        for name in stepped:
+            self._layer_steps[name] += 1
+
+
+class StepInTheMaking:
+    """One optimizer step before it is taken: which gradients have arrived, since when, and what to undo."""
+
+    def __init__(
+        self, model: nn.Module, layers: Layers, passes: Mapping[str, int] | None, accumulate: int | None
+    ) -> None:
+        self.order: list[str] = []
+        self.since: float | None = None
+        self._parameters = dict(model.named_parameters())
+        buffers = dict(model.named_buffers())
+        self._buffers = {layer.name: [buffers[name] for name in layer.buffers] for layer in layers}
+        self._accumulate = accumulate
+        self.begin(passes)
+
+    def begin(self, passes: Mapping[str, int] | None) -> None:
+        """Start afresh; `passes` says how many backward passes reach each parameter in a step, if that is known."""
+        self._expected = passes if self._accumulate is None else None
+        self._fewest = self._accumulate or 1
+        self._arrived: dict[str, int] = {}
+        self._kept: dict[str, list[Tensor]] = {}
+        self.order, self.since = [], None
+
+    def begin_pass(self, now: float) -> None:
+        """Note that a forward pass begins."""
+        if all(self._parameters[name].grad is None for name in self._arrived):
+            self.begin(self._expected)
+        if self._arrived:  # no step since the last pass: gradients are being accumulated
+            self._fewest = max(self._fewest, max(self._arrived.values()) + 1)
+        else:
+            self._kept = {layer: [buffer.clone() for buffer in own] for layer, own in self._buffers.items()}
+        self.order, self.since = [], now
+
+    def arrive(self, name: str) -> None:
+        """Note that a backward pass has completed the gradient of a parameter."""
+        self._arrived[name] = self._arrived.get(name, 0) + 1
+        self._fewest = max(self._fewest, self._arrived[name])
+
+    def is_complete(self, layer: Layer) -> bool:
+        """Say whether every gradient of `layer` has arrived as often as this step needs it."""
+        counts = [self._arrived.get(name, 0) for name in layer.parameters]
+        if self._expected is None:
+            return all(count >= self._fewest for count in counts)
+        needs = [self._expected.get(name, 0) for name in layer.parameters]
+        return any(counts) and all(count >= need for count, need in zip(counts, needs, strict=True))
+
+    def passes(self) -> dict[str, int]:
+        """Return how often each gradient has arrived."""
+        return dict(self._arrived)
+
+    def restore_buffers(self, names: Iterable[str]) -> None:
+        """Give the buffers of the layers called `names` the values from before this step."""
+        with torch.no_grad():
+            for name in names:
+                for buffer, value in zip(self._buffers[name], self._kept.get(name, []), strict=False):
+                    buffer.copy_(value)
+
+
+def _room(spare: Tensor, tensor: Tensor) -> Tensor:
+    """Return memory for a copy of `tensor`: the spare if it fits, which saves allocating it anew in every block."""
+    alike = (spare.shape, spare.dtype, spare.device, spare.stride()) == (
+        tensor.shape,
+        tensor.dtype,
+        tensor.device,
+        tensor.stride(),
+    )
+    return spare if alike and spare is not tensor else torch.empty_like(tensor)
