@@ -1,0 +1,11 @@
+"""Network families as values: each describes an architecture, and builds it for the shape of the data at hand."""
+
+from salf.models.catalogue import Model as Model
+from salf.models.catalogue import build as build
+from salf.models.cnn import Cnn as Cnn
+from salf.models.factory import Factory as Factory
+from salf.models.factory import import_callable as import_callable
+from salf.models.mlp import Mlp as Mlp
+from salf.models.residual import ResidualNet as ResidualNet
+from salf.models.transformer import Transformer as Transformer
+from salf.models.vgg import Vgg as Vgg

@@ -1,0 +1,36 @@
+"""The models a config file can name, and how to build one reproducibly."""
+
+from typing import Annotated, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from salf.models.cnn import Cnn
+from salf.models.factory import Factory, import_callable
+from salf.models.mlp import Mlp
+from salf.models.residual import ResidualNet
+from salf.models.transformer import Transformer
+from salf.models.vgg import Vgg
+
+Model: TypeAlias = Annotated[Mlp | Cnn | Vgg | ResidualNet | Transformer | Factory, Field(discriminator="name")]
+
+
+def build(model: Model, input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+    """Build a model on the CPU with weights that depend on `seed` alone, and leave torch's generators as they were.
+
+    `input_shape` is the shape of one example, without the batch: (channels, height, width) for images. A `Factory` that
+    draws elsewhere than from torch's CPU generator must see to its own seed. Raises `InvalidSetting` if the model does
+    not fit the data.
+
+    >>> first, second = (build(Mlp(), (784,), num_classes=10, seed=1) for _ in range(2))
+    >>> bool((first.fc1.weight == second.fc1.weight).all())
+    True
+    """
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        if isinstance(model, Factory):
+            # A module is executed by its first import only: what it seeds or draws then must not count.
+            import_callable(model.call)
+        # torch.manual_seed would also seed the accelerators' generators, which are not restored.
+        torch.default_generator.manual_seed(seed)
+        return model.build(input_shape, num_classes)

@@ -1,0 +1,70 @@
+"""The VGG networks in the form usual for CIFAR: BatchNorm after each convolution, one fully connected layer."""
+
+from collections import OrderedDict
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from salf.errors import InvalidSetting
+from salf.models.shapes import require_classes, require_image
+
+# Configurations A, B, D and E of Simonyan and Zisserman (arXiv 1409.1556), table 1: how many convolutions of how many
+# channels come before each of the five poolings.
+_CHANNELS = (64, 128, 256, 512, 512)
+_CONVOLUTIONS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+_SMALLEST = 2 ** len(_CHANNELS)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Vgg:
+    """A VGG network: 3×3 convolutions with BatchNorm and ReLU, five poolings, one linear layer from 512 features.
+
+    A convolution and its BatchNorm are called block1.conv and block1.norm, …; the last layer fc. They are layers of
+    their own unless grouped by the prefixes block1, block2, ….
+
+    >>> network = Vgg("vgg11").build((3, 32, 32), num_classes=10)
+    >>> sum(parameter.numel() for parameter in network.parameters())
+    9231114
+    """
+
+    name: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = "vgg11"
+
+    def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """Build the network for images of shape (channels, height, width), height and width at least 32.
+
+        Larger images are averaged over what is left of height and width. Raises `InvalidSetting` for smaller ones, for
+        examples that are no images, and for fewer than two classes.
+        """
+        channels, height, width = require_image(self.name, input_shape)
+        if min(height, width) < _SMALLEST:
+            raise InvalidSetting(
+                f"model.name is '{self.name}', which halves an image five times, but the images are {height}×{width}; "
+                f"choose 'cnn' or 'residual', or give images of at least {_SMALLEST}×{_SMALLEST}"
+            )
+        layers = OrderedDict[str, nn.Module]()
+        block = 0
+        for stage, (outputs, count) in enumerate(zip(_CHANNELS, _CONVOLUTIONS[self.name], strict=True), start=1):
+            for _ in range(count):
+                block += 1
+                layers[f"block{block}"] = _block(channels, outputs)
+                channels = outputs
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        layers["average"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["fc"] = nn.Linear(channels, require_classes(num_classes))
+        return nn.Sequential(layers)
+
+
+def _block(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv=nn.Conv2d(inputs, outputs, 3, padding=1), norm=nn.BatchNorm2d(outputs), relu=nn.ReLU()
+        )
+    )
