@@ -1,0 +1,90 @@
+"""A data set in memory: examples to train on, examples to test on, and how many classes there are."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from salf.errors import InvalidSetting
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test examples with their labels.
+
+    `inputs` has shape (examples, *input_shape) and is float32, already normalised, or int64 where examples are numbers
+    of tokens; `labels` has shape (examples,), is int64 and lies in 0 … `num_classes` − 1.
+
+    >>> examples = Dataset.from_tensors(torch.zeros(6, 4), torch.arange(6) % 3, torch.zeros(2, 4), torch.tensor([0, 2]))
+    >>> len(examples), examples.input_shape, examples.num_classes
+    (6, (4,), 3)
+    """
+
+    name: str
+    inputs: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
+    test_inputs: torch.Tensor = field(repr=False)
+    test_labels: torch.Tensor = field(repr=False)
+    num_classes: int
+
+    @classmethod
+    def from_tensors(
+        cls,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        test_inputs: torch.Tensor,
+        test_labels: torch.Tensor,
+        name: str = "tensors",
+    ) -> Self:
+        """Make a data set of tensors at hand, which are not copied where their type fits already.
+
+        Inputs of any floating type become float32 and are taken as they are, so normalise them first; whole numbers
+        become int64. There are as many classes as the largest label asks for. Raises `InvalidSetting`, which lists
+        everything that is wrong.
+        """
+        problems = [
+            *_problems(inputs, labels, "inputs", "labels"),
+            *_problems(test_inputs, test_labels, "test_inputs", "test_labels"),
+        ]
+        if inputs.shape[1:] != test_inputs.shape[1:]:
+            shapes = f"{tuple(inputs.shape[1:])}, in test_inputs {tuple(test_inputs.shape[1:])}"
+            problems.append(f"one example in inputs has shape {shapes} (they must agree)")
+        if inputs.is_floating_point() != test_inputs.is_floating_point():
+            problems.append(f"inputs are {inputs.dtype}, test_inputs {test_inputs.dtype} (convert one of them)")
+        if problems:
+            raise InvalidSetting(f"the data set '{name}' cannot be used: " + "; ".join(problems))
+        labels, test_labels = _converted(labels), _converted(test_labels)
+        classes = 1 + max(int(labels.max()), int(test_labels.max()))
+        return cls(name, _converted(inputs), labels, _converted(test_inputs), test_labels, classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.inputs.shape[1:])
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+def _problems(inputs: torch.Tensor, labels: torch.Tensor, inputs_name: str, labels_name: str) -> list[str]:
+    problems = []
+    if inputs.numel() == 0 or labels.numel() == 0:
+        problems.append(f"{inputs_name} or {labels_name} is empty")
+    elif inputs.is_complex() or inputs.dtype == torch.bool:
+        problems.append(f"{inputs_name} is of type {inputs.dtype} (use real or whole numbers)")
+    elif not bool(_converted(inputs).isfinite().all()):
+        problems.append(f"{inputs_name} holds values that are not finite as float32 (remove or replace them)")
+    if labels.dim() != 1:
+        problems.append(f"{labels_name} has shape {tuple(labels.shape)} (one number per example is needed)")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        problems.append(f"{labels_name} is of type {labels.dtype} (use integers)")
+    elif labels.numel() and (smallest := int(labels.to(torch.int64).min())) < 0:
+        problems.append(f"{labels_name} holds the negative label {smallest} (count classes from 0)")
+    if inputs.shape[:1] != labels.shape[:1]:
+        shapes = f"{inputs_name} has shape {tuple(inputs.shape)}, {labels_name} {tuple(labels.shape)}"
+        problems.append(f"{shapes} (they must begin with the same number)")
+    return problems
+
+
+def _converted(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().to(torch.float32 if values.is_floating_point() else torch.int64)
