@@ -1,0 +1,309 @@
+"""How long devices take: device models for the virtual clock. No torch, no clock, no state.
+
+A device model draws, for the clients of one round, when each layer of each local step would be conveyed. What a
+deadline makes of it is a matter of comparing times. All arrays over layers run from input to output; backpropagation
+completes the last one first.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from scipy.special import ndtri
+
+from salf import seeds, theory
+
+Floats = npt.NDArray[np.float64]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What one example costs: floating-point operations of the forward pass and of each layer's backward pass.
+
+    `layer_bytes` is the size of what conveying each layer sends.
+    """
+
+    forward: float
+    backward: tuple[float, ...]
+    layer_bytes: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers, L."""
+        return len(self.backward)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs."""
+
+    costs: LayerCosts
+    local_steps: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """When each layer of each local step is finished, in seconds from the start of the round.
+
+    `ready` and `conveyed` have shape (clients, local steps, layers): when the layer's gradient is complete, and when
+    it would have reached the server had the client stopped there. `whole`, of shape (clients,), is when a client has
+    conveyed its whole job. Infinite means never. `give_up_seconds` is how long somebody who waits for everyone waits
+    for those.
+    """
+
+    ready: Floats
+    conveyed: Floats
+    whole: Floats
+    give_up_seconds: float = np.inf
+
+    def steps_by(self, seconds: float) -> npt.NDArray[np.int64]:
+        """Count the steps of each layer that are conveyed within `seconds`, shape (clients, layers)."""
+        return np.asarray((self.conveyed <= seconds).sum(axis=1), dtype=np.int64)
+
+    def steps_ready_by(self, seconds: float) -> npt.NDArray[np.int64]:
+        """Count the steps of each layer whose gradient is complete within `seconds`, shape (clients, layers)."""
+        return np.asarray((self.ready <= seconds).sum(axis=1), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of one round: their numbers, out of `population`, and the address of their random draws."""
+
+    clients: npt.NDArray[np.int64]
+    population: int
+    round: int
+    seed: int
+
+    def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
+        """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
+        return seeds.uniforms(self.seed, purpose, 0 if lasting else self.round, self.clients, count)
+
+    def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
+        """Draw one standard normal number per client, the same in every round if `lasting`; shape (clients,)."""
+        return np.asarray(ndtri(self.uniforms(purpose, 1, lasting=lasting)[:, 0]), dtype=np.float64)
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Devices(ABC):
+    """A model of how long the devices of a federation take."""
+
+    @abstractmethod
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what."""
+
+    @abstractmethod
+    def typical_seconds(self, job: Job) -> float:
+        """Return how long an ordinary device takes for the whole job: the deadline where none is given."""
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:  # noqa: ARG002
+        """Return the true chance of each client to reach each layer, shape (clients, layers).
+
+        None where it has no closed form and must be observed.
+        """
+        return None
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class UniformDepth(Devices):
+    """The depth model of the paper's experiments: some clients are stragglers, of a depth drawn uniformly.
+
+    The paper has no clock. It is put on one like this: whoever is not a straggler takes exactly `seconds` for the
+    whole job; a straggler of depth d gets through d of L layers' share of it in that time, evenly, so that it would
+    need `seconds` · L/d in all. A straggler of depth 0 never answers, and who waits for everyone skips it after
+    L · `seconds`.
+
+    As in the paper, a straggler never makes the deadline: one of depth L has every gradient by then, which is all
+    that a layer-wise method asks for, but is not done with its job. With `stragglers_miss=False` it counts as done.
+
+    `stragglers` is their share of all clients. `drawn="once"` fixes who they are for the run, `"round"` draws anew in
+    each round; with `"persistent"` their depth stays the same for ever, too. `lowest_depth` is the least depth drawn.
+    """
+
+    kind: Literal["uniform"] = "uniform"
+    stragglers: Fraction = 0.9
+    drawn: Literal["once", "round", "persistent"] = "once"
+    lowest_depth: Annotated[int, Field(ge=0)] = 1
+    stragglers_miss: bool = True
+    seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        layers, steps = job.costs.num_layers, job.local_steps
+        depth, straggling = self._depths(layers, cohort), self._straggling(cohort)
+        place = np.arange(steps)[:, None] * layers + layers - np.arange(layers)
+        with np.errstate(divide="ignore"):
+            ready = self.seconds * (place / (steps * depth[:, None, None]))
+        late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
+        return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
+
+    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+        """Return `seconds`."""
+        return self.seconds
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: 0 or 1 for a client whose depth is always the same."""
+        layers = job.costs.num_layers
+        # The completion that a layer's first step waits for, as the least depth that gets there by the deadline.
+        needed = (layers - np.arange(layers)) * self.seconds / (deadline_seconds * job.local_steps)
+        always = (self._depths(layers, cohort)[:, None] >= needed).astype(np.float64)
+        if self.drawn == "persistent":
+            return always
+        at_least = np.append(theory.UniformDepth(min(self.lowest_depth, layers)).at_least(layers), 0.0)
+        slow = np.where(needed > 0, at_least[np.minimum(np.ceil(needed), layers + 1).astype(np.int64) - 1], 1.0)
+        fast = (layers >= needed).astype(np.float64)
+        if self.drawn == "round":
+            return np.tile((1 - self.stragglers) * fast + self.stragglers * slow, (len(cohort.clients), 1))
+        return np.where(self._straggling(cohort)[:, None], slow, fast)
+
+    def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
+        if self.drawn == "round":
+            return cohort.uniforms("straggler", 1)[:, 0] < self.stragglers
+        return _marked(cohort.seed, cohort.population, math.floor(self.stragglers * cohort.population + 0.5))[
+            cohort.clients
+        ]
+
+    def _depths(self, layers: int, cohort: Cohort) -> npt.NDArray[np.int64]:
+        lowest = min(self.lowest_depth, layers)
+        draws = cohort.uniforms("depth", 1, lasting=self.drawn == "persistent")[:, 0]
+        return np.where(self._straggling(cohort), lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class ExponentialLayers(Devices):
+    """The model of the paper's analysis: each layer's backward pass takes an independent exponential time.
+
+    Its mean is `mean_layer_seconds`, for every layer and client; forward passes and sending take no time.
+    """
+
+    kind: Literal["exponential"] = "exponential"
+    mean_layer_seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        layers, steps = job.costs.num_layers, job.local_steps
+        draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
+        ready = draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1]
+        return Times(ready, ready, ready[:, -1, 0])
+
+    def typical_seconds(self, job: Job) -> float:
+        """Return the mean time of the whole job."""
+        return self.mean_layer_seconds * job.costs.num_layers * job.local_steps
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: the d-th completion is Erlang-distributed."""
+        depth = theory.ExponentialDepth(self.mean_layer_seconds, deadline_seconds)
+        chances = theory.reach_probability(depth=depth, num_layers=job.costs.num_layers)
+        return np.tile(chances, (len(cohort.clients), 1))
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class Physical(Devices):
+    """Devices with a speed, a link and an on-off switch.
+
+    A round of a client is: wait until it is on, receive the model, then per local step one forward pass and the
+    backward pass layer by layer, and send what is finished. A step takes the median device `step_seconds`, divided
+    among the forward pass and the layers by their floating-point operations. Speeds are log-normal over clients with
+    deviation `speed_sigma` of the logarithm (0.8: p90/p10 ≈ 7; 1.0: ≈ 12.5) and stay with the client, unless
+    `drawn="round"`; a client's own rounds vary by a log-normal factor of coefficient of variation `jitter`. Links are
+    log-normal around `bandwidth_bits_per_second`, with `bandwidth_ratio` = p90/p10, the same both ways. `stragglers` of
+    the clients are slower by the factor `slowdown` besides.
+
+    `availability="on-off"` switches devices on for exponential times of median `on_seconds` and off for ones of median
+    `off_seconds`, drawn afresh in each round; a device that goes off in the middle goes on where it was. With the
+    medians measured on phones a device is on 22 % of the time.
+
+    Defaults are published measurements: the median of three phone classes on a small CNN (588 ms a batch), and mobile
+    links (42 Mb/s).
+    """
+
+    kind: Literal["physical"] = "physical"
+    step_seconds: Positive = 0.588
+    speed_sigma: Annotated[float, Field(ge=0)] = 0.8
+    drawn: Literal["once", "round"] = "once"
+    jitter: Annotated[float, Field(ge=0)] = 0.1
+    bandwidth_bits_per_second: Positive = 42e6
+    bandwidth_ratio: Annotated[float, Field(ge=1)] = 1.3
+    stragglers: Fraction = 0.0
+    slowdown: Annotated[float, Field(ge=1)] = 5.0
+    availability: Literal["always", "on-off"] = "always"
+    on_seconds: Positive = 138.0
+    off_seconds: Positive = 476.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        lasting = self.drawn == "once"
+        slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
+        if self.stragglers:
+            straggling = cohort.uniforms("straggler", 1, lasting=lasting)[:, 0] < self.stragglers
+            slow = np.where(straggling, slow * self.slowdown, slow)
+        own_sigma = math.sqrt(math.log1p(self.jitter**2))
+        slow = slow * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
+        link_sigma = math.log(self.bandwidth_ratio) / (2 * _P90)
+        link = self._bytes_per_second * np.exp(link_sigma * cohort.normals("bandwidth", lasting=lasting))
+        busy = self._download_bytes(job) / link[:, None, None] + slow[:, None, None] * self._computing(job)
+        sending = _conveyed_bytes(job) / link[:, None, None]
+        ready, conveyed = busy, busy + sending
+        if self.availability == "on-off":
+            ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
+        return Times(ready, conveyed, conveyed[:, -1, 0])
+
+    def typical_seconds(self, job: Job) -> float:
+        """Return the time of the whole job on the median device over the median link, switched on."""
+        transfer = (self._download_bytes(job) + sum(job.costs.layer_bytes)) / self._bytes_per_second
+        return transfer + float(self._computing(job).max())
+
+    @property
+    def _bytes_per_second(self) -> float:
+        return self.bandwidth_bits_per_second / 8
+
+    def _download_bytes(self, job: Job) -> int:
+        return sum(job.costs.layer_bytes)
+
+    def _computing(self, job: Job) -> Floats:
+        """Return when the median device completes each layer of each step, shape (local steps, layers)."""
+        backward = np.asarray(job.costs.backward)[::-1].cumsum()[::-1]
+        share = (job.costs.forward + backward) / (job.costs.forward + backward[0])
+        return np.asarray(self.step_seconds * (np.arange(job.local_steps)[:, None] + share), dtype=np.float64)
+
+    def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
+        """Stretch times of being busy by the times for which the device is off."""
+        spells = 16  # more than a device goes through in any sensible round; after that it stays on
+        draws = -np.log(cohort.uniforms("availability", 2 * spells + 1)) / math.log(2)
+        on, off = draws[:, :spells] * self.on_seconds, draws[:, spells:-1] * self.off_seconds
+        starts_off = np.exp(-draws[:, -1] * math.log(2)) < self.off_seconds / (self.on_seconds + self.off_seconds)
+        off[:, 0] = np.where(starts_off, off[:, 0], 0.0)  # the wait before the first spell of being on
+        begins = np.concatenate([np.zeros((len(on), 1)), on.cumsum(axis=1)[:, :-1]], axis=1)
+        stretched = busy.copy()
+        for spell in range(spells):
+            stretched += np.where(busy > begins[:, spell, None, None], off[:, spell, None, None], 0.0)
+        return stretched
+
+
+AnyDevices = Annotated[UniformDepth | ExponentialLayers | Physical, Field(discriminator="kind")]
+
+_P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
+
+
+@lru_cache(maxsize=8)
+def _marked(seed: int, population: int, count: int) -> npt.NDArray[np.bool_]:
+    """Choose `count` of the population once for the run."""
+    mask = np.zeros(population, dtype=np.bool_)
+    mask[seeds.stream(seed, "straggler").permutation(population)[:count]] = True
+    return mask
+
+
+def _conveyed_bytes(job: Job) -> Floats:
+    """Return what is sent by a client that stops at each layer of each step, shape (local steps, layers)."""
+    sizes = np.asarray(job.costs.layer_bytes, dtype=np.float64)
+    conveyed = np.full((job.local_steps, len(sizes)), sizes.sum())
+    conveyed[0] = sizes[::-1].cumsum()[::-1]
+    return conveyed

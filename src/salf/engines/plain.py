@@ -1,0 +1,83 @@
+"""The naive engine: one client after another, on one copy of the model. The others are measured against it."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from salf.backprop import truncated_gradients
+from salf.engines.task import ClientTask, Optimisation
+from salf.layers import Layers
+from salf.updates import Update
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class PlainEngine:
+    """Trains a cohort's clients in turn, each from the global weights, backpropagating only as deep as it got.
+
+    The model that it is given is copied, never changed.
+    """
+
+    name = "plain"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        inputs: Tensor,
+        labels: Tensor,
+        optimisation: Optimisation,
+        loss: Loss = nn.functional.cross_entropy,
+    ) -> None:
+        self._model = copy.deepcopy(model).train()
+        self._layers, self._inputs, self._labels, self._loss = layers, inputs, labels, loss
+        self._parameters = dict(self._model.named_parameters())
+        self._tensors = {**self._parameters, **dict(self._model.named_buffers())}
+        self._trained = [self._parameters[name] for layer in layers for name in layer.parameters]
+        self._optimizer = optimisation.build(self._trained)
+
+    def updates(self, weights: Mapping[str, Tensor], tasks: Iterable[ClientTask]) -> Iterator[Update]:
+        """Yield what each task's client conveys, in their order; nothing of a client that got no layer done."""
+        for task in tasks:
+            yield self._train(weights, task)
+
+    def _train(self, weights: Mapping[str, Tensor], task: ClientTask) -> Update:
+        if not task.steps.any():
+            return Update({}, {}, task.num_examples)
+        self._load(weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(task.seed)
+            for step in range(int(task.steps.max())):
+                self._take_step(task.batches[step], depth=int((task.steps > step).sum()))
+        conveyed = [layer for layer, steps in zip(self._layers, task.steps, strict=True) if steps]
+        names = [name for layer in conveyed for name in layer.parameters]
+        with torch.no_grad():
+            deltas = [self._parameters[name].detach() - weights[name] for name in names]
+        buffers = {name: self._tensors[name].clone() for layer in conveyed for name in layer.buffers}
+        steps = {layer.name: int(count) for layer, count in zip(self._layers, task.steps, strict=True) if count}
+        return Update(dict(zip(names, deltas, strict=True)), steps, task.num_examples, buffers)
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                if name in weights:
+                    tensor.copy_(weights[name])
+        self._optimizer.state.clear()
+
+    def _take_step(self, batch: npt.NDArray[np.int64], depth: int) -> None:
+        """Take one optimizer step over the last `depth` layers; the others keep their weights and their buffers."""
+        index = torch.as_tensor(batch, device=self._inputs.device)
+        unreached = self._layers[: len(self._layers) - depth]
+        kept = {name: self._tensors[name].clone() for layer in unreached for name in layer.buffers}
+        loss = self._loss(self._model(self._inputs[index]), self._labels[index])
+        for name, gradient in truncated_gradients(loss, self._parameters, self._layers, depth).items():
+            self._parameters[name].grad = gradient
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, value in kept.items():
+                self._tensors[name].copy_(value)

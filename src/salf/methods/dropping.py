@@ -1,0 +1,37 @@
+"""Discarding whoever misses the deadline."""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from salf.devices import Times
+from salf.methods.method import STRICT, Method, Schedule, until_deadline
+from salf.rules import Contributors, Everyone, Rule
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class DropStragglers(Method):
+    """Federated averaging with a deadline: a client that has not conveyed its whole job by then is discarded.
+
+    `normalise="received"` averages over those that made it. `"everyone"` divides by all who were asked, which is the
+    baseline of the SALF authors' public code and shrinks the step by the share of stragglers. `deadline` is in seconds;
+    without one it is the usual time of the experiment's devices.
+    """
+
+    name: Literal["drop"] = "drop"
+    deadline: Annotated[float, Field(gt=0)] | None = None
+    normalise: Literal["received", "everyone"] = "received"
+
+    def schedule(self, times: Times, usual_seconds: float) -> Schedule:
+        """Count the clients that finish everything by the deadline."""
+        by_deadline = until_deadline(times, self.deadline or usual_seconds)
+        made_it = times.whole <= (self.deadline or usual_seconds)
+        return replace(by_deadline, steps=by_deadline.steps * made_it[:, None])
+
+    @property
+    def aggregation_rule(self) -> Rule:
+        """The mean over the received, or over everyone."""
+        rule = Contributors if self.normalise == "received" else Everyone
+        return rule(weight_by_examples=self.weight_by_examples)

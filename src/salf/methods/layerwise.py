@@ -1,0 +1,57 @@
+"""Straggler-aware layer-wise federated learning."""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass as validated
+
+from salf.devices import Floats, Times
+from salf.errors import InvalidSetting
+from salf.methods.method import STRICT, Method, Schedule, Situation, until_deadline
+from salf.rules import AnyRule, Corrected, Rule
+
+
+def _named(value: object) -> object:
+    """Let a rule without options be written as its name alone."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Salf(Method):
+    """SALF (arXiv 2403.18375): at the deadline each client conveys the layers it has finished.
+
+    `rule` says how a layer moves that not everyone reached. The chances that it uses are estimated from earlier rounds
+    (`reach_from="observed"`), as a real federation must, or taken from the experiment's device model (`"known"`) where
+    that has a closed form for them. `deadline` is in seconds; without one it is the usual time of the experiment's
+    devices.
+    """
+
+    name: Literal["salf"] = "salf"
+    deadline: Annotated[float, Field(gt=0)] | None = None
+    rule: Annotated[AnyRule, BeforeValidator(_named)] = Field(default_factory=Corrected)
+    reach_from: Literal["observed", "known"] = "observed"
+
+    def schedule(self, times: Times, usual_seconds: float) -> Schedule:
+        """Count every layer that is conveyed by the deadline."""
+        return until_deadline(times, self.deadline or usual_seconds)
+
+    @property
+    def aggregation_rule(self) -> Rule:
+        """The chosen rule."""
+        return replace(self.rule, weight_by_examples=self.weight_by_examples or self.rule.weight_by_examples)
+
+    def reach(self, situation: Situation) -> Floats | None:
+        """Return the chances π_{u,l}: certain without a deadline, else observed or known."""
+        job, cohort, deadline = situation.job, situation.cohort, situation.deadline_seconds
+        if deadline is None:
+            return np.ones((len(cohort.clients), job.costs.num_layers))
+        if self.reach_from == "observed":
+            return situation.observed.probability(cohort.clients)
+        known = situation.devices.reach(job, cohort, deadline)
+        if known is None:
+            raise InvalidSetting(
+                "method.reach_from is 'known', but these devices have no closed form for it; set it to 'observed'"
+            )
+        return known

@@ -1,0 +1,59 @@
+"""What a round was, in a form that machines and people can read later."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of a run.
+
+    `time_s` is the virtual time at its end, `deadline_s` the deadline (None: everyone was waited for), `clients` how
+    many were asked, `contributors` how many conveyed each layer, input to output, `work_kept` the share of the finished
+    backward work that entered the model (by floating-point operations; None when none was finished), `rejected` how
+    many updates were refused. `accuracy` and `loss`, on the test data, are None where they were not evaluated.
+    """
+
+    round: int
+    time_s: float
+    deadline_s: float | None
+    clients: int
+    contributors: tuple[int, ...]
+    work_kept: float | None
+    rejected: int = 0
+    accuracy: float | None = None
+    loss: float | None = None
+
+    def to_json(self) -> str:
+        """Return one line of JSON, without the line end.
+
+        >>> record = RoundRecord(1, 2.5, 2.5, 30, (3, 30), 1.0)
+        >>> RoundRecord.from_json(record.to_json()) == record
+        True
+        """
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "RoundRecord":
+        """Read what `to_json` wrote. Raises `ValueError` for anything else."""
+        values = json.loads(line)
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            raise ValueError("this is not the record of a round")
+        return cls(**{**values, "contributors": tuple(values["contributors"])})
+
+
+def final_accuracy(records: Iterable[RoundRecord]) -> float:
+    """Return the last accuracy that was evaluated; NaN if none was."""
+    return next((record.accuracy for record in reversed(list(records)) if record.accuracy is not None), math.nan)
+
+
+def time_to_accuracy(records: Iterable[RoundRecord], target: float) -> float:
+    """Return the virtual time, in seconds, at which `target` was first reached; infinite if it never was.
+
+    >>> time_to_accuracy([RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0, accuracy=0.8)], 0.75)
+    2.0
+    """
+    reached = (record.time_s for record in records if record.accuracy is not None and record.accuracy >= target)
+    return next(reached, math.inf)

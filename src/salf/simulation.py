@@ -1,0 +1,181 @@
+"""The synchronous round loop on a virtual clock."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from salf import data, models, seeds
+from salf.aggregation import Aggregated, Aggregation, ClientMemory
+from salf.costs import measure_costs
+from salf.devices import Cohort, Job
+from salf.engines import ClientTask, PlainEngine
+from salf.errors import InvalidSetting, InvalidUpdate
+from salf.evaluate import evaluate
+from salf.experiment import DataSettings, Experiment
+from salf.layers import find_layers
+from salf.methods import Schedule, Situation
+from salf.reach import ObservedReach
+from salf.records import RoundRecord
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that one round hands on to the next: with the experiment, it determines the rest of the run.
+
+    `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
+    """
+
+    round: int
+    time_s: float
+    weights: Mapping[str, Tensor]
+    observed: ObservedReach
+    memory: ClientMemory = field(default_factory=dict)
+
+
+class Simulation:
+    """An experiment made ready to run: `initial_state` is where it starts, `play` takes a state one round further.
+
+    The data set and the model are those that the experiment names, unless they are given; a given model is copied,
+    never changed.
+    """
+
+    def __init__(
+        self, experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+    ) -> None:
+        self.experiment = experiment
+        settings = experiment.data
+        if dataset is None and settings.name == "tensors":
+            raise InvalidSetting("data.name is 'tensors': give the data in Python, simulate(experiment, dataset=...)")
+        self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset
+        self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
+        if model is None:
+            shape, classes = self.dataset.input_shape, self.dataset.num_classes
+            model = models.build(experiment.model, shape, classes, experiment.seed)
+        self._model = copy.deepcopy(model)
+        example = self.dataset.inputs[:2]
+        self.layers = find_layers(model, example)
+        self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
+        inputs, labels = self.dataset.inputs, self.dataset.labels
+        self._engine = PlainEngine(model, self.layers, inputs, labels, experiment.client)
+
+    def initial_state(self) -> ServerState:
+        """Return the state before the first round."""
+        weights = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        return ServerState(0, 0.0, weights, ObservedReach(len(self.layers)))
+
+    def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
+        """Play the round after `state`; return the state after it and its record."""
+        experiment = self.experiment
+        cohort = self._draw_cohort(state.round + 1)
+        times = experiment.devices.times(self.job, cohort)
+        schedule = experiment.method.schedule(times, experiment.devices.typical_seconds(self.job))
+        result, rejected = self._train(state, cohort, schedule)
+        after = ServerState(
+            cohort.round,
+            state.time_s + schedule.seconds,
+            result.state,
+            state.observed.observe(cohort.clients, schedule.steps > 0),
+            result.memory,
+        )
+        accuracy, loss = self._evaluate(after)
+        record = RoundRecord(
+            round=after.round,
+            time_s=after.time_s,
+            deadline_s=schedule.deadline_seconds,
+            clients=len(cohort.clients),
+            contributors=result.contributors,
+            work_kept=self._work_kept(schedule),
+            rejected=rejected,
+            accuracy=accuracy,
+            loss=loss,
+        )
+        return after, record
+
+    def _train(self, state: ServerState, cohort: Cohort, schedule: Schedule) -> tuple[Aggregated, int]:
+        """Let the cohort train, and aggregate what it conveys; return the result and how many updates were refused."""
+        method, devices = self.experiment.method, self.experiment.devices
+        situation = Situation(devices, self.job, cohort, schedule.deadline_seconds, state.observed)
+        running = Aggregation(
+            state.weights,
+            self.layers,
+            method.aggregation_rule,
+            reach=method.reach(situation),
+            clients=cohort.clients.tolist(),
+            memory=state.memory,
+        )
+        rejected = 0
+        tasks = self._tasks(cohort, schedule.steps)
+        for position, update in enumerate(self._engine.updates(state.weights, tasks)):
+            try:
+                running.add(update, position)
+            except InvalidUpdate:
+                rejected += 1
+        return running.finish(len(cohort.clients)), rejected
+
+    def _draw_cohort(self, round: int) -> Cohort:
+        population, asked = self.experiment.data.clients, self.experiment.client.cohort
+        clients = np.arange(population)
+        if asked is not None:
+            drawn = seeds.stream(self.experiment.seed, "cohort", round).choice(population, asked, replace=False)
+            clients = np.sort(drawn)
+        return Cohort(clients, population, round, self.experiment.seed)
+
+    def _tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64]) -> Iterator[ClientTask]:
+        """Yield each client's task, with batches of its own examples (all of them where it has fewer than a batch)."""
+        client = self.experiment.client
+        sizes = self.partition.sizes[cohort.clients]
+        wanted = client.batch_size * client.local_steps
+        drawn = seeds.permuted(cohort.seed, "batch", cohort.round, cohort.clients, sizes, wanted)
+        for number, size, chosen, own in zip(cohort.clients.tolist(), sizes.tolist(), drawn, steps, strict=True):
+            batch = min(client.batch_size, size)
+            places = chosen[: batch * client.local_steps].reshape(client.local_steps, batch)
+            seed = seeds.integer(cohort.seed, "model", cohort.round, number)
+            yield ClientTask(number, own, self.partition[number][places], size, seed)
+
+    def _evaluate(self, state: ServerState) -> tuple[float | None, float | None]:
+        """Return accuracy and loss where this round is one to be tested; a loss that is not finite counts as none."""
+        if state.round % self.experiment.evaluate.every and state.round < self.experiment.rounds:
+            return None, None
+        self._model.load_state_dict(state.weights)
+        accuracy, loss = evaluate(self._model, self.dataset.test_inputs, self.dataset.test_labels)
+        return accuracy, loss if math.isfinite(loss) else None
+
+    def _work_kept(self, schedule: Schedule) -> float | None:
+        """Return the share of the finished backward work that entered the model."""
+        costs = np.asarray(self.job.costs.backward)
+        finished = float((schedule.finished @ costs).sum())
+        return float((schedule.steps @ costs).sum()) / finished if finished else None
+
+
+def simulate(
+    experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+) -> Iterator[RoundRecord]:
+    """Run an experiment on the virtual clock, yielding one record per round.
+
+    `model` and `dataset` stand in for those that the experiment names; the model is copied, never changed.
+
+    >>> experiment = Experiment.load("digits", rounds=2, **{"data.clients": 4})
+    >>> [record.round for record in simulate(experiment)]
+    [1, 2]
+    """
+    simulation = Simulation(experiment, model=model, dataset=dataset)
+    state = simulation.initial_state()
+    while state.round < experiment.rounds:
+        state, record = simulation.play(state)
+        yield record
+
+
+def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:
+    """Divide the training examples among the clients, as the settings say."""
+    if settings.partition == "shards":
+        return data.shards(labels, settings.clients, seed, settings.shards_per_client)
+    if settings.partition == "dirichlet":
+        return data.dirichlet(labels, settings.clients, seed, settings.alpha)
+    if settings.partition == "label-order":
+        return data.label_order(labels, settings.clients, seed, settings.size_sigma)
+    return data.iid(labels, settings.clients, seed, settings.size_sigma)
