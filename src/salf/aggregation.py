@@ -107,7 +107,7 @@ class _Sum:
     def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
         self.buffer_weight += weight
         for name, value in buffers.items():
-            if value.is_floating_point():
+            if value.is_floating_point() or value.is_complex():
                 _accumulate(self.buffers, name, value, weight)
             else:
                 known = self.buffers.get(name)
@@ -138,6 +138,7 @@ class Aggregation:
         self._received = 0
         self._weight_received = 0.0
 
+    @torch.no_grad()
     def add(self, update: Update, position: int | None = None) -> None:
         """Add one client's update; one that raises `InvalidUpdate` changes nothing.
 
@@ -164,6 +165,7 @@ class Aggregation:
         self._received += 1
         self._weight_received += weight
 
+    @torch.no_grad()
     def finish(self, num_clients: int | None = None) -> Aggregated:
         """Return the new state, given how many clients were asked (by default, as many as were added).
 
@@ -201,7 +203,7 @@ class Aggregation:
             return 1.0
         if self._reach is None:
             raise InvalidSetting("InverseProbability needs reach, the probability that each client reaches each layer")
-        if self._reach.ndim == 2 and row >= len(self._reach):
+        if self._reach.ndim == 2 and not 0 <= row < len(self._reach):
             raise InvalidSetting(f"reach has {len(self._reach)} rows, but update {row + 1} arrived")
         chance = float(self._reach[row, layer] if self._reach.ndim == 2 else self._reach[layer])
         if chance <= 0:
@@ -211,10 +213,12 @@ class Aggregation:
         return chance
 
     def _remember(self, update: Update, row: int, weight: float) -> None:
+        if self._clients is not None and not 0 <= row < len(self._clients):
+            raise InvalidSetting(f"clients names {len(self._clients)} clients, but update {row + 1} arrived")
         client = row if self._clients is None else self._clients[row]
         conveyed = {
             layer.name: Remembered(
-                {name: update.deltas[name] for name in layer.parameters}, weight, update.steps_of(layer.name)
+                {name: update.deltas[name].clone() for name in layer.parameters}, weight, update.steps_of(layer.name)
             )
             for layer in self._layers
             if update.conveys(layer)
@@ -251,9 +255,11 @@ class Aggregation:
 def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.float64] | None:
     if reach is None:
         return None
-    if isinstance(reach, DepthDistribution):
-        return reach_probability(depth=reach, num_layers=num_layers)
-    chances = np.asarray(reach, dtype=np.float64)
+    try:
+        given = reach_probability(depth=reach, num_layers=num_layers) if isinstance(reach, DepthDistribution) else reach
+        chances = np.asarray(given, dtype=np.float64)
+    except ValueError as error:
+        raise InvalidSetting(f"reach cannot be used: {error}") from error
     if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:
         raise InvalidSetting(
             f"reach has shape {chances.shape}, not ({num_layers},) or (clients, {num_layers}) for {num_layers} layers"
@@ -269,7 +275,7 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
     if name not in sums:
         sums[name] = value.to(wide, copy=True).mul_(scale)
     else:
-        sums[name].add_(value, alpha=scale)
+        sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
 
 
 def _moved(old: Tensor, total: Tensor, factor: float) -> Tensor:
@@ -280,4 +286,4 @@ def _moved(old: Tensor, total: Tensor, factor: float) -> Tensor:
 
 
 def _mean(old: Tensor, total: Tensor, weight: float) -> Tensor:
-    return (total / weight).to(old.dtype) if old.is_floating_point() else total
+    return (total / weight).to(old.dtype) if old.is_floating_point() or old.is_complex() else total

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from salf.errors import InvalidSetting, UnsuitableModel
-from salf.layers import Layers, find_layers
+from salf.layers import Layer, Layers, find_layers
 from salf.pace import Stopwatch, pace_of
 from salf.work import StepInTheMaking, Work
 
@@ -40,17 +40,23 @@ def truncated_gradients(
 ) -> dict[str, Tensor]:
     """Return the gradients of the last `depth` layers, having run backpropagation no further than them.
 
-    They are bit for bit those of the full backward pass.
+    They are bit for bit those of the full backward pass. A parameter that `loss` does not depend on has none. Raises
+    `InvalidSetting` for a depth that the layers do not have.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> loss = model(torch.ones(2, 3)).sum()
     >>> sorted(truncated_gradients(loss, dict(model.named_parameters()), find_layers(model), depth=1))
     ['2.bias', '2.weight']
     """
+    if not 0 <= depth <= len(layers):
+        raise InvalidSetting(f"depth is {depth!r}; give a number of layers from 0 to {len(layers)}")
     names = [name for layer in layers[len(layers) - depth :] for name in layer.parameters]
     if not names:
         return {}
-    return dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names]), strict=True))
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        loss, [parameters[name] for name in names], allow_unused=True
+    )
+    return {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
 def deadline(
@@ -99,7 +105,10 @@ def deadline(
         _check_number("accumulate", accumulate)
     _check_type("model", model, nn.Module)
     _check_type("optimizer", optimizer, Optimizer)
+    if not callable(clock):
+        raise InvalidSetting(f"clock is a {type(clock).__name__}; give a function that returns seconds")
     found = find_layers(model) if layers is None else layers
+    _check_type("layers", found, Layers)
     _check_suitable(model, optimizer, found)
     stopwatch = Stopwatch(clock, seconds, next(iter(_optimised(model, optimizer).values())).device)
     return Deadline(model, optimizer, found, stopwatch, upload_bytes_per_second or math.inf, scaler, accumulate)
@@ -112,6 +121,23 @@ class _TimeUp(BaseException):
         super().__init__("the deadline of a salf block")
         self.block = block
         self.noticed = noticed
+
+
+class _Hook:
+    """Tells a block that a module is called; a copy, which a copy of the module carries along, tells nobody."""
+
+    def __init__(self, react: Callable[[], None]) -> None:
+        self._react = react
+
+    def __call__(self, *_: object) -> None:
+        self._react()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_Hook, (_ignore,))
+
+
+def _ignore() -> None:
+    pass
 
 
 class Deadline:
@@ -158,9 +184,8 @@ class Deadline:
         finally:
             for handle in self._handles:
                 handle.remove()
-            self._work.finished = True
             now = self._watch.now()
-            self._work.seconds = now - self._watch.started
+            self._work.end(self._model, now - self._watch.started)
         if isinstance(error, _TimeUp) and mine:
             self._pace.leave.add(now - error.noticed - self._stepping_seconds)
         return mine
@@ -169,16 +194,16 @@ class Deadline:
         owners = {name.rpartition(".")[0] for name in self._owner}
         for name, module in self._model.named_modules():
             if name == "":
-                self._handles.append(module.register_forward_pre_hook(self._on_model))
+                self._handles.append(module.register_forward_pre_hook(_Hook(self._on_model)))
             elif name in owners:
-                self._handles.append(module.register_forward_pre_hook(self._on_module))
+                self._handles.append(module.register_forward_pre_hook(_Hook(self._on_module)))
         for name in self._owner:
             add_hook = self._parameters[name].register_post_accumulate_grad_hook
             self._handles.append(add_hook(lambda _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
         self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
 
-    def _on_model(self, *_: object) -> None:
+    def _on_model(self) -> None:
         """Note that a forward pass begins."""
         now = self._watch.now()
         if torch.is_grad_enabled():
@@ -189,9 +214,15 @@ class Deadline:
             self._precise = self._watch.is_cheap or now + margin + self._upload_seconds(whole) >= self._watch.limit
         self._leave_unless_it_fits(now, self._pace.following(None), 0)
 
-    def _on_module(self, *_: object) -> None:
-        """Note that a forward pass goes on."""
-        self._leave_unless_it_fits(self._watch.clock(), self._pace.following(None), 0)
+    def _on_module(self) -> None:
+        """Note that a forward pass goes on, or that a checkpointed part of it is repeated for the backward pass."""
+        if self._step.since is None:  # the model's parts are called without the model itself
+            self._on_model()
+        elif self._step.order:
+            done = sum(self._bytes[layer] for layer in self._layers if self._step.is_complete(layer))
+            self._leave_unless_it_fits(self._watch.clock(), self._pace.following(self._step.order[-1]), done)
+        else:
+            self._leave_unless_it_fits(self._watch.clock(), self._pace.following(None), 0)
 
     def _on_gradient(self, name: str) -> None:
         """Note that a parameter's gradient is ready, and with it perhaps a layer."""
@@ -233,16 +264,16 @@ class Deadline:
         if named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
             raise InvalidSetting("optimizer.step(closure) runs backward passes of its own; use step() under a deadline")
         before = self._now_if_precise()
-        copied = self._work.keep_initial(name for name, value in self._parameters.items() if value.grad is not None)
+        copied = self._work.keep_initial(name for layer in self._layers_to_step() for name in layer.parameters)
         self._stepping_since = self._now_if_precise()
         if copied and self._precise:
             self._pace.keep.add(copied, self._stepping_since - before)
         self._stepping_seconds = self._stepping_since - before
 
     def _after_step(self, *_: object) -> None:
-        stepped = [
-            layer for layer in self._layers if any(self._parameters[name].grad is not None for name in layer.parameters)
-        ]
+        if getattr(self._optimizer, "found_inf", False):  # a fused optimizer that a GradScaler has told to do nothing
+            return
+        stepped = self._layers_to_step()
         size = sum(self._bytes[layer] for layer in stepped)
         if self._precise and size:
             took = self._watch.now() - self._stepping_since
@@ -253,6 +284,11 @@ class Deadline:
             self._pace.passes = self._step.passes()
             self._pace.learn_order(self._step.order)
             self._step.begin(self._pace.passes)
+
+    def _layers_to_step(self) -> list[Layer]:
+        return [
+            layer for layer in self._layers if any(self._parameters[name].grad is not None for name in layer.parameters)
+        ]
 
     def _now_if_precise(self) -> float:
         return self._watch.now() if self._precise else 0.0
@@ -290,9 +326,11 @@ def _check_suitable(model: nn.Module, optimizer: Optimizer, layers: Layers) -> N
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         problems.append(f"{type(optimizer).__name__}.step needs a closure, which runs backward passes of its own")
-    names = dict(model.named_parameters())
-    unknown = [name for layer in layers for name in layer.parameters if name not in names]
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    unknown = [name for layer in layers for name in layer.parameters if name not in parameters]
     problems += [f"the layers name '{name}', which is no parameter of the model" for name in unknown]
+    unknown = [name for layer in layers for name in layer.buffers if name not in buffers]
+    problems += [f"the layers name '{name}', which is no buffer of the model" for name in unknown]
     held = _optimised(model, optimizer)
     if not held:
         problems.append("the optimizer holds no trainable parameter of the model")

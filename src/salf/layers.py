@@ -112,18 +112,20 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
         completed = list(reversed(trainable))
     else:
         completed = [completion.parameter for completion in observed.completions]
+    # A gradient that arrives in parts is complete with the last of them.
+    place = {name: index for index, name in enumerate(completed)}
     owners = _owners(model, observed)
     members: dict[str, list[str]] = {}
     for name in trainable:
-        if name in completed:
+        if name in place:
             members.setdefault(name_layer(owners[name]), []).append(name)
-    last = {layer: max(completed.index(name) for name in names) for layer, names in members.items()}
+    last = {layer: max(place[name] for name in names) for layer, names in members.items()}
     order = sorted(members, key=lambda layer: -last[layer])
     buffers = _assign_buffers(model, members, owners, name_layer)
     return Layers(
         tuple(Layer(layer, tuple(members[layer]), tuple(buffers.get(layer, ()))) for layer in order),
         aliases=_aliases(model),
-        unused=tuple(name for name in trainable if name not in completed),
+        unused=tuple(name for name in trainable if name not in place),
     )
 
 
@@ -155,12 +157,20 @@ def _name_layers(model: nn.Module, group: Group | None, problems: list[str]) -> 
         wrong = [name for name, _ in model.named_modules() if not isinstance(named(name), str)]
         problems += [f"group gives no layer name for module '{name}'" for name in wrong]
         return lambda module: named(module) or root
-    prefixes = sorted([group] if isinstance(group, str) else group, key=len, reverse=True)
-    modules = [name for name, _ in model.named_modules()]
-    for prefix in prefixes:
-        if not any(_within(module, prefix) for module in modules):
-            problems.append(f"group names '{prefix}', which is no module of the model")
+    prefixes = _prefixes(model, group, problems)
     return lambda module: next((prefix for prefix in prefixes if _within(module, prefix)), module or root)
+
+
+def _prefixes(model: nn.Module, group: object, problems: list[str]) -> list[str]:
+    """Return the names in `group`, the longest first; adds to `problems` those that are no modules."""
+    names = list(group) if isinstance(group, Iterable) and not isinstance(group, str) else [group]
+    modules = [name for name, _ in model.named_modules()]
+    for name in names:
+        if not isinstance(name, str):
+            problems.append(f"group holds {name!r}, which is not the name of a module")
+        elif not any(_within(module, name) for module in modules):
+            problems.append(f"group names '{name}', which is no module of the model")
+    return sorted((name for name in names if isinstance(name, str)), key=len, reverse=True)
 
 
 def _within(module: str, prefix: str) -> bool:
@@ -184,7 +194,7 @@ def _assign_buffers(
     model: nn.Module, members: Mapping[str, list[str]], owners: Mapping[str, str], name_layer: Callable[[str], str]
 ) -> dict[str, list[str]]:
     """Give each buffer to its module's layer; buffers of a module without one go to the layer declared before it."""
-    persistent = set(model.state_dict())
+    travelling = {name for name, _ in model.named_buffers()}.intersection(model.state_dict())
     owned = {owners[name]: layer for layer, names in members.items() for name in names}
     buffers: dict[str, list[str]] = {}
     nearest = next(iter(members))
@@ -192,7 +202,7 @@ def _assign_buffers(
         own = owned.get(module_name, name_layer(module_name))
         nearest = own if own in members else nearest
         for name, _ in module.named_buffers(module_name, recurse=False):
-            if name in persistent:
+            if name in travelling:
                 buffers.setdefault(nearest, []).append(name)
     return buffers
 

@@ -129,7 +129,9 @@ class Pace:
 
     def whole_step(self) -> float:
         """Foresee the seconds of a whole step; infinite where it is not known, so that nothing is taken for granted."""
-        return sum(self.layer[layer].upper for layer in self.order) if self.order else math.inf
+        if not self.order or any(layer not in self.layer for layer in self.order):
+            return math.inf
+        return sum(self.layer[layer].upper for layer in self.order)
 
 
 class Stopwatch:

@@ -28,6 +28,7 @@ class Trace:
 
     completions: tuple[Completion, ...]
     called: tuple[str, ...]
+    reading_before: float
     reading_after_forward: float
 
 
@@ -38,8 +39,8 @@ def _no_reading() -> float:
 def trace(model: nn.Module, example: Example, read_meter: Callable[[], float] = _no_reading) -> Trace:
     """Run a copy of `model` forward and backward on `example` and return the order of events.
 
-    The model, its buffers and the global random state stay as they are. `read_meter` is called after the forward pass
-    and at every completed gradient. Raises `ProbeFailed`.
+    The model, its buffers and the global random state stay as they are. `read_meter` is called before and after the
+    forward pass and at every completed gradient. Raises `ProbeFailed`.
     """
     try:
         twin = copy.deepcopy(model)
@@ -68,6 +69,7 @@ def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) 
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda _, name=name: completions.append(Completion(name, read_meter()))
             )
+    before = read_meter()
     try:
         outputs = call(model, example)
     except Exception as error:
@@ -80,7 +82,7 @@ def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) 
         torch.stack([total.float() for total in differentiable]).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ProbeFailed(f"the backward pass fails on the example ({_short(error)})") from error
-    return Trace(tuple(completions), tuple(called), reading)
+    return Trace(tuple(completions), tuple(called), before, reading)
 
 
 def call(model: nn.Module, example: Example) -> object:

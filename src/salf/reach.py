@@ -30,10 +30,13 @@ class ObservedReach:
 
     def observe(self, clients: npt.ArrayLike, reached: npt.ArrayLike) -> "ObservedReach":
         """Count one round: `reached` has shape (clients, layers), true where a client reached a layer."""
+        ids = np.asarray(clients).tolist()
         hits = np.asarray(reached, dtype=np.int64)
+        if hits.shape != (len(ids), self.num_layers) and (ids or hits.size):
+            raise ValueError(f"reached has shape {hits.shape}, not ({len(ids)}, {self.num_layers}): clients, layers")
         rounds, counts = dict(self.rounds), dict(self.reached)
         nothing = np.zeros(self.num_layers, dtype=np.int64)
-        for client, row in zip(np.asarray(clients).tolist(), hits, strict=True):
+        for client, row in zip(ids, hits, strict=True):
             rounds[client] = rounds.get(client, 0) + 1
             counts[client] = counts.get(client, nothing) + row
         total = nothing if self.total_reached is None else self.total_reached
@@ -50,3 +53,25 @@ class ObservedReach:
         rounds = np.array([self.rounds.get(client, 0) for client in ids], dtype=np.float64)[:, None]
         reached = np.array([self.reached.get(client, nothing) for client in ids]).reshape(len(ids), self.num_layers)
         return np.asarray((reached + _PRIOR_ROUNDS * overall) / (rounds + _PRIOR_ROUNDS), dtype=np.float64)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers)."""
+        clients = sorted(self.rounds)
+        reached = np.array([self.reached[client] for client in clients], dtype=np.int64)
+        return {
+            "clients": np.array(clients, dtype=np.int64),
+            "rounds": np.array([self.rounds[client] for client in clients], dtype=np.int64),
+            "reached": reached.reshape(len(clients), self.num_layers),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.int64]]) -> "ObservedReach":
+        """Read what `to_arrays` returned."""
+        clients, rounds, reached = arrays["clients"].tolist(), arrays["rounds"], arrays["reached"]
+        return cls(
+            reached.shape[1],
+            dict(zip(clients, rounds.tolist(), strict=True)),
+            dict(zip(clients, reached, strict=True)),
+            int(rounds.sum()),
+            reached.sum(axis=0, dtype=np.int64),
+        )

@@ -60,9 +60,9 @@ def uniforms(
     counter[3] = np.uint64(round)
     first, second, third, fourth = _philox(counter, *_digest(seed, purpose)[:2])
     words = np.stack([(first << _SHIFT) | second, (third << _SHIFT) | fourth], axis=-1)
-    # 53 random bits, moved to the middle of their interval so that neither 0 nor 1 occurs.
+    # 52 random bits, moved to the middle of their interval so that neither 0 nor 1 occurs.
     drawn: npt.NDArray[np.float64] = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return drawn.reshape(ids.shape[0], -1)[:, :count]
+    return drawn.reshape(ids.shape[0], 2 * blocks.shape[0])[:, :count]
 
 
 def permuted(

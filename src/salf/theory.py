@@ -7,6 +7,7 @@ Source of the setting: "Stragglers-Aware Low-Latency Synchronous Federated Learn
 (arXiv 2403.18375), called "the paper".
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +54,11 @@ class ExponentialDepth:
 
     def at_least(self, num_layers: int) -> Array:
         """Return P(depth ≥ d) for d = 1 … num_layers: the d-th completion is Erlang-distributed."""
+        if not (0 < self.mean_layer_seconds < math.inf and self.deadline_seconds >= 0):
+            raise ValueError(
+                f"mean_layer_seconds must be positive and deadline_seconds not negative, "
+                f"not {self.mean_layer_seconds} and {self.deadline_seconds}"
+            )
         depths = np.arange(1, num_layers + 1)
         return np.asarray(gammainc(depths, self.deadline_seconds / self.mean_layer_seconds), dtype=np.float64)
 
@@ -66,7 +72,7 @@ class EmpiricalDepth:
     def at_least(self, num_layers: int) -> Array:
         """Return P(depth ≥ d) for d = 1 … num_layers."""
         counts = np.asarray(self.counts, dtype=np.float64)
-        if counts.shape != (num_layers + 1,) or counts.sum() <= 0 or (counts < 0).any():
+        if counts.shape != (num_layers + 1,) or not (np.isfinite(counts) & (counts >= 0)).all() or not counts.any():
             raise ValueError(
                 f"counts must be {num_layers + 1} numbers ≥ 0 (depths 0 … {num_layers}) that are not all 0"
             )
@@ -81,6 +87,8 @@ def reach_probability(*, depth: DepthDistribution, num_layers: int) -> Array:
     >>> reach_probability(depth=ExponentialDepth(1.0, 2.0), num_layers=2).round(4)   # 1 − 3e⁻², 1 − e⁻²
     array([0.594 , 0.8647])
     """
+    if num_layers < 1:
+        raise ValueError(f"num_layers is {num_layers}, but a model has at least one layer")
     return depth.at_least(num_layers)[::-1].copy()
 
 
@@ -98,10 +106,16 @@ def empty_probability(*, reach: npt.ArrayLike, num_clients: int | None = None, m
     chances = np.asarray(reach, dtype=np.float64)
     if not (np.isfinite(chances).all() and (chances >= 0).all() and (chances <= 1).all()):
         raise ValueError("reach probabilities must lie between 0 and 1")
+    if chances.ndim not in (1, 2):
+        raise ValueError(f"reach must have shape (layers,) or (clients, layers), not {chances.shape}")
+    if min_contributors < 1:
+        raise ValueError(f"min_contributors is {min_contributors}, but must be at least 1")
     if chances.ndim == 1:
-        if num_clients is None:
-            raise ValueError("num_clients is needed when reach is the same for every client")
+        if num_clients is None or num_clients < 0:
+            raise ValueError("num_clients, at least 0, is needed when reach is the same for every client")
         return np.asarray(binom.cdf(min_contributors - 1, num_clients, chances), dtype=np.float64)
+    if num_clients not in (None, len(chances)):
+        raise ValueError(f"reach has {len(chances)} rows for {num_clients} clients")
     # Poisson-binomial: carry the chances of 0, 1, … contributors so far, up to the first count that is enough.
     so_far = np.zeros((min_contributors, chances.shape[1]))
     so_far[0] = 1.0
@@ -140,11 +154,11 @@ def _variance_alike(vectors: Array, chance: float) -> float:
     clients = vectors.shape[0]
     mean = vectors.mean(axis=0)
     spread = float(((vectors - mean) ** 2).sum(axis=1).mean())
-    empty = (1 - chance) ** clients
+    someone = _someone(np.full(clients, chance))
     counts = np.arange(1, clients + 1)
     shares = binom.pmf(counts, clients, chance) * (clients - counts) / (counts * max(clients - 1, 1))
-    between: float = spread / (1 - empty) ** 2 * float(shares.sum())
-    return between + float(mean @ mean) * float(empty) / (1 - float(empty))
+    between: float = spread * float(shares.sum()) / someone / someone
+    return between + float(mean @ mean) * float((1 - chance) ** clients) / someone
 
 
 def _variance_unlike(vectors: Array, chances: Array) -> float:
@@ -152,7 +166,7 @@ def _variance_unlike(vectors: Array, chances: Array) -> float:
     clients = vectors.shape[0]
     nodes, weights = np.polynomial.legendre.leggauss(clients // 2 + 1)
     nodes, weights = (nodes + 1) / 2, weights / 2
-    empty = float(np.prod(1 - chances))
+    someone = _someone(chances)
 
     def others(point: Array) -> tuple[Array, Array]:
         """Return the generating function of |S| at each point, and π_u over the factor of client u."""
@@ -168,4 +182,10 @@ def _variance_unlike(vectors: Array, chances: Array) -> float:
     np.fill_diagonal(twice, area @ single)
     inner = vectors @ vectors.T
     mean = once @ vectors
-    return float((twice * inner).sum() - mean @ mean) / (1 - empty) ** 2
+    return max(float((twice * inner).sum() - mean @ mean), 0.0) / someone / someone
+
+
+def _someone(chances: Array) -> float:
+    """Return 1 − Π(1 − π_u), exact to rounding also where every π_u is tiny."""
+    with np.errstate(divide="ignore"):  # log 0, where a client never fails
+        return float(-np.expm1(np.log1p(-chances).sum()))

@@ -15,6 +15,7 @@ from salf.errors import InvalidUpdate
 from salf.layers import Layer, Layers
 
 _FORMAT = "salf-update-1"
+_MOST = 2**53  # a count beyond it is no number of steps or examples, and no longer exact as a weight
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Update:
                 raise InvalidUpdate("not an update", [f"its format is '{metadata['format']}', not '{_FORMAT}'"])
             header = json.loads(metadata["update"])
             steps, num_examples = header["steps"], header["num_examples"]
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InvalidUpdate(
                 "not an update", [f"the bytes are damaged ({type(error).__name__}: {error})"]
             ) from error
@@ -91,7 +92,7 @@ def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) ->
     """Raise `InvalidUpdate`, listing every problem, unless `update` may be aggregated into `state`.
 
     Checked are names, shapes, types, that every value is finite, that each layer is conveyed whole or not at all, the
-    number of examples (at least 1) and of steps (at least 1 in a conveyed layer; at most one apart between layers).
+    number of examples (1 to 2^53) and of steps (the same in a conveyed layer; at most one apart between layers).
     """
     problems = [*_count_problems(update, layers), *_tensor_problems(update, layers, state)]
     if problems:
@@ -100,7 +101,7 @@ def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) ->
 
 def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
     if not _is_count(update.num_examples):
-        yield f"num_examples is {update.num_examples!r}, not a whole number of at least 1"
+        yield f"num_examples is {update.num_examples!r}, not a whole number from 1 to 2^53"
     if isinstance(update.steps, Mapping):
         for name in update.steps:
             if name not in layers.names:
@@ -108,13 +109,13 @@ def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
     steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.conveys(layer)}
     wrong = {name: count for name, count in steps.items() if not _is_count(count)}
     for name, count in wrong.items():
-        yield f"layer '{name}' is conveyed after {count!r} steps, not a whole number of at least 1"
+        yield f"layer '{name}' is conveyed after {count!r} steps, not a whole number from 1 to 2^53"
     if steps and not wrong and max(steps.values()) - min(steps.values()) > 1:
         yield f"steps differ by more than one between layers ({min(steps.values())} to {max(steps.values())})"
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
 
 
 def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -159,7 +160,8 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> It
 
 
 def _is_finite(value: Tensor) -> bool:
-    if not value.is_floating_point() and not value.is_complex():
+    # Torch cannot look into floats of one byte; no model's parameters have such a type, which is a problem of its own.
+    if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
         return True
     # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at.
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())

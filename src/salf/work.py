@@ -25,7 +25,7 @@ class Work:
         self.seconds = 0.0
         self.finished = False
         self._layers = layers
-        self._tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors: dict[str, Tensor] = dict(model.named_parameters())
         self._initial: dict[str, Tensor] = {}
         self._pace = pace
         self._update: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
@@ -75,6 +75,11 @@ class Work:
             self._initial |= dict(zip(fresh, copies, strict=True))
         return sum(tensor.nbytes for tensor in tensors)
 
+    def end(self, model: nn.Module, seconds: float) -> None:
+        """Note that the block is over, and which tensors are `model`'s buffers now: a module may have replaced them."""
+        self._tensors |= dict(model.named_buffers())
+        self.finished, self.seconds = True, seconds
+
     def count_step(self, stepped: Iterable[str], *, whole: bool) -> None:
         """Count an optimizer step over the layers called `stepped`."""
         self.steps += whole
@@ -90,9 +95,8 @@ class StepInTheMaking:
     ) -> None:
         self.order: list[str] = []
         self.since: float | None = None
+        self._model, self._layers = model, layers
         self._parameters = dict(model.named_parameters())
-        buffers = dict(model.named_buffers())
-        self._buffers = {layer.name: [buffers[name] for name in layer.buffers] for layer in layers}
         self._accumulate = accumulate
         self.begin(passes)
 
@@ -101,17 +105,20 @@ class StepInTheMaking:
         self._expected = passes if self._accumulate is None else None
         self._fewest = self._accumulate or 1
         self._arrived: dict[str, int] = {}
-        self._kept: dict[str, list[Tensor]] = {}
+        self._kept: dict[str, dict[str, Tensor]] = {}
         self.order, self.since = [], None
 
     def begin_pass(self, now: float) -> None:
         """Note that a forward pass begins."""
-        if all(self._parameters[name].grad is None for name in self._arrived):
+        if self._arrived and all(self._parameters[name].grad is None for name in self._arrived):
             self.begin(self._expected)
         if self._arrived:  # no step since the last pass: gradients are being accumulated
-            self._fewest = max(self._fewest, max(self._arrived.values()) + 1)
-        else:
-            self._kept = {layer: [buffer.clone() for buffer in own] for layer, own in self._buffers.items()}
+            if all(self._arrived.get(name, 0) >= need for name, need in (self._expected or {}).items()):
+                self._expected = None  # more passes than usual, or a step was skipped
+            each = self._accumulate or 1
+            self._fewest = max(self._fewest, each * (max(self._arrived.values()) // each + 1))
+        if not self._kept:
+            self._kept = {layer.name: self._copy_buffers(layer) for layer in self._layers if layer.buffers}
         self.order, self.since = [], now
 
     def arrive(self, name: str) -> None:
@@ -122,10 +129,10 @@ class StepInTheMaking:
     def is_complete(self, layer: Layer) -> bool:
         """Say whether every gradient of `layer` has arrived as often as this step needs it."""
         counts = [self._arrived.get(name, 0) for name in layer.parameters]
-        if self._expected is None:
-            return all(count >= self._fewest for count in counts)
-        needs = [self._expected.get(name, 0) for name in layer.parameters]
-        return any(counts) and all(count >= need for count, need in zip(counts, needs, strict=True))
+        needs = [(self._expected or {}).get(name, 0) for name in layer.parameters]
+        if not any(needs):  # nothing is known of this layer
+            needs = [self._fewest] * len(counts)
+        return all(count >= need for count, need in zip(counts, needs, strict=True))
 
     def passes(self) -> dict[str, int]:
         """Return how often each gradient has arrived."""
@@ -134,9 +141,12 @@ class StepInTheMaking:
     def restore_buffers(self, names: Iterable[str]) -> None:
         """Give the buffers of the layers called `names` the values from before this step."""
         with torch.no_grad():
-            for name in names:
-                for buffer, value in zip(self._buffers[name], self._kept.get(name, []), strict=False):
-                    buffer.copy_(value)
+            for layer in names:
+                for name, value in self._kept.get(layer, {}).items():
+                    self._model.get_buffer(name).copy_(value)
+
+    def _copy_buffers(self, layer: Layer) -> dict[str, Tensor]:
+        return {name: self._model.get_buffer(name).detach().clone() for name in layer.buffers}
 
 
 def _room(spare: Tensor, tensor: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""`salf compare`: one experiment by several methods, over several seeds."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from salf.checkpoint import write_atomically
+from salf.cli.console import (
+    AsJson,
+    Named,
+    Settings,
+    finite,
+    parse_settings,
+    people,
+    percent,
+    print_json,
+    progress_bar,
+    seconds,
+)
+from salf.comparison import Comparison, Summary
+from salf.comparison import compare as compare_methods
+from salf.experiment import Experiment
+from salf.plots import plot_accuracy, save_figure
+
+Jobs = Annotated[int | None, typer.Option(min=1, help="How many processes share the runs; by default one per core.")]
+
+
+def compare(
+    experiment: Named = "digits",
+    methods: Annotated[str, typer.Option(help="The mechanisms to compare, separated by commas.")] = "fedavg,salf,drop",
+    seeds: Annotated[int, typer.Option(help="How many seeds, counted up from the experiment's own.")] = 5,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep runs, table and plot here; by default in runs/NAME-comparison.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")] = False,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods on equal terms: same data, seeds and devices, accuracy against virtual time."""
+    chosen = Experiment.load(experiment, **parse_settings(settings))
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    folder = Path("runs") / f"{chosen.name}-comparison" if out is None else out
+    workers = min(jobs or os.cpu_count() or 1, max(1, len(names) * seeds))
+    with progress_bar(chosen.name, chosen.rounds * len(names) * seeds, shown=not as_json) as bar:
+        comparison = compare_methods(chosen, names, seeds, folder, resume=resume, jobs=workers, watch=bar.show)
+    result = _as_object(comparison)
+    write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
+    figure = plot_accuracy(curves, f"{chosen.name}: {seeds} seed{'s' if seeds > 1 else ''}", comparison.target)
+    for suffix in (".png", ".svg"):
+        save_figure(figure, folder / f"accuracy{suffix}")
+    if as_json:
+        print_json(result)
+    else:
+        people.print(_table(comparison))
+        people.print(
+            f"plot: {folder / 'accuracy.png'} and .svg · everything: {folder}", highlight=False, soft_wrap=True
+        )
+
+
+def _table(comparison: Comparison) -> Table:
+    experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
+    table = Table(
+        title=f"{experiment.name}: {experiment.rounds} rounds, {experiment.data.clients} clients, {count} seeds",
+        caption=f"accuracy: mean ± standard deviation over seeds; target: {percent(comparison.target)}; "
+        "times are on the virtual clock",
+    )
+    table.add_column("method", style="bold")
+    for heading in ("test accuracy", "time of the run", "time to target", "speed-up", "work kept"):
+        table.add_column(heading, justify="right")
+    for summary in comparison.summaries:
+        deviation = "" if math.isnan(summary.deviation) else f" ± {100 * summary.deviation:.1f}"
+        speed_up = _speed_up(comparison, summary)
+        table.add_row(
+            summary.method,
+            f"{percent(summary.accuracy)}{deviation}",
+            seconds(summary.time_s),
+            seconds(summary.time_to_target),
+            "–" if speed_up is None else f"{speed_up:.1f}×",
+            percent(summary.work_kept),
+        )
+    return table
+
+
+def _speed_up(comparison: Comparison, summary: Summary) -> float | None:
+    """Return how much sooner than by waiting for everyone the target is reached."""
+    waiting = next((other for other in comparison.summaries if other.method == "fedavg"), None)
+    if waiting is None or math.isinf(waiting.time_to_target) or math.isinf(summary.time_to_target):
+        return None
+    return waiting.time_to_target / summary.time_to_target
+
+
+def _as_object(comparison: Comparison) -> dict[str, object]:
+    return {
+        "experiment": comparison.experiment.name,
+        "target": comparison.target,
+        "methods": [
+            {
+                "method": summary.method,
+                "accuracies": list(summary.accuracies),
+                "accuracy": summary.accuracy,
+                "deviation": finite(summary.deviation),
+                "time_s": summary.time_s,
+                "time_to_target_s": finite(summary.time_to_target),
+                "speed_up": _speed_up(comparison, summary),
+                "work_kept": finite(summary.work_kept),
+            }
+            for summary in comparison.summaries
+        ],
+    }

@@ -1,0 +1,129 @@
+"""`salf layers`: what a deadline can cut a model into."""
+
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor, nn
+
+from salf.cli.console import AsJson, people, percent, print_json
+from salf.costs import measure_costs
+from salf.data import load
+from salf.devices import LayerCosts
+from salf.errors import InvalidSetting
+from salf.experiment import Experiment
+from salf.layers import Layers, find_layers
+from salf.models import Factory, build
+
+Shape = Annotated[
+    str | None,
+    typer.Option("--example-shape", metavar="N,N,…", help="Shape of one example, without the batch, such as 3,32,32."),
+]
+
+
+def layers(
+    model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", help="What builds the model, or a preset's name.")],
+    example_shape: Shape = None,
+    integers: Annotated[bool, typer.Option("--integers", help="Examples are whole numbers, such as tokens.")] = False,
+    group: Annotated[str, typer.Option(help="Modules that are one layer each, separated by commas.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List a model's layers, from input to output: parameters, bytes, operations, share of the backward pass.
+
+    With an example's shape the order is observed and operations are counted; without one it is the order in which the
+    modules are declared.
+    """
+    network, example = _build(model)
+    if example_shape is not None:
+        example = _example(example_shape, integers=integers)
+    found = find_layers(network, example, [name.strip() for name in group.split(",") if name.strip()] or None)
+    costs = None if example is None else measure_costs(network, example, found)
+    if as_json:
+        print_json(_as_object(network, found, costs))
+    else:
+        people.print(_table(network, found, costs))
+        if costs is None:
+            people.print("The order is that of declaration; --example-shape 3,32,32 observes it and counts operations.")
+
+
+def _build(named: str) -> tuple[nn.Module, Tensor | None]:
+    """Build the user's model, or that of a preset with an example of its data."""
+    if ":" in named:
+        return build(Factory(call=named), (), 2, seed=0), None
+    experiment = Experiment.load(named)
+    dataset = load(experiment.data.name, experiment.data.root)
+    network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
+    return network, dataset.inputs[:2]
+
+
+def _example(shape: str, *, integers: bool) -> Tensor:
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
+    return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
+
+
+def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
+    """Describe each layer; shares are of the operations of the whole backward pass."""
+    tensors = dict(network.state_dict(keep_vars=True))
+    rows: list[dict[str, object]] = []
+    for index, layer in enumerate(found):
+        sizes = [tensors[name] for name in layer.parameters]
+        row: dict[str, object] = {
+            "layer": layer.name,
+            "parameters": sum(tensor.numel() for tensor in sizes),
+            "bytes": sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)),
+        }
+        if costs is not None:
+            backward = sum(costs.backward)
+            row["backward_flops"] = costs.backward[index]
+            row["share"] = costs.backward[index] / backward
+            row["complete_after"] = sum(costs.backward[index:]) / backward
+        rows.append(row)
+    return rows
+
+
+def _as_object(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
+    return {
+        "layers": _rows(network, found, costs),
+        "forward_flops": None if costs is None else costs.forward,
+        "unused": list(found.unused),
+        "aliases": dict(found.aliases),
+        "order": "declared" if costs is None else "observed",
+    }
+
+
+def _table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
+    forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
+    table = Table(title=f"{type(network).__name__}: {len(found)} layers, input to output{forward}")
+    table.add_column("layer", style="bold")
+    headings = ["parameters", "bytes"]
+    if costs is not None:
+        headings += ["backward FLOP", "share", "complete after"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in _rows(network, found, costs):
+        cells = [str(row["layer"]), f"{row['parameters']:,}", f"{row['bytes']:,}"]
+        if costs is not None:
+            shares = [float(str(row[key])) for key in ("share", "complete_after")]
+            cells += [_engineering(float(str(row["backward_flops"]))), *(percent(share) for share in shares)]
+        table.add_row(*cells)
+    if found.unused:
+        table.caption = f"no gradient reaches {', '.join(found.unused)}: never conveyed, never changed"
+    return table
+
+
+def _engineering(number: float) -> str:
+    """Write a number with three digits and a unit prefix, the last of them for the unit.
+
+    >>> _engineering(1234567), _engineering(12)
+    ('1.23 M', '12 ')
+    """
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "

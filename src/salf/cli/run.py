@@ -1,0 +1,100 @@
+"""`salf run`: one experiment by one method."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+import typer
+
+from salf.cli.console import (
+    AsJson,
+    Named,
+    Settings,
+    finite,
+    parse_settings,
+    people,
+    percent,
+    print_json,
+    progress_bar,
+    seconds,
+)
+from salf.errors import InvalidSetting
+from salf.experiment import Experiment
+from salf.records import RoundRecord
+from salf.runs import Run, RunFolder, run_experiment
+
+
+def run(
+    experiment: Named = "",
+    settings: Settings = None,
+    method: Annotated[str | None, typer.Option(help="The mechanism: fedavg, drop or salf.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment on the virtual clock; with nothing named, on real handwritten digits (the preset digits)."""
+    if out is not None and resume is not None:
+        raise InvalidSetting("give either --out, for a new run, or --resume, for one that was interrupted")
+    chosen = _choose(experiment, settings, method, resume)
+    with progress_bar(f"{chosen.name} · {chosen.method.name}", chosen.rounds, shown=not as_json) as bar:
+
+        def watch(record: RoundRecord) -> None:
+            note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
+            bar.show(record.round, note)
+
+        finished = run_experiment(chosen, resume or out, resume is not None, watch=watch)
+    if as_json:
+        print_json(_as_object(finished))
+    else:
+        _report(finished)
+
+
+def _choose(named: str, settings: list[str] | None, method: str | None, resume: Path | None) -> Experiment:
+    """Load what was named; with only a folder to resume, what its run was."""
+    overrides: dict[str, object] = {} if method is None else {"method.name": method}
+    overrides |= parse_settings(settings)
+    if resume is None:
+        return Experiment.load(named or "digits", **overrides)
+    known = RunFolder.read_experiment(resume)
+    if not named and not overrides:
+        return known
+    return Experiment.load(named or resume / "experiment.toml", **overrides)
+
+
+def _as_object(run: Run) -> dict[str, object]:
+    last = run.records[-1]
+    return {
+        "experiment": run.experiment.name,
+        "method": run.experiment.method.name,
+        "seed": run.experiment.seed,
+        "rounds": last.round,
+        "time_s": last.time_s,
+        "accuracy": finite(run.accuracy),
+        "loss": last.loss,
+        "work_kept": _work_kept(run),
+        "folder": None if run.folder is None else str(run.folder),
+    }
+
+
+def _report(run: Run) -> None:
+    experiment, last = run.experiment, run.records[-1]
+    name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
+    people.print(
+        f"[bold]{name}[/]: test accuracy [bold]{percent(run.accuracy)}[/] after {last.round} rounds, "
+        f"{seconds(last.time_s)} of virtual time",
+        highlight=False,
+    )
+    kept = _work_kept(run)
+    if kept is not None:
+        people.print(f"work kept: {percent(kept)} of what the clients finished", highlight=False)
+    expected = experiment.expected.get(experiment.method.name)
+    if expected is not None:
+        bounds = f"{percent(expected.accuracy)} ± {100 * expected.tolerance:.1f}"
+        people.print(f"the preset as published reaches {bounds}", highlight=False)
+    if run.folder is not None:
+        people.print(f"kept in {run.folder}", highlight=False)
+
+
+def _work_kept(run: Run) -> float | None:
+    kept = [record.work_kept for record in run.records if record.work_kept is not None]
+    return fmean(kept) if kept else None
