@@ -75,7 +75,7 @@ def deadline(
     When the time is up the block ends: whole steps stay; of an interrupted backward pass the layers with complete
     gradients are stepped once more, alone; everything unfinished is thrown away, buffers included, and no hook stays on
     the model. The loop is looked at whenever a module that owns parameters is called and whenever a layer's gradient is
-    complete, never in the middle of one layer or of loading a batch; an exception of the loop itself passes untouched.
+    ready, never in the middle of one layer or of loading a batch; an exception of the loop itself passes untouched.
 
     Having timed earlier steps on the same model, the block looks ahead and ends before a layer that it cannot finish.
     `upload_bytes_per_second` makes it keep the time in hand that sending the update will take. Pass the `scaler` where
@@ -229,6 +229,8 @@ class Deadline:
         self._step.arrive(name)
         layer = self._owner[name]
         if not self._step.is_complete(layer):
+            if self._precise and self._step.needs_another_pass(name, layer):
+                self._leave_if_time_is_up(self._watch.now())
             return
         self._step.order.append(layer.name)
         if not self._precise:
@@ -246,14 +248,17 @@ class Deadline:
 
         `done` is the size in bytes of the layers that this step has already completed.
         """
-        if now >= self._watch.limit:
-            raise _TimeUp(self, now)
+        self._leave_if_time_is_up(now)
         stepped = done + sum(self._bytes[layer] for layer in self._layers if layer.name == following)
         copied = 0 if self._work.steps else stepped
         since = now if self._step.since is None else self._step.since
         ready = since + self._pace.foresee(following, stepped, copied) + self._upload_seconds(stepped)
         if max(now, ready) > self._watch.limit:
             self._pace.ease(following, stepped, copied)
+            raise _TimeUp(self, now)
+
+    def _leave_if_time_is_up(self, now: float) -> None:
+        if now >= self._watch.limit:
             raise _TimeUp(self, now)
 
     def _upload_seconds(self, stepped: int) -> float:

@@ -8,23 +8,27 @@ never been killed: rounds after the last checkpoint are played again, with the s
 import os
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from salf.checkpoint import load_checkpoint, plain_tensors, save_checkpoint, write_atomically
 from salf.data import Dataset
+from salf.devices import Job
 from salf.errors import RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
 from salf.simulation import ServerState, Simulation
 
 _CHECKPOINT_SECONDS = 2.0  # of real time: what a crash costs at most
+_FORWARD_WORTH_THREADS = 2e6  # floating-point operations per example
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,25 @@ def run_experiment(
     """
     folder = None if out is None else RunFolder.prepare(Path(out), experiment, resume=resume)
     simulation = Simulation(experiment, model=model, dataset=dataset)
-    if folder is None:
-        return Run(experiment, tuple(_play(simulation, simulation.initial_state(), None, [], watch)))
-    state, records = folder.restore() or (simulation.initial_state(), [])
-    with folder:
-        played = _play(simulation, state, folder, records, watch)
+    with _suitable_threads(simulation.job):
+        if folder is None:
+            return Run(experiment, tuple(_play(simulation, simulation.initial_state(), None, [], watch)))
+        state, records = folder.restore() or (simulation.initial_state(), [])
+        with folder:
+            played = _play(simulation, state, folder, records, watch)
     return Run(experiment, tuple(played), folder.path)
+
+
+@contextmanager
+def _suitable_threads(job: Job) -> Iterator[None]:
+    """Compute on one thread where the model is so small that sharing it out costs more than it saves."""
+    threads = torch.get_num_threads()
+    if job.costs.forward < _FORWARD_WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _play(

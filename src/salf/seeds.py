@@ -81,7 +81,7 @@ def permuted(
     >>> sorted(permuted(1, "batch", round=0, clients=[5], sizes=[4], count=4)[0].tolist())
     [0, 1, 2, 3]
     """
-    ids = np.asarray(clients, dtype=np.uint64)
+    ids = np.asarray(clients, dtype=np.uint64).reshape(-1)
     size = np.asarray(sizes, dtype=np.int64).reshape(-1, 1)
     if count and (size < 1).any():
         raise ValueError("a client without examples cannot draw a batch")

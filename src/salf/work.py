@@ -128,11 +128,11 @@ class StepInTheMaking:
 
     def is_complete(self, layer: Layer) -> bool:
         """Say whether every gradient of `layer` has arrived as often as this step needs it."""
-        counts = [self._arrived.get(name, 0) for name in layer.parameters]
-        needs = [(self._expected or {}).get(name, 0) for name in layer.parameters]
-        if not any(needs):  # nothing is known of this layer
-            needs = [self._fewest] * len(counts)
-        return all(count >= need for count, need in zip(counts, needs, strict=True))
+        return all(self._arrived.get(name, 0) >= need for name, need in self._needs(layer).items())
+
+    def needs_another_pass(self, name: str, layer: Layer) -> bool:
+        """Say whether a parameter of `layer` must be reached by further backward passes."""
+        return self._arrived.get(name, 0) < self._needs(layer)[name]
 
     def passes(self) -> dict[str, int]:
         """Return how often each gradient has arrived."""
@@ -144,6 +144,10 @@ class StepInTheMaking:
             for layer in names:
                 for name, value in self._kept.get(layer, {}).items():
                     self._model.get_buffer(name).copy_(value)
+
+    def _needs(self, layer: Layer) -> dict[str, int]:
+        needs = {name: (self._expected or {}).get(name, 0) for name in layer.parameters}
+        return needs if any(needs.values()) else dict.fromkeys(needs, self._fewest)
 
     def _copy_buffers(self, layer: Layer) -> dict[str, Tensor]:
         return {name: self._model.get_buffer(name).detach().clone() for name in layer.buffers}
