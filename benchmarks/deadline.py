@@ -1,0 +1,81 @@
+"""How punctual and how costly a real deadline is: VGG11 on CIFAR-sized images, batch 16, on this machine.
+
+Prints, for deadlines from 10 % to 90 % of a full training step, how long blocks lasted relative to their deadline and
+how deep they got; then what watching costs a loop that is never interrupted. Run it on an idle machine:
+
+    python benchmarks/deadline.py
+"""
+
+import time
+from collections.abc import Callable
+from statistics import fmean, median, quantiles
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+import salf
+from salf.models import Vgg, build
+
+_BLOCKS = 100
+_ROWS = 16
+
+
+def main() -> None:
+    """Measure and print both tables."""
+    model = build(Vgg(), (3, 32, 32), 10, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(_ROWS, 3, 32, 32), torch.randint(0, 10, (_ROWS,))
+    layers = salf.find_layers(model, images)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def block(steps: int, seconds: float) -> salf.Work:
+        with salf.deadline(model, optimizer, seconds, layers=layers) as work:
+            train(steps)
+        return work
+
+    train(3)
+    full = median(_timed(lambda: train(1))[0] for _ in range(20))
+    block(1, 1000.0).update(_ROWS)
+    print(f"{torch.get_num_threads()} threads, full step {1000 * full:.1f} ms, {len(layers)} layers, {_BLOCKS} blocks")
+    print("deadline  median  95th percentile  on time (≤ 1.05×)  mean depth")
+    for tenth in range(1, 10):
+        seconds = full * tenth / 10
+        works = []
+        for _ in range(_BLOCKS):
+            works.append(block(3, seconds))
+            works[-1].update(_ROWS)
+        ratios = [work.seconds / seconds for work in works]
+        on_time = fmean(ratio <= 1.05 for ratio in ratios)
+        depth = fmean(work.depth for work in works)
+        print(
+            f"{tenth:>6}0 %  {median(ratios):6.3f}  {quantiles(ratios, n=20)[-1]:15.3f}  {on_time:17.0%}  {depth:10.1f}"
+        )
+    print("steps per block  time under a deadline that is never reached / time without (median of pairs)")
+    for steps in (1, 5, 20):
+        ratios = []
+        for _ in range(60 // steps + 3):
+            ordinary, _ = _timed(lambda: train(steps))  # noqa: B023 - called at once
+            watched, work = _timed(lambda: block(steps, 1000.0))  # noqa: B023
+            work.update(_ROWS)
+            ratios.append(watched / ordinary)
+        print(f"{steps:>15}  {median(ratios):.3f}")
+
+
+T = TypeVar("T")
+
+
+def _timed(act: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = act()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
