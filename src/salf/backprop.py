@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from salf.pace import Stopwatch, pace_of
 from salf.work import StepInTheMaking, Work
 
 
+@runtime_checkable
 class Scaler(Protocol):
     """What is used of `torch.amp.GradScaler`."""
 
@@ -105,6 +106,8 @@ def deadline(
         _check_number("accumulate", accumulate)
     _check_type("model", model, nn.Module)
     _check_type("optimizer", optimizer, Optimizer)
+    if scaler is not None:
+        _check_type("scaler", scaler, Scaler)
     if not callable(clock):
         raise InvalidSetting(f"clock is a {type(clock).__name__}; give a function that returns seconds")
     found = find_layers(model) if layers is None else layers
@@ -248,11 +251,15 @@ class Deadline:
 
         `done` is the size in bytes of the layers that this step has already completed.
         """
+        since = now if self._step.since is None else self._step.since
+        if now >= self._watch.limit:
+            self._pace.deny(following, now - since)
         self._leave_if_time_is_up(now)
         stepped = done + sum(self._bytes[layer] for layer in self._layers if layer.name == following)
         copied = 0 if self._work.steps else stepped
-        since = now if self._step.since is None else self._step.since
-        ready = since + self._pace.foresee(following, stepped, copied) + self._upload_seconds(stepped)
+        # Who has nothing to convey yet has nothing to lose, and leaves only when even luck would not be enough.
+        foresee = self._pace.foresee if self._work.steps or done else self._pace.hope
+        ready = since + foresee(following, stepped, copied) + self._upload_seconds(stepped)
         if max(now, ready) > self._watch.limit:
             self._pace.ease(following, stepped, copied)
             raise _TimeUp(self, now)

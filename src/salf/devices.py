@@ -137,11 +137,9 @@ class UniformDepth(Devices):
 
     def times(self, job: Job, cohort: Cohort) -> Times:
         """Draw when the clients of a round finish what; see the class."""
-        layers, steps = job.costs.num_layers, job.local_steps
-        depth, straggling = self._depths(layers, cohort), self._straggling(cohort)
-        place = np.arange(steps)[:, None] * layers + layers - np.arange(layers)
-        with np.errstate(divide="ignore"):
-            ready = self.seconds * (place / (steps * depth[:, None, None]))
+        layers = job.costs.num_layers
+        straggling = self._straggling(cohort)
+        ready = self._ready(job, self._depths(layers, cohort))
         late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
         return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
 
@@ -152,17 +150,25 @@ class UniformDepth(Devices):
     def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: 0 or 1 for a client whose depth is always the same."""
         layers = job.costs.num_layers
-        # The completion that a layer's first step waits for, as the least depth that gets there by the deadline.
-        needed = (layers - np.arange(layers)) * self.seconds / (deadline_seconds * job.local_steps)
-        always = (self._depths(layers, cohort)[:, None] >= needed).astype(np.float64)
         if self.drawn == "persistent":
-            return always
-        at_least = np.append(theory.UniformDepth(min(self.lowest_depth, layers)).at_least(layers), 0.0)
-        slow = np.where(needed > 0, at_least[np.minimum(np.ceil(needed), layers + 1).astype(np.int64) - 1], 1.0)
-        fast = (layers >= needed).astype(np.float64)
+            return self._reached(job, self._depths(layers, cohort), deadline_seconds)
+        possible = self._reached(job, np.arange(min(self.lowest_depth, layers), layers + 1), deadline_seconds)
+        slow: Floats = possible.mean(axis=0)
+        fast: Floats = possible[-1]  # whoever is no straggler gets L layers deep
         if self.drawn == "round":
             return np.tile((1 - self.stragglers) * fast + self.stragglers * slow, (len(cohort.clients), 1))
         return np.where(self._straggling(cohort)[:, None], slow, fast)
+
+    def _ready(self, job: Job, depths: npt.NDArray[np.int64]) -> Floats:
+        """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
+        layers, steps = job.costs.num_layers, job.local_steps
+        place = np.arange(steps)[:, None] * layers + layers - np.arange(layers)
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
+
+    def _reached(self, job: Job, depths: npt.NDArray[np.int64], deadline_seconds: float) -> Floats:
+        """Say, as 1 or 0, which layers clients of these depths complete at least once, shape (clients, layers)."""
+        return np.asarray(self._ready(job, depths)[:, 0] <= deadline_seconds, dtype=np.float64)
 
     def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
         if self.drawn == "round":

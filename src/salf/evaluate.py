@@ -9,12 +9,12 @@ _BATCH = 2048
 def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return the accuracy, between 0 and 1, and the mean cross-entropy of `model` on labelled examples.
 
-    The model is used in evaluation mode and left in the mode it was in.
+    The model is used in evaluation mode; each of its modules is left in the mode it was in.
 
     >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))[0]
     0.5
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     correct, total = 0, 0.0
     try:
@@ -25,5 +25,6 @@ def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, f
                 correct += int((outputs.argmax(dim=1) == truth).sum())
                 total += float(nn.functional.cross_entropy(outputs, truth, reduction="sum"))
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return correct / len(labels), total / len(labels)

@@ -17,31 +17,52 @@ _EASE = 0.05
 
 
 class Estimate:
-    """A duration measured again and again, and its `upper`: seldom exceeded, and not moved by a rare hiccup.
+    """A duration measured again and again: `upper` is seldom exceeded, `lower` seldom undercut.
 
-    It is the median of the last values plus three median deviations; before the first one 0, which foresees nothing.
+    `upper` is the median of the last values plus three median deviations, which a rare hiccup does not move; `lower` is
+    the least of them. Before the first value both are 0, which foresees nothing.
 
     >>> estimate = Estimate()
     >>> for seconds in (2.0, 2.0, 3.0, 90.0, 1.0):
     ...     estimate.add(seconds)
-    >>> estimate.upper
-    5.0
+    >>> estimate.lower, estimate.upper
+    (1.0, 5.0)
     """
 
     def __init__(self) -> None:
-        self.upper = 0.0
+        self.upper = self.lower = 0.0
         self._values: deque[float] = deque(maxlen=_REMEMBERED)
+        self._eased = False
+        self._denials = 0
 
     def add(self, value: float) -> None:
-        """Record one measurement."""
+        """Record one measurement; if it confirms that easing was right, forget the longer ones."""
+        if self._eased and value <= self.upper:
+            self._values = deque((known for known in self._values if known <= self.upper), maxlen=_REMEMBERED)
         self._values.append(value)
-        middle = median(self._values)
-        self.upper = middle + _DEVIATIONS * median(abs(known - middle) for known in self._values)
+        self._denials = 0
+        self._predict()
 
     def ease(self) -> None:
-        """Lower `upper` a little, because it kept something from being tried and so from being measured again."""
+        """Lower both a little, because they kept something from being tried and so from being measured again."""
         if self._values:
-            self.upper *= 1 - _EASE / len(self._values)
+            less = 1 - _EASE / (len(self._values) + self._denials)
+            self.upper *= less
+            self.lower *= less
+            self._eased = True
+
+    def deny(self, elapsed: float) -> None:
+        """Take easing back, because `elapsed` was not enough after all, and be slower to ease the next time."""
+        if self._values:
+            self._denials += 1
+            self._predict()
+            self.upper, self.lower = max(self.upper, elapsed), max(self.lower, elapsed)
+
+    def _predict(self) -> None:
+        middle = median(self._values)
+        self.upper = middle + _DEVIATIONS * median(abs(known - middle) for known in self._values)
+        self.lower = min(self._values)
+        self._eased = False
 
 
 class EstimateBySize:
@@ -68,6 +89,10 @@ class EstimateBySize:
             return 0.0
         nearest = self._nearest(size)
         return self._estimates[nearest].upper * max(1.0, size / nearest)
+
+    def lower(self, size: int) -> float:
+        """Return a duration that is seldom undercut; 0 before the first measurement."""
+        return self._estimates[self._nearest(size)].lower if self._estimates and size else 0.0
 
     def ease(self, size: int) -> None:
         """Lower the expectation for `size` a little; see `Estimate.ease`."""
@@ -112,13 +137,23 @@ class Pace:
         tail = self.leave.upper + self.step.upper(stepped) + self.keep.upper(copied)
         return tail + (self.layer[layer].upper if layer in self.layer else 0.0)
 
+    def hope(self, layer: str | None, stepped: int, copied: int) -> float:
+        """Foresee what `foresee` does, should everything go as well as it seldom does."""
+        tail = self.leave.lower + self.step.lower(stepped) + self.keep.lower(copied)
+        return tail + (self.layer[layer].lower if layer in self.layer else 0.0)
+
     def ease(self, layer: str | None, stepped: int, copied: int) -> None:
-        """Note that `foresee` of the same arguments has kept a layer from being tried."""
+        """Note that a forecast for the same arguments has kept a layer from being tried."""
         self.leave.ease()
         self.step.ease(stepped)
         self.keep.ease(copied)
         if layer in self.layer:
             self.layer[layer].ease()
+
+    def deny(self, layer: str | None, elapsed: float) -> None:
+        """Note that `elapsed` seconds were not enough for a layer."""
+        if layer in self.layer:
+            self.layer[layer].deny(elapsed)
 
     def following(self, layer: str | None) -> str | None:
         """Name the layer that backpropagation completes after `layer` (None: the first of all), if that was seen."""
@@ -155,7 +190,7 @@ class Stopwatch:
     def now(self) -> float:
         """Return the time at which the device has finished everything it was given."""
         if not self.is_cheap:
-            torch.get_device_module(self._device).synchronize(self._device)
+            torch.accelerator.synchronize(self._device)
         return self.clock()
 
 

@@ -39,7 +39,8 @@ class RoundRecord:
     def from_json(cls, line: str) -> "RoundRecord":
         """Read what `to_json` wrote. Raises `ValueError` for anything else."""
         values = json.loads(line)
-        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+        known = isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}
+        if not known or not isinstance(values["contributors"], list):
             raise ValueError("this is not the record of a round")
         return cls(**{**values, "contributors": tuple(values["contributors"])})
 

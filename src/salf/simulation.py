@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from salf import data, models, seeds
@@ -60,6 +61,7 @@ class Simulation:
         example = self.dataset.inputs[:2]
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
+        _check_trainable(model, self.dataset, min(experiment.client.batch_size, int(self.partition.sizes.min())))
         inputs, labels = self.dataset.inputs, self.dataset.labels
         self._engine = PlainEngine(model, self.layers, inputs, labels, experiment.client)
 
@@ -179,3 +181,24 @@ def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> 
     if settings.partition == "label-order":
         return data.label_order(labels, settings.clients, seed, settings.size_sigma)
     return data.iid(labels, settings.clients, seed, settings.size_sigma)
+
+
+def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None:
+    """Raise `InvalidSetting` unless `model` can be trained on `rows` examples at a time and has an output per class."""
+    twin = copy.deepcopy(model).train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs: object = twin(dataset.inputs[:rows])
+    except Exception as error:
+        raise InvalidSetting(
+            f"the model cannot be trained on a batch of {rows}, the smallest that a client would use ({error}); raise "
+            "client.batch_size, give every client more examples, or choose a model without batch normalisation"
+        ) from error
+    classes = 1 + int(max(dataset.labels.max(), dataset.test_labels.max()))
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != rows or shape[1] < classes:
+        given = f"a tensor of shape {shape}" if shape else f"a {type(outputs).__name__}"
+        raise InvalidSetting(
+            f"for {rows} examples the model returns {given}, but scores of shape ({rows}, {classes}) or wider are "
+            f"needed, one per label from 0 to {classes - 1}; change the model's last layer or the labels"
+        )

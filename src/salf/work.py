@@ -110,11 +110,11 @@ class StepInTheMaking:
 
     def begin_pass(self, now: float) -> None:
         """Note that a forward pass begins."""
-        if self._arrived and all(self._parameters[name].grad is None for name in self._arrived):
+        if self._arrived and all(_is_blank(self._parameters[name].grad) for name in self._arrived):
             self.begin(self._expected)
         if self._arrived:  # no step since the last pass: gradients are being accumulated
             if all(self._arrived.get(name, 0) >= need for name, need in (self._expected or {}).items()):
-                self._expected = None  # more passes than usual, or a step was skipped
+                self._expected = None  # they are more passes than usual
             each = self._accumulate or 1
             self._fewest = max(self._fewest, each * (max(self._arrived.values()) // each + 1))
         if not self._kept:
@@ -151,6 +151,10 @@ class StepInTheMaking:
 
     def _copy_buffers(self, layer: Layer) -> dict[str, Tensor]:
         return {name: self._model.get_buffer(name).detach().clone() for name in layer.buffers}
+
+
+def _is_blank(gradient: Tensor | None) -> bool:
+    return gradient is None or not bool(gradient.any())
 
 
 def _room(spare: Tensor, tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from salf.backprop import truncated_gradients
 from salf.engines.task import ClientTask, Optimisation
-from salf.layers import Layers
+from salf.layers import Layer, Layers
 from salf.updates import Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +36,7 @@ class PlainEngine:
         self._model = copy.deepcopy(model).train()
         self._layers, self._inputs, self._labels, self._loss = layers, inputs, labels, loss
         self._parameters = dict(self._model.named_parameters())
-        self._tensors = {**self._parameters, **dict(self._model.named_buffers())}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
         self._trained = [self._parameters[name] for layer in layers for name in layer.parameters]
         self._optimizer = optimisation.build(self._trained)
 
@@ -57,22 +57,22 @@ class PlainEngine:
         names = [name for layer in conveyed for name in layer.parameters]
         with torch.no_grad():
             deltas = [self._parameters[name].detach() - weights[name] for name in names]
-        buffers = {name: self._tensors[name].clone() for layer in conveyed for name in layer.buffers}
+        buffers = self._copy_buffers(conveyed)
         steps = {layer.name: int(count) for layer, count in zip(self._layers, task.steps, strict=True) if count}
         return Update(dict(zip(names, deltas, strict=True)), steps, task.num_examples, buffers)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                if name in weights:
-                    tensor.copy_(weights[name])
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+            for name, initial in self._buffers.items():  # those outside the state dict never travel
+                self._model.get_buffer(name).copy_(weights.get(name, initial))
         self._optimizer.state.clear()
 
     def _take_step(self, batch: npt.NDArray[np.int64], depth: int) -> None:
         """Take one optimizer step over the last `depth` layers; the others keep their weights and their buffers."""
         index = torch.as_tensor(batch, device=self._inputs.device)
-        unreached = self._layers[: len(self._layers) - depth]
-        kept = {name: self._tensors[name].clone() for layer in unreached for name in layer.buffers}
+        kept = self._copy_buffers(self._layers[: len(self._layers) - depth])
         loss = self._loss(self._model(self._inputs[index]), self._labels[index])
         for name, gradient in truncated_gradients(loss, self._parameters, self._layers, depth).items():
             self._parameters[name].grad = gradient
@@ -80,4 +80,8 @@ class PlainEngine:
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, value in kept.items():
-                self._tensors[name].copy_(value)
+                self._model.get_buffer(name).copy_(value)
+
+    def _copy_buffers(self, layers: Iterable[Layer]) -> dict[str, Tensor]:
+        # Looked up each time: a module may replace a buffer instead of writing into it.
+        return {name: self._model.get_buffer(name).detach().clone() for layer in layers for name in layer.buffers}

@@ -1,0 +1,152 @@
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from networks import mlp_task
+from virtual_time import Clock
+
+from salf.pace import Estimate, EstimateBySize, Pace, Stopwatch, pace_of
+
+
+def estimate(*seconds: float) -> Estimate:
+    made = Estimate()
+    for value in seconds:
+        made.add(value)
+    return made
+
+
+def test_an_estimate_without_measurements_foresees_nothing() -> None:
+    fresh = Estimate()
+    fresh.ease()
+    assert fresh.upper == 0
+
+
+def test_equal_measurements_are_foreseen_exactly() -> None:
+    assert estimate(2.5).upper == estimate(2.5, 2.5, 2.5).upper == 2.5
+
+
+def test_an_estimate_is_seldom_exceeded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = (1 + 0.1 * torch.randn(2000, generator=generator)).tolist()
+    made, exceeded = estimate(*values[:16]), 0
+    for value in values[16:]:
+        exceeded += value > made.upper
+        made.add(value)
+    assert exceeded < 0.06 * len(values)
+
+
+def test_a_hiccup_does_not_move_an_estimate_and_a_change_does() -> None:
+    assert estimate(*[1.0] * 8, 50.0).upper == 1
+    assert estimate(*[1.0] * 16, *[4.0] * 16).upper == 4
+
+
+def test_easing_lowers_an_estimate_the_less_the_more_is_known() -> None:
+    one, many = estimate(1.0), estimate(*[1.0] * 16)
+    one.ease()
+    many.ease()
+    assert 0.9 < one.upper < many.upper < 1
+    one.add(1.0)
+    assert one.upper == 1
+
+
+def test_a_measurement_that_confirms_easing_outweighs_the_longer_ones_before_it() -> None:
+    confirmed, refuted = estimate(*[4.0] * 16), estimate(*[4.0] * 16)
+    for made in (confirmed, refuted):
+        while made.upper > 2.5:
+            made.ease()
+    confirmed.add(2.0)
+    refuted.add(3.0)
+    assert confirmed.upper == 2
+    assert refuted.upper == 4
+
+
+def test_sizes_are_foreseen_from_the_nearest_larger_one() -> None:
+    sizes = EstimateBySize()
+    sizes.ease(10)
+    assert sizes.upper(10) == 0
+    sizes.add(100, 8.0)
+    sizes.add(10, 2.0)
+    assert [sizes.upper(size) for size in (0, 5, 10, 11, 100, 150)] == [0, 2, 2, 8, 8, 12]
+    sizes.ease(0)
+    sizes.ease(11)
+    assert sizes.upper(10) == 2
+    assert sizes.upper(100) < 8
+
+
+def test_what_follows_is_told_by_the_longest_order_seen() -> None:
+    pace = Pace()
+    assert pace.following(None) is None
+    assert pace.following("head") is None
+    pace.learn_order(["head", "body", "body", "stem"])
+    pace.learn_order(["head"])
+    assert [pace.following(layer) for layer in (None, "head", "body", "stem", "other")] == [
+        "head",
+        "body",
+        "stem",
+        None,
+        None,
+    ]
+
+
+def test_a_whole_step_is_foreseen_only_when_every_layer_was_timed() -> None:
+    pace = Pace()
+    assert pace.whole_step() == math.inf
+    pace.learn_order(["head", "stem"])
+    pace.record("head", 2.0)
+    assert pace.whole_step() == math.inf
+    pace.record("stem", 3.0)
+    assert pace.whole_step() == 5
+
+
+def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:
+    pace = Pace()
+    assert pace.foresee("head", 10, 10) == 0
+    pace.record("head", 1.0)
+    pace.step.add(10, 2.0)
+    pace.keep.add(10, 4.0)
+    pace.leave.add(8.0)
+    assert pace.foresee("head", 10, 10) == 15
+    assert pace.foresee("stem", 10, 0) == 10
+    assert pace.foresee(None, 0, 0) == 8
+    pace.ease("head", 10, 10)
+    assert pace.foresee("head", 10, 10) == pytest.approx(15 * 0.95)
+
+
+def test_a_pace_is_kept_for_a_model_and_a_clock_and_goes_with_the_model() -> None:
+    model, other, clock = mlp_task().model, mlp_task().model, Clock()
+    pace = pace_of(model, clock)
+    assert pace_of(model, clock) is pace
+    assert pace_of(other, clock) is not pace
+    assert pace_of(model, Clock()) is not pace
+    gone, pace_gone = weakref.ref(model), weakref.ref(pace_of(model, clock))
+    del model
+    gc.collect()
+    assert gone() is None
+    assert pace_gone() is None
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu"])
+def test_a_stopwatch_waits_for_its_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, device = Clock(), torch.device(name)
+    waited_for: list[torch.device] = []
+
+    def synchronize(device: torch.device) -> None:
+        waited_for.append(device)
+        clock.advance(3)
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    watch = Stopwatch(clock, 10, device)
+    watch.start()
+    assert (watch.started, watch.limit, watch.is_cheap) == (3, 13, False)
+    assert watch.now() == 6
+    assert waited_for == [device, device]
+
+
+def test_a_stopwatch_on_the_cpu_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.accelerator, "synchronize")
+    watch = Stopwatch(Clock(), 10, torch.device("cpu"))
+    assert (watch.started, watch.limit) == (0, math.inf)
+    watch.start()
+    assert (watch.started, watch.limit, watch.now(), watch.is_cheap) == (0, 10, 0, True)
