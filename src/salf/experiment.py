@@ -124,8 +124,9 @@ class Experiment:
     @classmethod
     def parse(cls, settings: Mapping[str, object], origin: str) -> "Experiment":
         """Validate settings nested as in a file. `origin` says where they come from, for the error's sake."""
+        settings = {**settings, **_complete(settings)}
         try:
-            return _adapter().validate_python(dict(settings))
+            return _adapter().validate_python(settings)
         except ValidationError as error:
             problems = [_describe(problem, settings) for problem in error.errors()]
             raise InvalidSetting(f"{origin}: " + "; ".join(problems)) from error
@@ -201,6 +202,16 @@ def _choices(section: Any, key: str) -> dict[str, Any]:  # noqa: ANN401 - an ann
     """Map each value of a union's discriminating field to the class that it selects."""
     classes = get_args(get_args(section)[0])
     return {value: cls for cls in classes for value in get_args(cls.__annotations__[key])}
+
+
+def _complete(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the sections that do not say which method, model or devices they describe: they describe the default."""
+    defaults = Experiment()
+    return {
+        section: {key: getattr(getattr(defaults, section), key), **given}
+        for section, key in _CHOICES
+        if isinstance(given := settings.get(section), Mapping)
+    }
 
 
 _CHOICES = {
