@@ -74,9 +74,11 @@ def deadline(
     """Give the training loop in a `with` block `seconds` of time, and keep what it finishes.
 
     When the time is up the block ends: whole steps stay; of an interrupted backward pass the layers with complete
-    gradients are stepped once more, alone; everything unfinished is thrown away, buffers included, and no hook stays on
-    the model. The loop is looked at whenever a module that owns parameters is called and whenever a layer's gradient is
-    ready, never in the middle of one layer or of loading a batch; an exception of the loop itself passes untouched.
+    gradients are stepped once more, alone; everything unfinished is thrown away, buffers included, and no hook stays
+    on the model. What the loop does between its backward pass and its step, such as clipping gradients, is not done
+    to the interrupted step. The loop is looked at whenever a module that owns parameters is called and whenever a
+    layer's gradient is ready, never in the middle of one layer or of loading a batch; an exception of the loop itself
+    passes untouched.
 
     Having timed earlier steps on the same model, the block looks ahead and ends before a layer that it cannot finish.
     `upload_bytes_per_second` makes it keep the time in hand that sending the update will take. Pass the `scaler` where
@@ -201,10 +203,10 @@ class Deadline:
             elif name in owners:
                 self._handles.append(module.register_forward_pre_hook(_Hook(self._on_module)))
         for name in self._owner:
-            add_hook = self._parameters[name].register_post_accumulate_grad_hook
-            self._handles.append(add_hook(lambda _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
-        self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
-        self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
+            add_hook = self._parameters[name].register_post_accumulate_grad_hook self._handles.append(add_hook(lambda
+            _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
+            self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
 
     def _on_model(self) -> None:
         """Note that a forward pass begins."""

@@ -8,7 +8,7 @@ import torch
 from networks import TASKS, Task, backward, buffers_of, mlp_task, parameters_of, same, train
 from torch import Tensor, nn
 from torch.optim import SGD
-from virtual_time import Clock, take_time
+from virtual_time import Clock, on_gradient, take_time
 
 from salf.backprop import deadline
 from salf.errors import SalfError
@@ -317,10 +317,15 @@ class Wandering(nn.Module):
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(3 + 1 + 1, [1, 0, 2]), (3 + 1 + 2, [1, 1, 2]), (3 + 1 + 3, [2, 1, 2])])
-def test_a_layer_that_earlier_steps_did_not_use_is_still_conveyed_whole(seconds: float, steps: list[int]) -> None:
+@pytest.mark.parametrize("slow", ["weight", "bias"])
+def test_a_layer_that_earlier_steps_did_not_use_is_still_conveyed_whole(
+    seconds: float, steps: list[int], slow: str
+) -> None:
     model, clock = Wandering(), Clock()
     task = Task(model, mlp_task((6, 3)).batches)
-    take_time(model, find_layers(model), clock.advance)
+    model.stem.register_forward_hook(lambda *_: clock.advance(1))
+    for name in ("stem", "middle", "head"):
+        on_gradient(model, f"{name}.{slow}", lambda: clock.advance(1))
     optimizer = SGD(model.parameters(), lr=0.1)
     with deadline(model, optimizer, seconds, clock=clock) as work:
         train(task, optimizer, steps=1)

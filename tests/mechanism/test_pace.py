@@ -62,6 +62,35 @@ def test_a_measurement_that_confirms_easing_outweighs_the_longer_ones_before_it(
     assert refuted.upper == 4
 
 
+def test_easing_that_was_wrong_is_taken_back_and_goes_on_more_slowly() -> None:
+    fresh, denied, again = Estimate(), estimate(4.0), estimate(4.0)
+    fresh.deny(9.0)
+    assert fresh.upper == fresh.lower == 0
+    denied.ease()
+    denied.deny(2.0)
+    assert denied.upper == denied.lower == 4
+    denied.ease()
+    again.ease()
+    assert again.upper < denied.upper < 4
+    denied.deny(6.0)
+    assert denied.upper == denied.lower == 6
+
+
+def test_hope_is_the_best_that_was_measured() -> None:
+    pace = Pace()
+    for seconds in (3.0, 1.0, 2.0):
+        pace.record("head", seconds)
+        pace.step.add(10, 10 * seconds)
+        pace.keep.add(10, 100 * seconds)
+        pace.leave.add(1000 * seconds)
+    assert pace.hope("head", 10, 10) == 1111
+    assert pace.hope("stem", 0, 0) == 1000
+    assert pace.foresee("head", 10, 10) == 5 * 1111
+    pace.deny("stem", 9.0)
+    pace.deny("head", 9.0)
+    assert pace.hope("head", 0, 0) == 1009
+
+
 def test_sizes_are_foreseen_from_the_nearest_larger_one() -> None:
     sizes = EstimateBySize()
     sizes.ease(10)
