@@ -203,10 +203,10 @@ class Deadline:
             elif name in owners:
                 self._handles.append(module.register_forward_pre_hook(_Hook(self._on_module)))
         for name in self._owner:
-            add_hook = self._parameters[name].register_post_accumulate_grad_hook self._handles.append(add_hook(lambda
-            _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
-            self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
+            add_hook = self._parameters[name].register_post_accumulate_grad_hook
+            self._handles.append(add_hook(lambda _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
+        self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
+        self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
 
     def _on_model(self) -> None:
         """Note that a forward pass begins."""

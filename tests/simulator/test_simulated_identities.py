@@ -1,17 +1,19 @@
 """Where nobody is slow, or there is time enough, every method is federated averaging, to the last bit."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pytest
 from simulator_cases import RESIDUAL, RULES, play, same_weights, small_data, small_experiment
 
-from salf.simulation import Simulation
+from salf.records import RoundRecord
+from salf.simulation import ServerState, Simulation
 
 SETUPS: dict[str, dict[str, Any]] = {
     "one step": {"client.lr": 0.3},
     "momentum": {"client.local_steps": 3, "client.momentum": 0.9, "client.weight_decay": 0.01},
-    "batchnorm": {**RESIDUAL, "client.local_steps": 2, "client.momentum": 0.5},
+    "batchnorm": {**RESIDUAL, "client.local_steps": 2, "client.momentum": 0.5, "data.clients": 4},
     "adam": {"client.optimizer": "adam", "client.lr": 0.01, "client.local_steps": 2},
     "by examples": {"data.size_sigma": 1.0, "method.weight_by_examples": True},
 }
@@ -21,7 +23,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_without_stragglers_salf_is_federated_averaging(setup: str, rule: str) -> None:
     settings = {**SETUPS[setup], "devices.stragglers": 0.0}
-    expected, plain = play(settings | {"method.name": "fedavg"})
+    expected, plain = _waiting_for_all(setup)
     result, records = play(settings | {"method.name": "salf", "method.rule": rule})
     assert same_weights(result.weights, expected.weights)
     assert not same_weights(result.weights, _initial(settings))
@@ -114,6 +116,12 @@ def test_clients_that_never_answer_change_nothing(method: str) -> None:
     assert [record.time_s for record in records] == ([layers, 2 * layers] if method == "fedavg" else [1.0, 2.0])
 
 
+@cache
+def _waiting_for_all(setup: str) -> tuple[ServerState, list[RoundRecord]]:
+    return play({**SETUPS[setup], "devices.stragglers": 0.0, "method.name": "fedavg"})
+
+
+@cache
 def _seed_of_depth_0() -> int:
     """A seed with which the only client is of depth 0."""
     settings = {"devices.stragglers": 1.0, "devices.drawn": "persistent", "devices.lowest_depth": 0, "data.clients": 1}
