@@ -1,6 +1,7 @@
 """Pictures of runs."""
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -56,6 +57,14 @@ def save_figure(figure: Figure, path: Path) -> None:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror}") from error
+
+
+def svg_of(figure: Figure) -> str:
+    """Return a figure as an SVG element, to be put into a page."""
+    text = StringIO()
+    with mpl.rc_context({"svg.hashsalt": "salf", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _evaluated(runs: Sequence[Sequence[RoundRecord]]) -> tuple[Floats, Floats]:

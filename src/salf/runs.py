@@ -1,34 +1,36 @@
 """A run and its folder: what was asked, what happened, the model that came out, and how to go on after a crash.
 
 The folder holds `experiment.toml` (complete), `records.jsonl` (one line per round), `checkpoint/state.safetensors` and,
-at the end, `model.safetensors`. A process killed at any instant leaves a folder from which the run goes on as if it had
-never been killed: rounds after the last checkpoint are played again, with the same result.
+at the end, `model.safetensors` and `report.html`. A process killed at any instant leaves a folder from which the run
+goes on as if it had never been killed: rounds after the last checkpoint are played again, with the same result.
 """
 
+import math
 import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from salf.checkpoint import load_checkpoint, plain_tensors, save_checkpoint, write_atomically
 from salf.data import Dataset
 from salf.devices import Job
-from salf.errors import RunFolderError
+from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
 from salf.simulation import ServerState, Simulation
 
-_CHECKPOINT_SECONDS = 2.0  # of real time: what a crash costs at most
 _FORWARD_WORTH_THREADS = 2e6  # floating-point operations per example
+_CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
+_NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that change nothing about what a run gives
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,28 @@ def run_experiment(
     watch: Callable[[RoundRecord], None] | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
+    checkpoint_seconds: float = 2.0,
 ) -> Run:
     """Run an experiment, keeping it in the folder `out` if one is given.
 
     `resume` goes on with a run that was interrupted in that folder, or starts it if it had not got that far. `watch` is
-    called with every record, those of earlier rounds included. Raises `RunFolderError` when the folder cannot be
-    written, already holds a run, or holds one of another experiment.
+    called with every record, those of earlier rounds included. A crash costs the work of `checkpoint_seconds` of real
+    time at most, or more where saving takes so long that a tenth of the time would go into it. Raises `RunFolderError`
+    when the folder cannot be written, already holds a run, or holds one of another experiment.
 
     >>> run = run_experiment(Experiment.load("digits", rounds=2, **{"data.clients": 4}))
     >>> len(run.records), run.time_s
     (2, 2.0)
     """
-    folder = None if out is None else RunFolder.prepare(Path(out), experiment, resume=resume)
-    simulation = Simulation(experiment, model=model, dataset=dataset)
-    with _suitable_threads(simulation.job):
-        if folder is None:
-            return Run(experiment, tuple(_play(simulation, simulation.initial_state(), None, [], watch)))
-        state, records = folder.restore() or (simulation.initial_state(), [])
-        with folder:
-            played = _play(simulation, state, folder, records, watch)
+    if out is None:
+        simulation = Simulation(experiment, model=model, dataset=dataset)
+        with _suitable_threads(simulation.job):
+            return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
+    with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
+        simulation = Simulation(experiment, model=model, dataset=dataset)
+        with _suitable_threads(simulation.job):
+            state, records = folder.restore(simulation.initial_state())
+            played = _play(simulation, state, records, watch, folder)
     return Run(experiment, tuple(played), folder.path)
 
 
@@ -95,15 +100,17 @@ def _suitable_threads(job: Job) -> Iterator[None]:
 def _play(
     simulation: Simulation,
     state: ServerState,
-    folder: "RunFolder | None",
     records: list[RoundRecord],
     watch: Callable[[RoundRecord], None] | None,
+    folder: "RunFolder | None" = None,
 ) -> list[RoundRecord]:
     tell = watch or _ignore
     for record in records:
         tell(record)
     while state.round < simulation.experiment.rounds:
         state, record = simulation.play(state)
+        if not math.isfinite(record.time_s):
+            raise InvalidSetting(f"round {record.round} would never end: choose faster devices, or a shorter deadline")
         records.append(record)
         if folder is not None:
             folder.append(record, state)
@@ -118,78 +125,118 @@ def _ignore(_: RoundRecord) -> None:
 
 
 class RunFolder:
-    """A run's folder, open for writing while it is entered as a context."""
+    """A run's folder, open for writing while it is entered as a context.
 
-    def __init__(self, path: Path) -> None:
+    A run that fails before its first round is over leaves no folder; one that is interrupted later saves what it has.
+    """
+
+    def __init__(self, path: Path, checkpoint_seconds: float = 2.0) -> None:
         self.path = path
-        self._records: TextIO | None = None
-        self._saved_at = time.monotonic()
+        self._checkpoint_seconds = checkpoint_seconds
+        self._save_at = time.monotonic() + checkpoint_seconds
+        self._is_new = False
+        self._records: BinaryIO | None = None
         self._unsaved: ServerState | None = None
 
     @classmethod
-    def prepare(cls, path: Path, experiment: Experiment, *, resume: bool) -> "RunFolder":
+    def open(cls, path: Path, experiment: Experiment, *, resume: bool, checkpoint_seconds: float = 2.0) -> "RunFolder":
         """Make the folder and write the experiment into it, or check that it holds this very experiment."""
-        folder = cls(path)
+        cls.check(path, experiment, resume=resume)
+        folder = cls(path, checkpoint_seconds)
+        folder._is_new = not folder._experiment.exists()
         try:
             folder._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from error
-        if folder._experiment.exists():
-            if not resume:
-                raise RunFolderError(f"{path} already holds a run; go on with it (--resume) or choose another --out")
-            differing = _differences(cls.read_experiment(path), experiment)
-            if differing:
-                raise RunFolderError(f"{path} holds a run of another experiment: {'; '.join(differing)}")
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot make the folder {path}: {_reason(error)}; choose another") from error
         write_atomically(folder._experiment, _movable(experiment).to_toml().encode())
         return folder
 
-    @staticmethod
-    def read_experiment(path: Path) -> Experiment:
-        """Read the experiment of the run in a folder. Raises `RunFolderError` if there is none."""
-        file = path / "experiment.toml"
-        if not file.is_file():
-            raise RunFolderError(f"{path} holds no run (there is no {file})")
-        return Experiment.load(file)
-
-    @staticmethod
-    def read_records(path: Path) -> list[RoundRecord]:
-        """Read the records of the run in a folder; a last line that a crash has cut short does not count."""
-        file = path / "records.jsonl"
+    @classmethod
+    def check(cls, path: Path, experiment: Experiment, *, resume: bool) -> None:
+        """Refuse a folder that holds a run already or, with `resume`, one of another experiment; change nothing."""
+        folder = cls(path)
         try:
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-            return [RoundRecord.from_json(line) for line in lines if line.endswith("\n")]
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{file} is damaged ({error}); start the run anew in another folder") from error
+            parts = (folder._experiment, folder._record_file, folder._checkpoint, folder._model)
+            known = [part for part in parts if part.exists()]
+        except OSError as error:
+            raise RunFolderError(f"cannot look into the folder {path}: {_reason(error)}; choose another") from error
+        if known and not resume:
+            raise RunFolderError(f"{path} already holds a run; go on with it (--resume) or choose another --out")
+        if known and folder._experiment not in known:
+            raise RunFolderError(f"{path} holds {known[0].name} but no experiment.toml; start the run anew elsewhere")
+        differing = _differences(cls.read_experiment(path), experiment) if known else []
+        if differing:
+            raise RunFolderError(
+                f"{path} holds a run of another experiment, in which {'; '.join(differing)}; "
+                "resume it with its own settings, or choose another folder"
+            )
 
-    def restore(self) -> tuple[ServerState, list[RoundRecord]] | None:
-        """Return the last checkpoint and the records up to it, dropping later ones; None if there is no checkpoint."""
-        if not self._checkpoint.exists():
-            write_atomically(self._record_file, b"")
-            return None
-        state = load_checkpoint(self._checkpoint)
-        records = self.read_records(self.path)[: state.round]
+    @classmethod
+    def read_experiment(cls, path: Path) -> Experiment:
+        """Read the experiment of the run in a folder. Raises `RunFolderError` if there is none."""
+        file = cls(path)._experiment
+        try:
+            return Experiment.load(file)
+        except InvalidSetting as error:
+            if file.exists():
+                raise RunFolderError(f"the experiment of the run in {path} cannot be read: {error}") from error
+            raise RunFolderError(f"{path} holds no run (there is no {file}); name the folder of one") from error
+
+    @classmethod
+    def read_records(cls, path: Path) -> list[RoundRecord]:
+        """Read the records of the run in a folder; a last line that a crash has cut short does not count."""
+        file = cls(path)._record_file
+        try:
+            lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+            records = [RoundRecord.from_json(line.decode()) for line in lines]
+        except OSError as error:
+            raise RunFolderError(f"cannot read {file}: {_reason(error)}; mend that") from error
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{file} is damaged ({error}); start the run anew elsewhere") from error
+        for number, record in enumerate(records, start=1):
+            if record.round != number:
+                raise RunFolderError(
+                    f"{file} is damaged (line {number} is not of round {number}); start the run anew elsewhere"
+                )
+        return records
+
+    def restore(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
+        """Return the last checkpoint, or else the initial state, and the records up to it; later ones are dropped."""
+        records = self.read_records(self.path)
+        state = initial
+        if self._checkpoint.exists():
+            state = load_checkpoint(self._checkpoint)
+            if _shapes(state.weights) != _shapes(initial.weights):
+                raise RunFolderError(
+                    f"the checkpoint {self._checkpoint} holds other weights than this experiment's model has (was the "
+                    "code that builds it changed?); start the run anew elsewhere"
+                )
         if len(records) < state.round:
-            raise RunFolderError(f"{self._record_file} lacks rounds that were played; start the run anew elsewhere")
-        write_atomically(self._record_file, "".join(f"{record.to_json()}\n" for record in records).encode())
-        return state, records
+            raise RunFolderError(
+                f"{self._record_file} has {len(records)} rounds, but {state.round} were played; "
+                "start the run anew elsewhere"
+            )
+        kept = records[: state.round]
+        write_atomically(self._record_file, "".join(f"{record.to_json()}\n" for record in kept).encode())
+        return state, kept
 
     def append(self, record: RoundRecord, state: ServerState) -> None:
         """Write a round's record and, now and then, a checkpoint."""
         try:
             if self._records is None:
-                self._records = self._record_file.open("a", encoding="utf-8")
-            self._records.write(f"{record.to_json()}\n")
+                self._records = self._record_file.open("ab")
+            self._records.write(f"{record.to_json()}\n".encode())
             self._records.flush()
         except OSError as error:
-            raise RunFolderError(f"cannot write {self._record_file}: {error.strerror}") from error
+            raise RunFolderError(f"cannot write {self._record_file}: {_reason(error)}; mend that and go on") from error
         self._unsaved = state
-        if time.monotonic() - self._saved_at >= _CHECKPOINT_SECONDS:
+        if time.monotonic() >= self._save_at:
             self._save()
 
     def finish(self, state: ServerState) -> None:
         """Write the final model."""
         self._save()
-        write_atomically(self.path / "model.safetensors", save_tensors(plain_tensors(state.weights)))
+        write_atomically(self._model, save_tensors(plain_tensors(state.weights)))
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -202,18 +249,31 @@ class RunFolder:
                 self._save()
         finally:
             if self._records is not None:
-                self._records.close()
+                with suppress(OSError):  # every line was flushed; what could not be written was reported then
+                    self._records.close()
+            elif self._is_new and isinstance(error, Exception):
+                self._remove()
 
     def _save(self) -> None:
         """Write a checkpoint of the last round, once its record is safely on the disk."""
         if self._unsaved is None or self._records is None:
             return
+        began = time.monotonic()
         try:
             os.fsync(self._records.fileno())
         except OSError as error:
-            raise RunFolderError(f"cannot write {self._record_file}: {error.strerror}") from error
+            raise RunFolderError(f"cannot write {self._record_file}: {_reason(error)}; mend that and go on") from error
         save_checkpoint(self._checkpoint, self._unsaved)
-        self._unsaved, self._saved_at = None, time.monotonic()
+        self._unsaved, ended = None, time.monotonic()
+        self._save_at = ended + max(self._checkpoint_seconds, (ended - began) / _CHECKPOINT_SHARE)
+
+    def _remove(self) -> None:
+        """Remove the folder of a run that never began."""
+        with suppress(OSError):
+            self._experiment.unlink(missing_ok=True)
+            self._record_file.unlink(missing_ok=True)
+            self._checkpoint.parent.rmdir()
+            self.path.rmdir()
 
     @property
     def _experiment(self) -> Path:
@@ -227,19 +287,42 @@ class RunFolder:
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint" / "state.safetensors"
 
+    @property
+    def _model(self) -> Path:
+        return self.path / "model.safetensors"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
 
 def _movable(experiment: Experiment) -> Experiment:
     """Write the data's folder in full, so that the run can go on from wherever it is resumed."""
     root = experiment.data.root
-    return experiment if root is None else replace(experiment, data=replace(experiment.data, root=root.resolve()))
+    if root is None:
+        return experiment
+    with suppress(RuntimeError):  # nobody's home: the data will be refused with a better reason
+        root = root.expanduser()
+    return replace(experiment, data=replace(experiment.data, root=root.resolve()))
 
 
 def _differences(known: Experiment, asked: Experiment) -> list[str]:
-    """Name the settings that differ; where the data lies is not one of them."""
+    """Name the settings that differ, leaving out those on which the result does not depend."""
     before, after = (_flat(tomllib.loads(experiment.to_toml())) for experiment in (known, asked))
-    keys = sorted((before.keys() | after.keys()) - {"data.root"})
-    changed = [key for key in keys if before.get(key) != after.get(key)]
-    return [f"{key} is {before.get(key)!r} there, {after.get(key)!r} here" for key in changed]
+    changed = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_NO_RESULT)
+    ]
+    return [f"{key} is {_shown(before.get(key))}, not {_shown(after.get(key))}" for key in changed]
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
