@@ -1,9 +1,9 @@
 """How much computing each layer of a model takes: floating-point operations, counted while the model runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from salf.devices import LayerCosts
 from salf.errors import UnsuitableModel
 from salf.layers import Layers
-from salf.probe import Example, ProbeFailed, trace
+from salf.probe import Example, ProbeFailed, tensors_in, trace
 
 
 def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCosts:
@@ -43,7 +43,7 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
         if completion.parameter in owner:
             backward[owner[completion.parameter]] += completion.reading - before
             before = completion.reading
-    rows = next((tensor.shape[0] for tensor in _arguments(example) if tensor.ndim), 1)
+    rows = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
     tensors = dict(model.state_dict(keep_vars=True))
     return LayerCosts(
         forward=(watched.reading_after_forward - watched.reading_before) / rows,
@@ -73,16 +73,5 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             self.operations += known(*arguments, **(named or {}), out_val=result)
         elif not function.is_view and torch.Tag.inplace_view not in function.tags:
-            self.operations += sum(tensor.numel() for tensor in _arguments(result))
+            self.operations += sum(tensor.numel() for tensor in tensors_in(result))
         return result
-
-
-def _arguments(example: object) -> Iterator[Tensor]:
-    if isinstance(example, Tensor):
-        yield example
-    elif isinstance(example, Mapping):
-        for value in example.values():
-            yield from _arguments(value)
-    elif isinstance(example, (tuple, list)):
-        for value in example:
-            yield from _arguments(value)

@@ -75,7 +75,9 @@ def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) 
     except Exception as error:
         raise ProbeFailed(f"the forward pass fails on the example ({_short(error)})") from error
     reading = read_meter()
-    differentiable = [tensor.sum() for tensor in _tensors(outputs) if tensor.requires_grad]
+    differentiable = [
+        tensor.sum() for tensor in tensors_in(outputs) if tensor.requires_grad and tensor.is_floating_point()
+    ]
     if not differentiable:
         raise ProbeFailed("no output of the model depends on a trainable parameter")
     try:
@@ -94,17 +96,16 @@ def call(model: nn.Module, example: Example) -> object:
     return model(example)
 
 
-def _tensors(outputs: object) -> Iterator[torch.Tensor]:
-    """Yield every tensor of real numbers in nested outputs."""
-    if isinstance(outputs, torch.Tensor):
-        if outputs.is_floating_point():
-            yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:
-            yield from _tensors(value)
+def tensors_in(nested: object) -> Iterator[torch.Tensor]:
+    """Yield every tensor in nested mappings, tuples and lists."""
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, Mapping):
+        for value in nested.values():
+            yield from tensors_in(value)
+    elif isinstance(nested, (tuple, list)):
+        for value in nested:
+            yield from tensors_in(value)
 
 
 def _short(error: Exception) -> str:
