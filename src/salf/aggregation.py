@@ -40,7 +40,7 @@ ClientMemory = Mapping[int, Mapping[str, Remembered]]
 class Aggregated:
     """The new global state, and who made it.
 
-    `contributors` counts, per layer from input to output, the clients whose updates moved it in this round.
+    `contributors` counts, per layer from input to output, the clients that conveyed it in this round.
     `overflowed` names layers whose sum left the range of their number type; they stayed where they were.
     """
 
@@ -157,9 +157,9 @@ class Aggregation:
                 continue
             steps = update.steps_of(layer.name)
             each = steps if self._rule.normalise == "steps" else 1
-            deltas = {} if isinstance(self._rule, Memory) else {name: update.deltas[name] for name in layer.parameters}
+            deltas = {} if isinstance(self._rule, Memory) else self._at_home(update.deltas, layer.parameters)
             total.add(deltas, weight / chance / each, weight, steps)
-            buffers = {name: update.buffers[name] for name in layer.buffers if name in update.buffers}
+            buffers = self._at_home(update.buffers, layer.buffers)
             if buffers:
                 total.add_buffers(buffers, weight)
         self._received += 1
@@ -197,6 +197,10 @@ class Aggregation:
         }
         contributors = tuple(total.contributors for total in self._sums)
         return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(overflowed))
+
+    def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+        """Return those of `names` that were conveyed, on the device of the state."""
+        return {name: tensors[name].to(self._state[name].device) for name in names if name in tensors}
 
     def _chance(self, row: int, layer: int) -> float:
         if not isinstance(self._rule, InverseProbability):

@@ -43,6 +43,10 @@ class Update:
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
+        return (Update, (dict(self.deltas), steps, self.num_examples, dict(self.buffers)))
+
     def steps_of(self, layer: str) -> int:
         """Return how many optimizer steps the layer called `layer` received; 0 if it was not conveyed."""
         return self.steps.get(layer, 0) if isinstance(self.steps, Mapping) else self.steps
