@@ -7,7 +7,7 @@ JOBS   ?= 2
 .PHONY: demo test check format lint types imports tests clean
 
 demo: $(VENV)/.installed
-	$(BIN)/salf compare digits --methods fedavg,salf,drop --seeds 3 --out demo
+	$(BIN)/salf compare digits --methods fedavg,salf,drop --seeds 3 --out demo --resume
 
 test: $(VENV)/.installed-dev
 	$(MAKE) check
@@ -29,7 +29,7 @@ imports:
 tests:
 	$(BIN)/pytest -n $(JOBS)
 
-# constraints.txt pins what was tested; the torch it names is the CPU build where pip finds one.
+# constraints.txt pins what was tested.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .

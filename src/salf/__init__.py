@@ -1,13 +1,16 @@
 """Straggler-aware layer-wise federated learning: a round deadline that loses no work of the slow devices."""
 
+from salf import theory as theory
 from salf.aggregation import Aggregated as Aggregated
 from salf.aggregation import Aggregation as Aggregation
 from salf.aggregation import aggregate as aggregate
 from salf.backprop import deadline as deadline
 from salf.backprop import truncated_gradients as truncated_gradients
 from salf.data import Dataset as Dataset
+from salf.errors import DataUnavailable as DataUnavailable
 from salf.errors import InvalidSetting as InvalidSetting
 from salf.errors import InvalidUpdate as InvalidUpdate
+from salf.errors import RunFolderError as RunFolderError
 from salf.errors import SalfError as SalfError
 from salf.errors import UnsuitableModel as UnsuitableModel
 from salf.experiment import Experiment as Experiment

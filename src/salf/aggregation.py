@@ -64,9 +64,11 @@ def aggregate(
     """Aggregate one round's updates, layer by layer, into a new state; `state` and the updates stay as they are.
 
     `num_clients` is U, the number of clients asked; by default as many as there are updates. A client that conveyed
-    nothing counts whether it sent an empty update or none. `reach` gives π_{u,l}: of shape (layers,), (clients, layers)
-    with one row for each client asked, those with an update first, or a depth distribution of `salf.theory`; without it
-    p_l is taken as 0. `clients` identifies the senders, for `Memory`; `memory` is the `memory` of the previous result.
+    nothing counts whether it sent an empty update or none. Where clients are weighed by examples, one that sent none is
+    taken to weigh as much as the senders do on average: send an empty update where its number of examples is known.
+    `reach` gives π_{u,l}: of shape (layers,), (clients, layers) with one row for each client asked, those with an
+    update first, or a depth distribution of `salf.theory`; without it p_l is taken as 0. `clients` identifies the
+    senders, for `Memory`; `memory` is the `memory` of the previous result.
 
     Raises `InvalidUpdate` for an update that must not be aggregated and `InvalidSetting` for wrong arguments.
 

@@ -9,6 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
+from numbers import Real
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -87,6 +88,9 @@ def deadline(
     layers as `find_layers` gives them; by default those found without an example. `clock` returns seconds; on an
     accelerator the device is waited for before the clock is read.
 
+    Only what reports each layer's gradient as it becomes ready can be cut: a model compiled into one backward pass, or
+    wrapped so that gradients arrive in buckets, ends at the deadline with the whole pass or none of it.
+
     Raises `InvalidSetting` or `UnsuitableModel` at once for what cannot work: a time that is not above 0, an optimizer
     whose step needs a closure, a model or optimizer without trainable parameters in common.
 
@@ -162,11 +166,15 @@ class Deadline:
         self._watch, self._upload_bytes_per_second = stopwatch, upload_bytes_per_second
         self._parameters = _optimised(model, optimizer)
         self._layers = tuple(layer for layer in layers if all(name in self._parameters for name in layer.parameters))
-        self._bytes = {layer: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in self._layers}
+        self._bytes = {
+            layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in self._layers
+        }
+        self._all_bytes = sum(self._bytes.values())
+        self._buffer_bytes = sum(model.get_buffer(name).nbytes for layer in self._layers for name in layer.buffers)
         self._owner = {name: layer for layer in self._layers for name in layer.parameters}
         self._pace = pace_of(model, stopwatch.clock)
         self._work = Work(model, layers, self._pace)
-        self._step = StepInTheMaking(model, layers, self._pace.passes, accumulate)
+        self._step = StepInTheMaking(model, layers, self._bytes, self._pace.passes, accumulate)
         self._handles: list[RemovableHandle] = []
         self._precise = True
         self._stepping_since = self._stepping_seconds = 0.0
@@ -214,7 +222,7 @@ class Deadline:
         if torch.is_grad_enabled():
             self._step.begin_pass(now)
             # On an accelerator every look at the clock waits for the device; far from the deadline that is spared.
-            whole = sum(self._bytes.values())
+            whole = self._all_bytes
             margin = 2 * self._pace.whole_step() + self._pace.foresee(None, whole, whole)
             self._precise = self._watch.is_cheap or now + margin + self._upload_seconds(whole) >= self._watch.limit
         self._leave_unless_it_fits(now, self._pace.following(None), 0)
@@ -224,8 +232,8 @@ class Deadline:
         if self._step.since is None:  # the model's parts are called without the model itself
             self._on_model()
         elif self._step.order:
-            done = sum(self._bytes[layer] for layer in self._layers if self._step.is_complete(layer))
-            self._leave_unless_it_fits(self._watch.clock(), self._pace.following(self._step.order[-1]), done)
+            following = self._pace.following(self._step.order[-1])
+            self._leave_unless_it_fits(self._watch.clock(), following, self._step.complete_bytes)
         else:
             self._leave_unless_it_fits(self._watch.clock(), self._pace.following(None), 0)
 
@@ -233,7 +241,7 @@ class Deadline:
         """Note that a parameter's gradient is ready, and with it perhaps a layer."""
         self._step.arrive(name)
         layer = self._owner[name]
-        if not self._step.is_complete(layer):
+        if layer.name not in self._step.complete:
             if self._precise and self._step.needs_another_pass(name, layer):
                 self._leave_if_time_is_up(self._watch.now())
             return
@@ -244,9 +252,8 @@ class Deadline:
         if self._step.since is not None:
             self._pace.record(layer.name, now - self._step.since)
         self._step.since = now
-        done = [layer for layer in self._layers if self._step.is_complete(layer)]
-        if len(done) < len(self._layers):
-            self._leave_unless_it_fits(now, self._pace.following(layer.name), sum(self._bytes[layer] for layer in done))
+        if len(self._step.complete) < len(self._layers):
+            self._leave_unless_it_fits(now, self._pace.following(layer.name), self._step.complete_bytes)
 
     def _leave_unless_it_fits(self, now: float, following: str | None, done: int) -> None:
         """Leave the loop if the time is up, or will be before the `following` layer can be conveyed with the others.
@@ -257,7 +264,7 @@ class Deadline:
         if now >= self._watch.limit:
             self._pace.deny(following, now - since)
         self._leave_if_time_is_up(now)
-        stepped = done + sum(self._bytes[layer] for layer in self._layers if layer.name == following)
+        stepped = done if following is None else done + self._bytes.get(following, 0)
         copied = 0 if self._work.steps else stepped
         # Who has nothing to convey yet has nothing to lose, and leaves only when even luck would not be enough.
         foresee = self._pace.foresee if self._work.steps or done else self._pace.hope
@@ -271,8 +278,8 @@ class Deadline:
             raise _TimeUp(self, now)
 
     def _upload_seconds(self, stepped: int) -> float:
-        conveyed = sum(self._bytes.values()) if self._work.steps else stepped
-        return conveyed / self._upload_bytes_per_second
+        conveyed = self._all_bytes if self._work.steps else stepped
+        return (conveyed + self._buffer_bytes) / self._upload_bytes_per_second
 
     def _before_step(self, _: Optimizer, arguments: tuple[object, ...], named: dict[str, object]) -> None:
         if named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
@@ -288,7 +295,7 @@ class Deadline:
         if getattr(self._optimizer, "found_inf", False):  # a fused optimizer that a GradScaler has told to do nothing
             return
         stepped = self._layers_to_step()
-        size = sum(self._bytes[layer] for layer in stepped)
+        size = sum(self._bytes[layer.name] for layer in stepped)
         if self._precise and size:
             took = self._watch.now() - self._stepping_since
             self._stepping_seconds += took
@@ -310,7 +317,7 @@ class Deadline:
     def _keep_finished_layers(self) -> None:
         """Step once more over the layers whose gradients are complete, and undo whatever else the pass left behind."""
         self._pace.learn_order(self._step.order)
-        done = [layer for layer in self._layers if self._step.is_complete(layer)]
+        done = [layer for layer in self._layers if layer.name in self._step.complete]
         kept = {id(self._parameters[name]) for layer in done for name in layer.parameters}
         parameters = [value for group in self._optimizer.param_groups for value in group["params"]]
         for parameter in parameters:
@@ -360,5 +367,5 @@ def _check_type(name: str, value: object, kind: type) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
         raise InvalidSetting(f"{name} is {value!r}; give a number above 0")

@@ -2,8 +2,8 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,20 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
     Raises `RunFolderError` when it cannot be written; the old content stays.
     """
-    temporary = None
+    # The name is always the same, so that what a killed process has left half-written is overwritten by the next.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with temporary.open("wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
+    except BaseException as error:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise RunFolderError(f"cannot write {path}: {error.strerror or error}; mend that and go on") from error
+        raise
 
 
 def save_checkpoint(path: Path, state: ServerState) -> None:
@@ -51,11 +52,15 @@ def load_checkpoint(path: Path) -> ServerState:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise RunFolderError(f"{path} is not a checkpoint of this version of salf; start the run anew")
+                raise RunFolderError(
+                    f"{path} is not a checkpoint of this version of salf; start the run anew elsewhere"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         return _unflatten(tensors, json.loads(metadata["state"]))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"the checkpoint {path} is damaged ({error}); start the run anew") from error
+    except OSError as error:
+        raise RunFolderError(f"cannot read the checkpoint {path}: {error.strerror or error}; mend that") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"the checkpoint {path} is damaged ({error}); start the run anew elsewhere") from error
 
 
 def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +73,7 @@ def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _describe(state: ServerState) -> str:
     """Put what is not a tensor into JSON, which gives every float back to the last bit."""
     memory = {
-        client: {layer: [last.weight, last.steps] for layer, last in layers.items()}
+        client: {layer: [last.weight, last.steps, list(last.deltas)] for layer, last in layers.items()}
         for client, layers in state.memory.items()
     }
     return json.dumps({"round": state.round, "time_s": state.time_s, "memory": memory}, sort_keys=True)
@@ -80,23 +85,23 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
     for name, array in state.observed.to_arrays().items():
         yield f"observed/{name}", torch.from_numpy(array)
     for client, layers in state.memory.items():
-        for layer, last in layers.items():
+        for last in layers.values():
             for name, tensor in plain_tensors(last.deltas).items():
-                yield f"memory/{client}/{layer}/{name}", tensor
+                yield f"memory/{client}/{name}", tensor
 
 
 def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> ServerState:
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "observed": {}, "memory": {}}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition("/")
-        parts[kind][rest] = tensor
-    memory: dict[int, dict[str, Remembered]] = {}
-    for client, layers in description["memory"].items():
-        for layer, (weight, steps) in layers.items():
-            prefix = f"{client}/{layer}/"
-            deltas = {
-                name.removeprefix(prefix): tensor for name, tensor in parts["memory"].items() if name.startswith(prefix)
-            }
-            memory.setdefault(int(client), {})[layer] = Remembered(deltas, weight, steps)
-    observed = ObservedReach.from_arrays({name: tensor.numpy() for name, tensor in parts["observed"].items()})
-    return ServerState(description["round"], description["time_s"], parts["weights"], observed, memory)
+    weights, observed = (_under(prefix, tensors) for prefix in ("weights/", "observed/"))
+    memory = {
+        int(client): {
+            layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps)
+            for layer, (weight, steps, names) in layers.items()
+        }
+        for client, layers in description["memory"].items()
+    }
+    seen = ObservedReach.from_arrays({name: tensor.numpy() for name, tensor in observed.items()})
+    return ServerState(int(description["round"]), float(description["time_s"]), weights, seen, memory)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

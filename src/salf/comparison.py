@@ -1,21 +1,30 @@
 """Several methods on equal terms: the same data, seeds and devices, and what comes of it in one table."""
 
 import math
-import tempfile
-from collections.abc import Callable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, SalfError
 from salf.experiment import Experiment
-from salf.records import time_to_accuracy
-from salf.runs import Run, run_experiment
+from salf.records import RoundRecord, time_to_accuracy
+from salf.runs import Run, RunFolder, run_experiment
+
+_Watch = Callable[[int], None] | None
+_Task = tuple[Experiment, Path | None]
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,11 @@ def compare(
 ) -> Comparison:
     """Run `experiment` by each of `methods` with `seeds` seeds, counted up from the experiment's own.
 
-    Each run is kept in `out/METHOD/seed-N` if a folder is given. With `jobs` above 1 that many processes share the
-    runs, each with one thread; the results are the same. `watch` is called with the number of rounds done so far.
+    Each run is kept in `out/METHOD/seed-N` if a folder is given; `resume` goes on with those that are there. With
+    `jobs` above 1 that many processes share the runs. Each run computes on one thread, so that its results do not
+    depend on `jobs`. `watch` is called with the number of rounds done so far.
+
+    Raises the first error of any run, once the others have stopped and saved what they have.
     """
     if seeds < 1:
         raise InvalidSetting(f"seeds is {seeds}; a comparison needs at least 1")
@@ -97,59 +109,111 @@ def compare(
         for method in methods
         for number in range(seeds)
     ]
-    with tempfile.TemporaryDirectory(prefix="salf-") as scratch:
-        base = Path(scratch) if out is None else out
-        folders = [base / one.method.name / f"seed-{one.seed}" for one in planned]
-        runs = _run_all(planned, folders, resume=resume, jobs=jobs, watch=watch)
-        if out is None:
-            runs = [replace(run, folder=None) for run in runs]
+    tasks = [(one, None if out is None else out / one.method.name / f"seed-{one.seed}") for one in planned]
+    for one, folder in tasks:
+        if folder is not None:
+            RunFolder.check(folder, one, resume=resume)
+    runs = _run_here(tasks, resume, watch) if jobs == 1 else _run_in_processes(tasks, resume, watch, jobs)
     found = {method: tuple(run for run in runs if run.experiment.method.name == method) for method in methods}
     return Comparison(experiment, _target(experiment, found), found)
 
 
-def _run_all(
-    planned: Sequence[Experiment],
-    folders: Sequence[Path],
-    *,
-    resume: bool,
-    jobs: int,
-    watch: Callable[[int], None] | None,
-) -> list[Run]:
-    if jobs == 1:
-        done = count()
-        tell = (lambda _: watch(next(done) + 1)) if watch is not None else None
-        return [run_experiment(one, folder, resume, watch=tell) for one, folder in zip(planned, folders, strict=True)]
-    # A process is started afresh, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        futures = [
-            pool.submit(run_experiment, one, folder, resume) for one, folder in zip(planned, folders, strict=True)
+def _run_here(tasks: Sequence[_Task], resume: bool, watch: _Watch) -> list[Run]:  # noqa: FBT001
+    done = count(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [
+            run_experiment(one, folder, resume, watch=lambda _: None if watch is None else watch(next(done)))
+            for one, folder in tasks
         ]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_in_processes(tasks: Sequence[_Task], resume: bool, watch: _Watch, jobs: int) -> list[Run]:  # noqa: FBT001
+    # A process is started afresh, not forked: torch's threads do not survive a fork.
+    context = get_context("spawn")
+    stop, done = context.Event(), context.Value("q", 0)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_become_worker, initargs=(stop, done)) as pool:
         try:
-            _wait(futures, folders, watch)
+            with _interrupts_ignored():
+                futures = [pool.submit(_run_in_worker, one, folder, resume) for one, folder in tasks]
+            _wait(futures, done, watch)
             return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        except BrokenProcessPool as error:
+            raise SalfError(
+                "a process of the comparison died (was the memory used up?); share the runs among fewer processes "
+                "(--jobs), and go on with those that were kept (--resume)"
+            ) from error
+        finally:
+            # Nothing is left to do, or somebody failed: the others stop after the round they are in.
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(futures: Sequence[Future[Run]], folders: Sequence[Path], watch: Callable[[int], None] | None) -> None:
-    """Wait until all runs have ended or one has failed, telling `watch` how many rounds their folders hold."""
+def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: _Watch) -> None:
+    """Wait until all runs have ended or one has failed, telling `watch` how many rounds were played."""
     pending = True
     while pending:
         pending = bool(wait(futures, timeout=0.25, return_when=FIRST_EXCEPTION).not_done)
-        failed = [future for future in futures if future.done() and future.exception() is not None]
-        if failed:
-            failed[0].result()
+        for future in futures:
+            if future.done():
+                future.result()
         if watch is not None:
-            watch(sum(_count_lines(folder / "records.jsonl") for folder in folders))
+            watch(done.value)
 
 
-def _use_one_thread() -> None:
+class _Stopped(Exception):
+    """The comparison was given up while this run was going on."""
+
+
+@dataclass(frozen=True)
+class _Ties:
+    """What ties a worker to the process that started it."""
+
+    stop: Event
+    done: "Synchronized[int]"
+
+
+_ties: _Ties | None = None  # set in worker processes only, which cannot be given it in any other way
+
+
+def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
+    global _ties  # noqa: PLW0603
+    _ties = _Ties(stop, done)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers stops them
     torch.set_num_threads(1)
 
 
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _run_in_worker(experiment: Experiment, folder: Path | None, resume: bool) -> Run:  # noqa: FBT001
+    return run_experiment(experiment, folder, resume, watch=_count_round)
+
+
+def _count_round(_: RoundRecord) -> None:
+    """Count a round, unless the comparison was given up or the process that asked for it is dead."""
+    if _ties is None:
+        return
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+    if _ties.stop.is_set():
+        raise _Stopped
+    with _ties.done.get_lock():
+        _ties.done.value += 1
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:

@@ -1,10 +1,13 @@
 """How much computing each layer of a model takes: floating-point operations, counted while the model runs."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -30,7 +33,7 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     """
     counter = _Counter()
     try:
-        with counter:
+        with counter, _nothing_fused():
             watched = trace(model, example, lambda: counter.operations)
     except ProbeFailed as failure:
         raise UnsuitableModel(
@@ -52,6 +55,15 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
             sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers
         ),
     )
+
+
+@contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Keep torch from using fused kernels for attention and recurrent layers, which would hide what they compute."""
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")  # flags() sets what this build of torch may lack, and warns about it
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -171,11 +171,7 @@ class UniformDepth(Devices):
         return np.asarray(self._ready(job, depths)[:, 0] <= deadline_seconds, dtype=np.float64)
 
     def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
-        if self.drawn == "round":
-            return cohort.uniforms("straggler", 1)[:, 0] < self.stragglers
-        return _marked(cohort.seed, cohort.population, math.floor(self.stragglers * cohort.population + 0.5))[
-            cohort.clients
-        ]
+        return _straggling(cohort, self.stragglers, lasting=self.drawn != "round")
 
     def _depths(self, layers: int, cohort: Cohort) -> npt.NDArray[np.int64]:
         lowest = min(self.lowest_depth, layers)
@@ -224,8 +220,9 @@ class Physical(Devices):
     the clients are slower by the factor `slowdown` besides.
 
     `availability="on-off"` switches devices on for exponential times of median `on_seconds` and off for ones of median
-    `off_seconds`, drawn afresh in each round; a device that goes off in the middle goes on where it was. With the
-    medians measured on phones a device is on 22 % of the time.
+    `off_seconds`, drawn afresh in each round; a device that goes off in the middle goes on where it was, and after 16
+    spells stays on. With the medians measured on phones a device is on 22 % of the time; that the median phone is on
+    5.5 % of the time, as was measured too, takes phones of unlike habits, or `off_seconds` = 2371.
 
     Defaults are published measurements: the median of three phone classes on a small CNN (588 ms a batch), and mobile
     links (42 Mb/s).
@@ -249,8 +246,7 @@ class Physical(Devices):
         lasting = self.drawn == "once"
         slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
         if self.stragglers:
-            straggling = cohort.uniforms("straggler", 1, lasting=lasting)[:, 0] < self.stragglers
-            slow = np.where(straggling, slow * self.slowdown, slow)
+            slow = np.where(_straggling(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
         own_sigma = math.sqrt(math.log1p(self.jitter**2))
         slow = slow * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
         link_sigma = math.log(self.bandwidth_ratio) / (2 * _P90)
@@ -297,6 +293,13 @@ class Physical(Devices):
 AnyDevices = Annotated[UniformDepth | ExponentialLayers | Physical, Field(discriminator="kind")]
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
+
+
+def _straggling(cohort: Cohort, share: float, *, lasting: bool) -> npt.NDArray[np.bool_]:
+    """Say who straggles: this very share of the population for the run, or each client by chance in each round."""
+    if not lasting:
+        return cohort.uniforms("straggler", 1)[:, 0] < share
+    return _marked(cohort.seed, cohort.population, math.floor(share * cohort.population + 0.5))[cohort.clients]
 
 
 @lru_cache(maxsize=8)

@@ -92,8 +92,6 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_layers(model).names
     ('0', '1', '3')
-    >>> find_layers(model, group=["0", "1"]).names
-    ('0', '1', '3')
     >>> find_layers(model, group=lambda module: "head" if module == "3" else "body").names
     ('body', 'head')
     """

@@ -121,6 +121,7 @@ class Pace:
     leave: Estimate = field(default_factory=Estimate)
     passes: Mapping[str, int] | None = None
     spare: dict[str, Tensor] = field(default_factory=dict)
+    _next: dict[str | None, str] = field(default_factory=dict)
 
     def record(self, layer: str, seconds: float) -> None:
         """Record the time a layer took."""
@@ -129,8 +130,9 @@ class Pace:
     def learn_order(self, completed: Sequence[str]) -> None:
         """Take the order of a backward pass, which may have been interrupted, for that of the next ones."""
         order = tuple(dict.fromkeys(completed))
-        if len(order) >= len(self.order):
+        if len(order) >= len(self.order) and order != self.order:
             self.order = order
+            self._next = dict(zip((None, *order), order, strict=False))
 
     def foresee(self, layer: str | None, stepped: int, copied: int) -> float:
         """Foresee the seconds until `layer` is complete, `stepped` bytes stepped, `copied` kept, and the loop left."""
@@ -157,10 +159,7 @@ class Pace:
 
     def following(self, layer: str | None) -> str | None:
         """Name the layer that backpropagation completes after `layer` (None: the first of all), if that was seen."""
-        if layer is None:
-            return self.order[0] if self.order else None
-        place = self.order.index(layer) + 1 if layer in self.order else len(self.order)
-        return self.order[place] if place < len(self.order) else None
+        return self._next.get(layer)
 
     def whole_step(self) -> float:
         """Foresee the seconds of a whole step; infinite where it is not known, so that nothing is taken for granted."""

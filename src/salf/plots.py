@@ -1,12 +1,16 @@
 """Pictures of runs."""
 
-from collections.abc import Mapping, Sequence
-from io import StringIO
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from salf.errors import RunFolderError
@@ -15,6 +19,7 @@ from salf.records import RoundRecord
 # Colours that people with every kind of colour vision tell apart (Okabe and Ito, 2008), dark enough for white paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+_LINES = ("-", "--", "-.", ":")
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,49 +31,83 @@ def plot_accuracy(
 
     `curves` maps a method to the records of its runs, one sequence per seed.
     """
-    with mpl.rc_context({"font.size": 11, "svg.hashsalt": "salf", "svg.fonttype": "none"}):
+    with _style():
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for (method, runs), colour, marker in zip(curves.items(), _COLOURS * 9, _MARKERS * 9, strict=False):
-            seconds, accuracy = _evaluated(runs)
-            mean = 100 * accuracy.mean(axis=0)
-            every = max(1, len(mean) // 8)
-            axes.plot(seconds, mean, color=colour, marker=marker, markevery=every, markersize=5, label=method)
-            axes.fill_between(
-                seconds, 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0), color=colour, alpha=0.15, linewidth=0
-            )
+        looks = cycle(
+            (colour, marker, line) for line in _LINES for colour, marker in zip(_COLOURS, _MARKERS, strict=True)
+        )
+        for (method, runs), look in zip(curves.items(), looks, strict=False):
+            _draw(axes, method, runs, *look)
         if target is not None:
             axes.axhline(
                 100 * target, color="#555555", linewidth=1, linestyle=":", label=f"target {100 * target:.1f} %"
             )
-        axes.set(xlabel="virtual time (s)", ylabel="test accuracy (%)", title=title)
+        axes.set(xlabel="virtual time (s)", ylabel="test accuracy (%)")
+        axes.set_title(title, parse_math=False)  # dollar signs are dollar signs
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
+        if axes.get_legend_handles_labels()[0]:
+            legend = axes.legend(frameon=False, loc="lower right", ncols=1 + len(curves) // 8)
+            for text in legend.get_texts():
+                text.set_parse_math(False)
     return figure
+
+
+def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour: str, marker: str, line: str) -> None:
+    seconds, accuracy = _evaluated(runs)
+    axes.plot(
+        seconds,
+        100 * accuracy.mean(axis=0),
+        color=colour,
+        linestyle=line,
+        marker=marker,
+        markevery=max(1, len(seconds) // 8),
+        markersize=5,
+        label=f" {method}" if method.startswith("_") else method,  # matplotlib hides what begins with an underscore
+    )
+    low, high = 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0)
+    axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; the suffix of `path`, .png or .svg, says how. Raises `RunFolderError`."""
+    image = _render(figure, path.suffix.removeprefix("."))
     try:
-        with mpl.rc_context({"svg.hashsalt": "salf", "svg.fonttype": "none"}):
-            # No date: the same runs give the same file.
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        path.write_bytes(image)
     except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror}") from error
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; mend that and go on") from error
 
 
 def svg_of(figure: Figure) -> str:
     """Return a figure as an SVG element, to be put into a page."""
-    text = StringIO()
-    with mpl.rc_context({"svg.hashsalt": "salf", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    text = _render(figure, "svg").decode()
+    return text[text.index("<svg") :]
+
+
+def _render(figure: Figure, form: str) -> bytes:
+    """Return a picture's file; the same figure gives the same bytes."""
+    file = BytesIO()
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box is drawn, which is enough
+        figure.savefig(file, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return file.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context({"font.size": 11, "svg.hashsalt": "salf", "svg.fonttype": "none"}):
+        yield
 
 
 def _evaluated(runs: Sequence[Sequence[RoundRecord]]) -> tuple[Floats, Floats]:
-    """Return the mean times, shape (points,), and accuracies, shape (runs, points), of the rounds that were tested."""
-    tested = [[record for record in run if record.accuracy is not None] for run in runs]
-    seconds = np.array([[record.time_s for record in run] for run in tested])
-    return seconds.mean(axis=0), np.array([[record.accuracy for record in run] for run in tested], dtype=np.float64)
+    """Return the mean times, shape (points,), and accuracies, shape (runs, points), of the rounds that were tested.
+
+    Runs of unequal lengths are compared over the rounds that all of them have.
+    """
+    tested = [[(record.time_s, record.accuracy) for record in run if record.accuracy is not None] for run in runs]
+    together = np.array([*zip(*tested, strict=False)], dtype=np.float64).reshape(-1, len(runs), 2)
+    return together[:, :, 0].mean(axis=1), together[:, :, 1].T

@@ -15,11 +15,12 @@ class ObservedReach:
 
     The probability that client u reaches layer l is estimated as its own frequency, smoothed towards that of all
     clients: π̂_{u,l} = (reached_{u,l} + 2 q̂_l) / (rounds_u + 2), q̂_l = (Σ reached_l + 1) / (Σ rounds + 1). Without
-    evidence it is 1, so nothing is corrected before anyone was seen to miss a layer.
+    evidence it is 1, so nothing is corrected before anyone was seen to miss a layer; and a client that never missed a
+    layer is taken to be certain of it, so that p_l is 0 as soon as there is one.
 
     >>> seen = ObservedReach(num_layers=2).observe([3, 8], [[False, True], [True, True]])
     >>> seen.probability([3, 8, 5]).round(3)
-    array([[0.444, 1.   ], [0.778, 1.   ], [0.667, 1.   ]])
+    array([[0.444, 1.   ], [1.   , 1.   ], [0.667, 1.   ]])
     """
 
     num_layers: int
@@ -52,7 +53,8 @@ class ObservedReach:
         ids = np.asarray(clients).tolist()
         rounds = np.array([self.rounds.get(client, 0) for client in ids], dtype=np.float64)[:, None]
         reached = np.array([self.reached.get(client, nothing) for client in ids]).reshape(len(ids), self.num_layers)
-        return np.asarray((reached + _PRIOR_ROUNDS * overall) / (rounds + _PRIOR_ROUNDS), dtype=np.float64)
+        smoothed = (reached + _PRIOR_ROUNDS * overall) / (rounds + _PRIOR_ROUNDS)
+        return np.where((rounds > 0) & (reached == rounds), 1.0, smoothed)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
         """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers)."""

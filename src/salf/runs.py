@@ -9,8 +9,8 @@ import math
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from salf.checkpoint import load_checkpoint, plain_tensors, save_checkpoint, write_atomically
 from salf.data import Dataset
-from salf.devices import Job
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
+from salf.report import render_report
 from salf.simulation import ServerState, Simulation
 
-_FORWARD_WORTH_THREADS = 2e6  # floating-point operations per example
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that change nothing about what a run gives
 
@@ -75,26 +74,12 @@ def run_experiment(
     """
     if out is None:
         simulation = Simulation(experiment, model=model, dataset=dataset)
-        with _suitable_threads(simulation.job):
-            return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
+        return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
     with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
         simulation = Simulation(experiment, model=model, dataset=dataset)
-        with _suitable_threads(simulation.job):
-            state, records = folder.restore(simulation.initial_state())
-            played = _play(simulation, state, records, watch, folder)
+        state, records = folder.restore(simulation.initial_state())
+        played = _play(simulation, state, records, watch, folder)
     return Run(experiment, tuple(played), folder.path)
-
-
-@contextmanager
-def _suitable_threads(job: Job) -> Iterator[None]:
-    """Compute on one thread where the model is so small that sharing it out costs more than it saves."""
-    threads = torch.get_num_threads()
-    if job.costs.forward < _FORWARD_WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _play(
@@ -116,7 +101,7 @@ def _play(
             folder.append(record, state)
         tell(record)
     if folder is not None:
-        folder.finish(state)
+        folder.finish(simulation, state, records)
     return records
 
 
@@ -174,7 +159,8 @@ class RunFolder:
     @classmethod
     def read_experiment(cls, path: Path) -> Experiment:
         """Read the experiment of the run in a folder. Raises `RunFolderError` if there is none."""
-        file = cls(path)._experiment
+        folder = cls(path)
+        file = folder._experiment
         try:
             return Experiment.load(file)
         except InvalidSetting as error:
@@ -185,7 +171,8 @@ class RunFolder:
     @classmethod
     def read_records(cls, path: Path) -> list[RoundRecord]:
         """Read the records of the run in a folder; a last line that a crash has cut short does not count."""
-        file = cls(path)._record_file
+        folder = cls(path)
+        file = folder._record_file
         try:
             lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
             records = [RoundRecord.from_json(line.decode()) for line in lines]
@@ -213,7 +200,7 @@ class RunFolder:
                 )
         if len(records) < state.round:
             raise RunFolderError(
-                f"{self._record_file} has {len(records)} rounds, but {state.round} were played; "
+                f"{self._record_file} has {len(records)} of the {state.round} rounds that were played; "
                 "start the run anew elsewhere"
             )
         kept = records[: state.round]
@@ -233,10 +220,14 @@ class RunFolder:
         if time.monotonic() >= self._save_at:
             self._save()
 
-    def finish(self, state: ServerState) -> None:
-        """Write the final model."""
+    def finish(self, simulation: Simulation, state: ServerState, records: Sequence[RoundRecord]) -> None:
+        """Write the final model, and the page about the run."""
         self._save()
         write_atomically(self._model, save_tensors(plain_tensors(state.weights)))
+        experiment = _movable(simulation.experiment)
+        title = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
+        page = render_report(title, experiment.to_toml(), simulation.layers.names, records)
+        write_atomically(self.path / "report.html", page.encode())
 
     def __enter__(self) -> "RunFolder":
         return self

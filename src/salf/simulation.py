@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,8 @@ from salf.layers import find_layers
 from salf.methods import Schedule, Situation
 from salf.reach import ObservedReach
 from salf.records import RoundRecord
+
+_FORWARD_WORTH_THREADS = 2e6  # floating-point operations per example
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Simulation:
         if dataset is None and settings.name == "tensors":
             raise InvalidSetting("data.name is 'tensors': give the data in Python, simulate(experiment, dataset=...)")
         self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset
+        if any(tensor.device.type != "cpu" for tensor in (self.dataset.inputs, self.dataset.labels)) or (
+            model is not None and any(parameter.device.type != "cpu" for parameter in model.parameters())
+        ):
+            raise InvalidSetting("the simulator computes on the CPU: move the model and the data there (.cpu())")
         self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
         if model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
@@ -72,16 +79,20 @@ class Simulation:
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
+        with _suitable_threads(self.job):
+            return self._play(state)
+
+    def _play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         experiment = self.experiment
         cohort = self._draw_cohort(state.round + 1)
         times = experiment.devices.times(self.job, cohort)
         schedule = experiment.method.schedule(times, experiment.devices.typical_seconds(self.job))
-        result, rejected = self._train(state, cohort, schedule)
+        result, accepted = self._train(state, cohort, schedule)
         after = ServerState(
             cohort.round,
             state.time_s + schedule.seconds,
             result.state,
-            state.observed.observe(cohort.clients, schedule.steps > 0),
+            state.observed.observe(cohort.clients, (schedule.steps > 0) & accepted[:, None]),
             result.memory,
         )
         accuracy, loss = self._evaluate(after)
@@ -91,15 +102,17 @@ class Simulation:
             deadline_s=schedule.deadline_seconds,
             clients=len(cohort.clients),
             contributors=result.contributors,
-            work_kept=self._work_kept(schedule),
-            rejected=rejected,
+            work_kept=self._work_kept(schedule, accepted),
+            rejected=int((~accepted).sum()),
             accuracy=accuracy,
             loss=loss,
         )
         return after, record
 
-    def _train(self, state: ServerState, cohort: Cohort, schedule: Schedule) -> tuple[Aggregated, int]:
-        """Let the cohort train, and aggregate what it conveys; return the result and how many updates were refused."""
+    def _train(
+        self, state: ServerState, cohort: Cohort, schedule: Schedule
+    ) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
+        """Let the cohort train, and aggregate what it conveys; return the result and whose updates were accepted."""
         method, devices = self.experiment.method, self.experiment.devices
         situation = Situation(devices, self.job, cohort, schedule.deadline_seconds, state.observed)
         running = Aggregation(
@@ -110,14 +123,14 @@ class Simulation:
             clients=cohort.clients.tolist(),
             memory=state.memory,
         )
-        rejected = 0
+        accepted = np.ones(len(cohort.clients), dtype=np.bool_)
         tasks = self._tasks(cohort, schedule.steps)
         for position, update in enumerate(self._engine.updates(state.weights, tasks)):
             try:
                 running.add(update, position)
             except InvalidUpdate:
-                rejected += 1
-        return running.finish(len(cohort.clients)), rejected
+                accepted[position] = False
+        return running.finish(len(cohort.clients)), accepted
 
     def _draw_cohort(self, round: int) -> Cohort:
         population, asked = self.experiment.data.clients, self.experiment.client.cohort
@@ -147,11 +160,11 @@ class Simulation:
         accuracy, loss = evaluate(self._model, self.dataset.test_inputs, self.dataset.test_labels)
         return accuracy, loss if math.isfinite(loss) else None
 
-    def _work_kept(self, schedule: Schedule) -> float | None:
+    def _work_kept(self, schedule: Schedule, accepted: npt.NDArray[np.bool_]) -> float | None:
         """Return the share of the finished backward work that entered the model."""
         costs = np.asarray(self.job.costs.backward)
         finished = float((schedule.finished @ costs).sum())
-        return float((schedule.steps @ costs).sum()) / finished if finished else None
+        return float((schedule.steps[accepted] @ costs).sum()) / finished if finished else None
 
 
 def simulate(
@@ -181,6 +194,18 @@ def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> 
     if settings.partition == "label-order":
         return data.label_order(labels, settings.clients, seed, settings.size_sigma)
     return data.iid(labels, settings.clients, seed, settings.size_sigma)
+
+
+@contextmanager
+def _suitable_threads(job: Job) -> Iterator[None]:
+    """Compute on one thread where the model is so small that sharing it out costs more than it saves."""
+    threads = torch.get_num_threads()
+    if job.costs.forward < _FORWARD_WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None:

@@ -1,6 +1,7 @@
 """What a client did in one block under a deadline, and the update it conveys."""
 
 from collections.abc import Iterable, Mapping
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Work:
             self._pace.spare |= self._initial
             self._initial = {}
         steps = {layer.name: self._layer_steps[layer.name] for layer in conveyed}
-        return Update(self._update[0], steps, num_examples, self._update[1])
+        return Update(self._update[0], steps, index(num_examples), self._update[1])
 
     def keep_initial(self, names: Iterable[str]) -> int:
         """Remember the weights that are about to change for the first time; return how many bytes were copied."""
@@ -88,14 +89,25 @@ class Work:
 
 
 class StepInTheMaking:
-    """One optimizer step before it is taken: which gradients have arrived, since when, and what to undo."""
+    """One optimizer step before it is taken: which gradients have arrived, since when, and what to undo.
+
+    `complete` names the layers, out of those that `sizes` gives in bytes, whose gradients have all arrived;
+    `complete_bytes` is their size; `order` names those of the current backward pass as they became complete.
+    """
 
     def __init__(
-        self, model: nn.Module, layers: Layers, passes: Mapping[str, int] | None, accumulate: int | None
+        self,
+        model: nn.Module,
+        layers: Layers,
+        sizes: Mapping[str, int],
+        passes: Mapping[str, int] | None,
+        accumulate: int | None,
     ) -> None:
         self.order: list[str] = []
         self.since: float | None = None
-        self._model, self._layers = model, layers
+        self._model, self._layers, self._sizes = model, layers, sizes
+        self._owner = {name: layer for layer in layers if layer.name in sizes for name in layer.parameters}
+        self._by_name = {layer.name: layer for layer in layers}
         self._parameters = dict(model.named_parameters())
         self._accumulate = accumulate
         self.begin(passes)
@@ -106,6 +118,8 @@ class StepInTheMaking:
         self._fewest = self._accumulate or 1
         self._arrived: dict[str, int] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
+        self.complete: set[str] = set()
+        self.complete_bytes = 0
         self.order, self.since = [], None
 
     def begin_pass(self, now: float) -> None:
@@ -117,6 +131,7 @@ class StepInTheMaking:
                 self._expected = None  # they are more passes than usual
             each = self._accumulate or 1
             self._fewest = max(self._fewest, each * (max(self._arrived.values()) // each + 1))
+            self._review()
         if not self._kept:
             self._kept = {layer.name: self._copy_buffers(layer) for layer in self._layers if layer.buffers}
         self.order, self.since = [], now
@@ -124,11 +139,11 @@ class StepInTheMaking:
     def arrive(self, name: str) -> None:
         """Note that a backward pass has completed the gradient of a parameter."""
         self._arrived[name] = self._arrived.get(name, 0) + 1
-        self._fewest = max(self._fewest, self._arrived[name])
-
-    def is_complete(self, layer: Layer) -> bool:
-        """Say whether every gradient of `layer` has arrived as often as this step needs it."""
-        return all(self._arrived.get(name, 0) >= need for name, need in self._needs(layer).items())
+        if self._arrived[name] > self._fewest:
+            self._fewest = self._arrived[name]
+            self._review()
+        else:
+            self._look_at(self._owner[name])
 
     def needs_another_pass(self, name: str, layer: Layer) -> bool:
         """Say whether a parameter of `layer` must be reached by further backward passes."""
@@ -144,6 +159,20 @@ class StepInTheMaking:
             for layer in names:
                 for name, value in self._kept.get(layer, {}).items():
                     self._model.get_buffer(name).copy_(value)
+
+    def _review(self) -> None:
+        """Decide anew which layers are complete, since more is asked of them than before."""
+        self.complete, self.complete_bytes = set(), 0
+        for name in self._sizes:
+            self._look_at(self._by_name[name])
+
+    def _look_at(self, layer: Layer) -> None:
+        """Count `layer` among the complete ones if each of its gradients has arrived as often as this step needs."""
+        if layer.name not in self.complete and all(
+            self._arrived.get(name, 0) >= need for name, need in self._needs(layer).items()
+        ):
+            self.complete.add(layer.name)
+            self.complete_bytes += self._sizes[layer.name]
 
     def _needs(self, layer: Layer) -> dict[str, int]:
         needs = {name: (self._expected or {}).get(name, 0) for name in layer.parameters}

@@ -18,6 +18,8 @@ rounds = st.lists(
 def naive_probability(history: list[Round], client: int, layer: int) -> float:
     asked = [reached for seen in history for reached in seen.values()]
     own = [seen[client] for seen in history if client in seen]
+    if own and all(reached[layer] for reached in own):
+        return 1.0
     overall = (sum(reached[layer] for reached in asked) + 1) / (len(asked) + 1)
     return (sum(reached[layer] for reached in own) + 2 * overall) / (len(own) + 2)
 

@@ -129,8 +129,9 @@ def train_naively(
 def optimizer_for(model: nn.Module, how: Optimisation) -> torch.optim.Optimizer:
     if how.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[how.optimizer]
-    return kind(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    if how.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    return torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
 
 
 def everyone(population: int, round: int = 1, seed: int = 0) -> Cohort:
@@ -141,4 +142,6 @@ def everyone(population: int, round: int = 1, seed: int = 0) -> Cohort:
 def job(layers: int = 4, local_steps: int = 1) -> Job:
     """A job with layers of unequal cost: 2, 3, 4, … operations backward, 100, 200, … bytes."""
     backward = tuple(float(index + 2) for index in range(layers))
-    return Job(LayerCosts(sum(backward) / 2, backward, tuple(100 * (index + 1) for index in range(layers))), local_steps)
+    return Job(
+        LayerCosts(sum(backward) / 2, backward, tuple(100 * (index + 1) for index in range(layers))), local_steps
+    )

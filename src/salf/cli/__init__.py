@@ -1,17 +1,15 @@
 """The command line: parses, calls, prints."""
 
-import os
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from salf.cli.compare import compare
-from salf.cli.console import fail
+from salf.cli.console import mistakes_reported
 from salf.cli.layers import layers
 from salf.cli.run import run
-from salf.errors import SalfError
+from salf.settings import preset_names
 
 app = typer.Typer(
     name="salf",
@@ -20,9 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(run)
-app.command()(compare)
-app.command()(layers)
+_presets = f"Presets: {', '.join(preset_names())}."
+app.command(epilog=_presets)(mistakes_reported()(run))
+app.command(epilog=_presets)(mistakes_reported()(compare))
+app.command()(mistakes_reported()(layers))
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,13 +41,4 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one message and exit code 2, never a traceback."""
-    try:
-        app()
-    except SalfError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted; a run kept with --out goes on with --resume", 130)
-    except BrokenPipeError:
-        # Whoever read the output has gone; keep Python from complaining about it while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    app()

@@ -3,71 +3,92 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from salf.checkpoint import write_atomically
 from salf.cli.console import (
     AsJson,
     Named,
     Settings,
+    counted,
     finite,
     parse_settings,
-    people,
     percent,
     print_json,
     progress_bar,
     seconds,
+    show,
+    tell,
 )
 from salf.comparison import Comparison, Summary
 from salf.comparison import compare as compare_methods
 from salf.experiment import Experiment
+from salf.methods import METHODS
 from salf.plots import plot_accuracy, save_figure
 
-Jobs = Annotated[int | None, typer.Option(min=1, help="How many processes share the runs; by default one per core.")]
+Methods = Annotated[
+    str, typer.Option(metavar="NAME,…", help=f"The mechanisms to compare, separated by commas: {', '.join(METHODS)}.")
+]
+Seeds = Annotated[int, typer.Option(metavar="N", help="How many seeds, counted up from the experiment's own.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Keep runs, table and plots in this new folder; by default runs/EXPERIMENT-comparison."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="How many processes share the runs; by default one per core."),
+]
 
 
 def compare(
     experiment: Named = "digits",
-    methods: Annotated[str, typer.Option(help="The mechanisms to compare, separated by commas.")] = "fedavg,salf,drop",
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted up from the experiment's own.")] = 5,
+    methods: Methods = "fedavg,salf,drop",
+    seeds: Seeds = 5,
     settings: Settings = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep runs, table and plot here; by default in runs/NAME-comparison.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")] = False,
+    out: Out = None,
+    resume: Resume = False,
     jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare methods on equal terms: same data, seeds and devices, accuracy against virtual time."""
+    """Compare methods on equal terms: same data, seeds and devices, accuracy against virtual time.
+
+    The experiment is a preset or a TOML file; with nothing named it is digits.
+
+    For example: salf compare digits --methods fedavg,salf --seeds 3
+    """
     chosen = Experiment.load(experiment, **parse_settings(settings))
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    folder = Path("runs") / f"{chosen.name}-comparison" if out is None else out
+    folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{chosen.name}-comparison") if out is None else out
     workers = min(jobs or os.cpu_count() or 1, max(1, len(names) * seeds))
     with progress_bar(chosen.name, chosen.rounds * len(names) * seeds, shown=not as_json) as bar:
         comparison = compare_methods(chosen, names, seeds, folder, resume=resume, jobs=workers, watch=bar.show)
     result = _as_object(comparison)
     write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
-    figure = plot_accuracy(curves, f"{chosen.name}: {seeds} seed{'s' if seeds > 1 else ''}", comparison.target)
+    figure = plot_accuracy(curves, f"{chosen.name}: {counted(seeds, 'seed')}", comparison.target)
     for suffix in (".png", ".svg"):
         save_figure(figure, folder / f"accuracy{suffix}")
     if as_json:
         print_json(result)
     else:
-        people.print(_table(comparison))
-        people.print(
-            f"plot: {folder / 'accuracy.png'} and .svg · everything: {folder}", highlight=False, soft_wrap=True
-        )
+        show(_table(comparison))
+        tell(f"plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
 
 
 def _table(comparison: Comparison) -> Table:
     experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
+    extent = (counted(experiment.rounds, "round"), counted(experiment.data.clients, "client"), counted(count, "seed"))
     table = Table(
-        title=f"{experiment.name}: {experiment.rounds} rounds, {experiment.data.clients} clients, {count} seeds",
+        title=Text(f"{experiment.name}: {', '.join(extent)}"),
         caption=f"accuracy: mean ± standard deviation over seeds; target: {percent(comparison.target)}; "
         "times are on the virtual clock",
     )
@@ -75,11 +96,10 @@ def _table(comparison: Comparison) -> Table:
     for heading in ("test accuracy", "time of the run", "time to target", "speed-up", "work kept"):
         table.add_column(heading, justify="right")
     for summary in comparison.summaries:
-        deviation = "" if math.isnan(summary.deviation) else f" ± {100 * summary.deviation:.1f}"
         speed_up = _speed_up(comparison, summary)
         table.add_row(
             summary.method,
-            f"{percent(summary.accuracy)}{deviation}",
+            percent(summary.accuracy, summary.deviation),
             seconds(summary.time_s),
             seconds(summary.time_to_target),
             "–" if speed_up is None else f"{speed_up:.1f}×",
@@ -99,6 +119,7 @@ def _speed_up(comparison: Comparison, summary: Summary) -> float | None:
 def _as_object(comparison: Comparison) -> dict[str, object]:
     return {
         "experiment": comparison.experiment.name,
+        "seeds": [run.experiment.seed for run in next(iter(comparison.runs.values()))],
         "target": comparison.target,
         "methods": [
             {

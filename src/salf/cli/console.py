@@ -2,32 +2,75 @@
 
 import json
 import math
+import os
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, SalfError
 
-Named = Annotated[str, typer.Argument(metavar="[PRESET|FILE.toml]", help="A preset's name or an experiment file.")]
+# Arguments are explained in the commands' own texts: not every pair of typer and click shows an argument's help.
+Named = Annotated[str, typer.Argument(metavar="[PRESET|FILE.toml]", show_default=False)]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as data.clients=100.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as data.clients=100; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines, and no progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, and show no progress.")]
 
-people = Console()
+_people = Console()
 _errors = Console(stderr=True, soft_wrap=True)
+
+
+@contextmanager
+def mistakes_reported() -> Iterator[None]:
+    """Turn a mistake of the user's, or of the system's, into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no "±" gets a "?", not an error
+    try:
+        yield
+    except SalfError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted; a run that is kept in a folder goes on with --resume", 130)
+    except BrokenPipeError:
+        _abandon_output()
+        sys.exit(1)
+    except OSError as error:
+        _abandon_output()
+        fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 2)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one message to standard error and exit."""
-    _errors.print(f"[bold red]salf:[/] {_escape(message)}", highlight=False)
+    _errors.print(Text.assemble(("salf:", "bold red"), " ", message))
     sys.exit(code)
+
+
+def _abandon_output() -> None:
+    """Send what is still to be written to nowhere, as nobody takes it: Python would complain while it shuts down."""
+    with suppress(OSError):  # where the output is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell(message: str | Text) -> None:
+    """Print a line for people, as it is: no markup, and no line breaks where nobody looks at a terminal."""
+    _people.print(message, highlight=False, markup=False, soft_wrap=not _people.is_terminal)
+
+
+def show(table: Table) -> None:
+    """Print a table for people; where the output is no terminal it gets the width that it needs."""
+    width = None if _people.is_terminal else max(_people.width, _people.measure(table).maximum)
+    _people.print(table, width=width)
 
 
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
@@ -43,7 +86,7 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
             raise InvalidSetting(f"--set takes KEY=VALUE, such as data.clients=100, not '{pair}'")
         try:
             settings[key.strip()] = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             settings[key.strip()] = text.strip()
     return settings
 
@@ -51,8 +94,9 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool) -> Iterator["Bar"]:
     """Show a bar that counts rounds, on standard error, unless machines are reading or nobody is there to see it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    notes = TextColumn("{task.fields[note]}")
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    notes = TextColumn("{task.fields[note]}", markup=False)
     with Progress(*columns, notes, console=_errors, transient=True, disable=not (shown and _errors.is_terminal)) as bar:
         yield Bar(bar, bar.add_task(title, total=total, note=""))
 
@@ -79,13 +123,25 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def percent(share: float) -> str:
-    """Write a share in per cent.
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something.
 
-    >>> percent(0.9571), percent(float("nan"))
-    ('95.7 %', '–')
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
     """
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(share: float, deviation: float = math.nan) -> str:
+    """Write a share in per cent, with its deviation if that is known.
+
+    >>> percent(0.9571), percent(0.9571, 0.01), percent(float("nan"))
+    ('95.7 %', '95.7 % ± 1.0', '–')
+    """
+    if not math.isfinite(share):
+        return "–"
+    around = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
+    return f"{100 * share:.1f} %{around}"
 
 
 def seconds(value: float) -> str:
@@ -97,7 +153,3 @@ def seconds(value: float) -> str:
     if math.isinf(value):
         return "never"
     return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

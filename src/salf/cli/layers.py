@@ -5,9 +5,10 @@ from typing import Annotated
 import torch
 import typer
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, people, percent, print_json
+from salf.cli.console import AsJson, counted, percent, print_json, show, tell
 from salf.costs import measure_costs
 from salf.data import load
 from salf.devices import LayerCosts
@@ -18,21 +19,26 @@ from salf.models import Factory, build
 
 Shape = Annotated[
     str | None,
-    typer.Option("--example-shape", metavar="N,N,…", help="Shape of one example, without the batch, such as 3,32,32."),
+    typer.Option(metavar="N,…", help="Shape of one example, without the batch, such as 3,32,32."),
 ]
 
 
 def layers(
-    model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", help="What builds the model, or a preset's name.")],
+    model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", show_default=False)],
     example_shape: Shape = None,
     integers: Annotated[bool, typer.Option("--integers", help="Examples are whole numbers, such as tokens.")] = False,
-    group: Annotated[str, typer.Option(help="Modules that are one layer each, separated by commas.")] = "",
+    group: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Modules that shall be one layer each, with all that is in them.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """List a model's layers, from input to output: parameters, bytes, operations, share of the backward pass.
 
-    With an example's shape the order is observed and operations are counted; without one it is the order in which the
-    modules are declared.
+    MODULE:CALLABLE or FILE.py:CALLABLE builds the model, without arguments; an experiment stands for its own model.
+
+    With the shape of an example the order is observed and operations are counted; otherwise it is that of declaration.
+
+    For example: salf layers torchvision.models:resnet18 --example-shape 3,32,32
     """
     network, example = _build(model)
     if example_shape is not None:
@@ -42,9 +48,9 @@ def layers(
     if as_json:
         print_json(_as_object(network, found, costs))
     else:
-        people.print(_table(network, found, costs))
+        show(_table(network, found, costs))
         if costs is None:
-            people.print("The order is that of declaration; --example-shape 3,32,32 observes it and counts operations.")
+            tell("The order is that of declaration; --example-shape 3,32,32 observes it and counts operations.")
 
 
 def _build(named: str) -> tuple[nn.Module, Tensor | None]:
@@ -64,7 +70,12 @@ def _example(shape: str, *, integers: bool) -> Tensor:
         sizes = [0]
     if min(sizes) < 1:
         raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
-    return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
+    try:
+        return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
+    except RuntimeError as error:
+        raise InvalidSetting(
+            f"--example-shape is '{shape}', which does not fit into memory; give a smaller one"
+        ) from error
 
 
 def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
@@ -79,7 +90,7 @@ def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[d
             "bytes": sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)),
         }
         if costs is not None:
-            backward = sum(costs.backward)
+            backward = sum(costs.backward) or 1.0
             row["backward_flops"] = costs.backward[index]
             row["share"] = costs.backward[index] / backward
             row["complete_after"] = sum(costs.backward[index:]) / backward
@@ -99,7 +110,7 @@ def _as_object(network: nn.Module, found: Layers, costs: LayerCosts | None) -> d
 
 def _table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
-    table = Table(title=f"{type(network).__name__}: {len(found)} layers, input to output{forward}")
+    table = Table(title=Text(f"{type(network).__name__}: {counted(len(found), 'layer')}, input to output{forward}"))
     table.add_column("layer", style="bold")
     headings = ["parameters", "bytes"]
     if costs is not None:
@@ -111,9 +122,9 @@ def _table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table
         if costs is not None:
             shares = [float(str(row[key])) for key in ("share", "complete_after")]
             cells += [_engineering(float(str(row["backward_flops"]))), *(percent(share) for share in shares)]
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     if found.unused:
-        table.caption = f"no gradient reaches {', '.join(found.unused)}: never conveyed, never changed"
+        table.caption = Text(f"no gradient reaches {', '.join(found.unused)}: never conveyed, never changed")
     return table
 
 

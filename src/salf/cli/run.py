@@ -5,21 +5,24 @@ from statistics import fmean
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from salf.cli.console import (
     AsJson,
     Named,
     Settings,
+    counted,
     finite,
     parse_settings,
-    people,
     percent,
     print_json,
     progress_bar,
     seconds,
+    tell,
 )
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
+from salf.methods import METHODS
 from salf.records import RoundRecord
 from salf.runs import Run, RunFolder, run_experiment
 
@@ -27,12 +30,24 @@ from salf.runs import Run, RunFolder, run_experiment
 def run(
     experiment: Named = "",
     settings: Settings = None,
-    method: Annotated[str | None, typer.Option(help="The mechanism: fedavg, drop or salf.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the run in this folder.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"The mechanism, in place of the experiment's own: {', '.join(METHODS)}."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep settings, records, model and report in this new folder.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted run in this folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment on the virtual clock; with nothing named, on real handwritten digits (the preset digits)."""
+    """Run one experiment by one method, on a virtual clock.
+
+    The experiment is a preset or a TOML file; with nothing named it is digits, or that of the folder to resume.
+
+    For example: salf run digits --set rounds=50 --method fedavg --out runs/waiting
+    """
     if out is not None and resume is not None:
         raise InvalidSetting("give either --out, for a new run, or --resume, for one that was interrupted")
     chosen = _choose(experiment, settings, method, resume)
@@ -51,8 +66,9 @@ def run(
 
 def _choose(named: str, settings: list[str] | None, method: str | None, resume: Path | None) -> Experiment:
     """Load what was named; with only a folder to resume, what its run was."""
-    overrides: dict[str, object] = {} if method is None else {"method.name": method}
-    overrides |= parse_settings(settings)
+    overrides = parse_settings(settings)
+    if method is not None and overrides.setdefault("method.name", method) != method:
+        raise InvalidSetting(f"--method is {method}, but --set says {overrides['method.name']}; give only one")
     if resume is None:
         return Experiment.load(named or "digits", **overrides)
     known = RunFolder.read_experiment(resume)
@@ -79,20 +95,22 @@ def _as_object(run: Run) -> dict[str, object]:
 def _report(run: Run) -> None:
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
-    people.print(
-        f"[bold]{name}[/]: test accuracy [bold]{percent(run.accuracy)}[/] after {last.round} rounds, "
-        f"{seconds(last.time_s)} of virtual time",
-        highlight=False,
+    tell(
+        Text.assemble(
+            (name, "bold"),
+            ": test accuracy ",
+            (percent(run.accuracy), "bold"),
+            f" after {counted(last.round, 'round')}, {seconds(last.time_s)} of virtual time",
+        )
     )
     kept = _work_kept(run)
     if kept is not None:
-        people.print(f"work kept: {percent(kept)} of what the clients finished", highlight=False)
+        tell(f"work kept: {percent(kept)} of what the clients finished")
     expected = experiment.expected.get(experiment.method.name)
     if expected is not None:
-        bounds = f"{percent(expected.accuracy)} ± {100 * expected.tolerance:.1f}"
-        people.print(f"the preset as published reaches {bounds}", highlight=False)
+        tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")
     if run.folder is not None:
-        people.print(f"kept in {run.folder}", highlight=False)
+        tell(f"kept in {run.folder}")
 
 
 def _work_kept(run: Run) -> float | None:

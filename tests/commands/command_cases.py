@@ -1,0 +1,84 @@
+"""Small experiments, and the command line as the tests of this folder call it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from salf.cli import app
+from salf.experiment import Experiment
+from salf.runs import Run, run_experiment
+
+TINY: dict[str, object] = {
+    "rounds": 6,
+    "data.clients": 4,
+    "data.partition": "iid",
+    "model.name": "mlp",
+    "model.hidden": [8],
+    "client.batch_size": 4,
+    "evaluate.every": 3,
+}
+
+
+def wanted(**changes: object) -> dict[str, object]:
+    """The settings of a run of milliseconds. Dots in names are written as two underscores."""
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    kept = TINY if changed.get("model.name", "mlp") == "mlp" else {**TINY, "model.hidden": None}
+    return {key: value for key, value in {**kept, **changed}.items() if value is not None}
+
+
+def tiny(**changes: object) -> Experiment:
+    return Experiment.load("digits", **wanted(**changes))
+
+
+def tiny_run(folder: Path | None = None, **changes: object) -> Run:
+    return run_experiment(tiny(**changes), folder)
+
+
+def settings(**changes: object) -> list[str]:
+    """The options that make the preset `digits` such an experiment on the command line."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in wanted(**changes).items()}
+    return [part for key, text in texts.items() for part in ("--set", f"{key}={text}")]
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a call of the command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+def salf(*arguments: str | Path, columns: int = 80) -> Called:
+    """Call the command line within this process."""
+    result = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # a user would see a traceback
+    return Called(result.exit_code, result.stdout, result.stderr)
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The message of a call that must be refused: exit code 2, one line on standard error, nothing else."""
+    result = salf(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("salf: ")
+    assert result.err.count("\n") == 1
+    return result.err.removeprefix("salf: ").rstrip("\n")
+
+
+def only_json(result: Called) -> dict[str, Any]:
+    """The object that a call printed, and nothing besides."""
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("\n") == 1
+    value = json.loads(result.out)
+    assert isinstance(value, dict)
+    return value
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the checkpoint, whose bytes may differ in the order of its metadata."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "state.safetensors"}
