@@ -14,6 +14,8 @@ _REMEMBERED = 16
 _DEVIATIONS = 3.0
 # By how much a prediction from a single measurement is lowered each time it stops a pass; less the more are known.
 _EASE = 0.05
+# How many measurements one attempt counts for that easing has made in vain.
+_CAUTION = 5
 
 
 class Estimate:
@@ -40,23 +42,23 @@ class Estimate:
         if self._eased and value <= self.upper:
             self._values = deque((known for known in self._values if known <= self.upper), maxlen=_REMEMBERED)
         self._values.append(value)
-        self._denials = 0
+        self._denials //= 2
         self._predict()
 
     def ease(self) -> None:
         """Lower both a little, because they kept something from being tried and so from being measured again."""
         if self._values:
-            less = 1 - _EASE / (len(self._values) + self._denials)
+            less = 1 - _EASE / (len(self._values) + _CAUTION * self._denials)
             self.upper *= less
             self.lower *= less
             self._eased = True
 
     def deny(self, elapsed: float) -> None:
-        """Take easing back, because `elapsed` was not enough after all, and be slower to ease the next time."""
+        """Count `elapsed`, which was not enough, as a measurement of twice that, and ease more slowly from now on."""
         if self._values:
             self._denials += 1
+            self._values.append(2 * elapsed)
             self._predict()
-            self.upper, self.lower = max(self.upper, elapsed), max(self.lower, elapsed)
 
     def _predict(self) -> None:
         middle = median(self._values)

@@ -63,17 +63,25 @@ def test_a_measurement_that_confirms_easing_outweighs_the_longer_ones_before_it(
 
 
 def test_easing_that_was_wrong_is_taken_back_and_goes_on_more_slowly() -> None:
-    fresh, denied, again = Estimate(), estimate(4.0), estimate(4.0)
-    fresh.deny(9.0)
-    assert fresh.upper == fresh.lower == 0
-    denied.ease()
+    denied, again = Estimate(), Estimate()
+    for estimate in (denied, again):
+        estimate.add(4.0)
+        estimate.ease()
+    assert denied.upper < 4
     denied.deny(2.0)
-    assert denied.upper == denied.lower == 4
+    again.add(4.0)
+    assert denied.upper == denied.lower == again.upper == again.lower == 4
     denied.ease()
     again.ease()
     assert again.upper < denied.upper < 4
-    denied.deny(6.0)
-    assert denied.upper == denied.lower == 6
+
+
+def test_a_stall_does_not_outweigh_what_was_measured() -> None:
+    estimate = Estimate()
+    for _ in range(5):
+        estimate.add(4.0)
+    estimate.deny(50.0)
+    assert estimate.lower == estimate.upper == 4
 
 
 def test_hope_is_the_best_that_was_measured() -> None:
@@ -88,7 +96,8 @@ def test_hope_is_the_best_that_was_measured() -> None:
     assert pace.foresee("head", 10, 10) == 5 * 1111
     pace.deny("stem", 9.0)
     pace.deny("head", 9.0)
-    assert pace.hope("head", 0, 0) == 1009
+    # What was not enough counts as one measurement of twice the time; the best that was measured remains.
+    assert pace.hope("head", 0, 0) == 1001
 
 
 def test_sizes_are_foreseen_from_the_nearest_larger_one() -> None:
