@@ -1,0 +1,24 @@
+"""A run that is killed at any instant and resumed is, to the byte, the run that was never killed."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+
+
+def test_runs_killed_again_and_again_end_with_the_same_bytes(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("lives.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kills"] >= 10
+    for folder in sorted(tmp_path.glob("killed-*")):
+        for name in ("model.safetensors", "records.jsonl", "experiment.toml", "report.html"):
+            assert (folder / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), folder / name
+        assert not list(folder.rglob("*.partial"))
