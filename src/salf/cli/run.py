@@ -106,6 +106,9 @@ def _report(run: Run) -> None:
     kept = _work_kept(run)
     if kept is not None:
         tell(f"work kept: {percent(kept)} of what the clients finished")
+    refused = sum(record.rejected for record in run.records)
+    if refused:
+        tell(f"refused: {counted(refused, 'update')} with values that were not finite; a lower client.lr may help")
     expected = experiment.expected.get(experiment.method.name)
     if expected is not None:
         tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")
