@@ -44,7 +44,7 @@ def plot_accuracy(
                 100 * target, color="#555555", linewidth=1, linestyle=":", label=f"target {100 * target:.1f} %"
             )
         axes.set(xlabel="virtual time (s)", ylabel="test accuracy (%)")
-        axes.set_title(title, parse_math=False)  # dollar signs are dollar signs
+        axes.set_title(_short(title, 80), parse_math=False)  # dollar signs are dollar signs
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -65,10 +65,17 @@ def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour
         marker=marker,
         markevery=max(1, len(seconds) // 8),
         markersize=5,
-        label=f" {method}" if method.startswith("_") else method,  # matplotlib hides what begins with an underscore
+        label=_short(method, 60),
     )
     low, high = 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0)
     axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _short(name: str, length: int) -> str:
+    """Fit a name into one line; one that begins with an underscore gets a blank first, or matplotlib would hide it."""
+    line = " ".join(name.split())
+    line = line if len(line) <= length else f"{line[: length - 1]}…"
+    return f" {line}" if line.startswith("_") else line
 
 
 def save_figure(figure: Figure, path: Path) -> None:

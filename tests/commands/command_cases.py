@@ -52,7 +52,7 @@ class Called:
     err: str
 
 
-def salf(*arguments: str | Path, columns: int = 80) -> Called:
+def salf(*arguments: object, columns: int = 80) -> Called:
     """Call the command line within this process."""
     result = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -60,7 +60,7 @@ def salf(*arguments: str | Path, columns: int = 80) -> Called:
     return Called(result.exit_code, result.stdout, result.stderr)
 
 
-def refusal(*arguments: str | Path) -> str:
+def refusal(*arguments: object) -> str:
     """The message of a call that must be refused: exit code 2, one line on standard error, nothing else."""
     result = salf(*arguments)
     assert (result.code, result.out) == (2, "")

@@ -72,7 +72,7 @@ def _example(shape: str, *, integers: bool) -> Tensor:
         raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
     try:
         return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # too much memory, or too large a number
         raise InvalidSetting(
             f"--example-shape is '{shape}', which does not fit into memory; give a smaller one"
         ) from error
