@@ -84,6 +84,8 @@ def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) 
         torch.stack([total.float() for total in differentiable]).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise ProbeFailed(f"the backward pass fails on the example ({_short(error)})") from error
+    if not completions:
+        raise ProbeFailed("no gradient reaches a trainable parameter")
     return Trace(tuple(completions), tuple(called), before, reading)
 
 
