@@ -201,6 +201,9 @@ class Deadline:
             self._work.end(self._model, now - self._watch.started)
         if isinstance(error, _TimeUp) and mine:
             self._pace.leave.add(now - error.noticed - self._stepping_seconds)
+            limit = self._watch.limit - self._upload_seconds(self._step.complete_bytes)
+            foreseen = self._work.steps > 0 or self._work.depth > 1  # otherwise the block stayed out of hope
+            self._pace.judge(late=foreseen and now > limit, seconds=self._watch.limit - self._watch.started)
         return mine
 
     def _add_hooks(self) -> None:

@@ -16,6 +16,9 @@ _DEVIATIONS = 3.0
 _EASE = 0.05
 # How many measurements one attempt counts for that easing has made in vain.
 _CAUTION = 5
+# What a late block adds to the reserve, relative to its time, and the share of blocks that may be late.
+_RESERVE = 0.02
+_LATE = 0.05
 
 
 class Estimate:
@@ -122,6 +125,7 @@ class Pace:
     keep: EstimateBySize = field(default_factory=EstimateBySize)
     leave: Estimate = field(default_factory=Estimate)
     passes: Mapping[str, int] | None = None
+    reserve: float = 0.0
     spare: dict[str, Tensor] = field(default_factory=dict)
     _next: dict[str | None, str] = field(default_factory=dict)
 
@@ -138,7 +142,7 @@ class Pace:
 
     def foresee(self, layer: str | None, stepped: int, copied: int) -> float:
         """Foresee the seconds until `layer` is complete, `stepped` bytes stepped, `copied` kept, and the loop left."""
-        tail = self.leave.upper + self.step.upper(stepped) + self.keep.upper(copied)
+        tail = self.reserve + self.leave.upper + self.step.upper(stepped) + self.keep.upper(copied)
         return tail + (self.layer[layer].upper if layer in self.layer else 0.0)
 
     def hope(self, layer: str | None, stepped: int, copied: int) -> float:
@@ -158,6 +162,14 @@ class Pace:
         """Note that `elapsed` seconds were not enough for a layer."""
         if layer in self.layer:
             self.layer[layer].deny(elapsed)
+
+    def judge(self, *, late: bool, seconds: float) -> None:
+        """Adapt the reserve to whether a block that was given `seconds` ended late for trusting a forecast.
+
+        However the forecasts err, the share of late blocks tends to 5 % or less (adaptive conformal inference; Gibbs
+        and Candès, 2021, arXiv 2106.00170, equation 2, with the reserve in place of the level).
+        """
+        self.reserve = max(0.0, self.reserve + _RESERVE * seconds * (late - _LATE))
 
     def following(self, layer: str | None) -> str | None:
         """Name the layer that backpropagation completes after `layer` (None: the first of all), if that was seen."""

@@ -1,7 +1,7 @@
 """Having timed a model, a block ends before a layer that it cannot finish."""
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, count
 
 import pytest
 import torch
@@ -251,3 +251,25 @@ def test_far_from_the_deadline_the_device_is_not_waited_for(accelerator: Acceler
         train(task, optimizer, first=90)
     assert list(work.layer_steps.values()) == [100, 100, 101]
     assert work.seconds == 402
+
+
+def test_a_device_that_is_now_and_then_slower_than_foreseen_learns_to_keep_time_in_hand() -> None:
+    device, ratios = Device().warm(), []
+    slow_step = device.optimizer.register_step_post_hook
+    turns = count()
+    slow_step(lambda *_: device.spend(STEP if next(turns) % 4 == 0 else 0.0))
+    for _ in range(400):
+        work = device.block(FORWARD + BACKWARD["fc3"] + BACKWARD["fc2"] + STEP + 0.1)
+        ratios.append(work.seconds / 5.6)
+    assert sum(ratio > 1 for ratio in ratios[100:]) <= 0.06 * 300
+    assert max(ratios) > 1  # it had something to learn
+
+
+@pytest.mark.parametrize("stall", [1e3, 1e6])
+def test_one_long_stall_is_soon_forgotten(stall: float) -> None:
+    device = Device().warm()
+    stalled = device.optimizer.register_step_pre_hook(lambda *_: device.clock.advance(stall))
+    device.block(7.0)
+    stalled.remove()
+    depths = [device.block(7.0).depth for _ in range(60)]
+    assert depths[-1] == what_fits(7.0)[1]

@@ -1,9 +1,12 @@
 import gc
 import math
 import weakref
+from itertools import cycle, islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import mlp_task
 from virtual_time import Clock
 
@@ -150,6 +153,34 @@ def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:
     assert pace.foresee(None, 0, 0) == 8
     pace.ease("head", 10, 10)
     assert pace.foresee("head", 10, 10) == pytest.approx(15 * 0.95)
+
+
+def test_a_late_block_adds_to_the_reserve_and_twenty_in_time_take_it_back() -> None:
+    pace = Pace()
+    pace.judge(late=False, seconds=10)
+    assert pace.reserve == 0
+    pace.judge(late=True, seconds=10)
+    assert pace.reserve == pytest.approx(0.19)
+    assert pace.foresee(None, 0, 0) == pytest.approx(0.19)
+    assert pace.hope(None, 0, 0) == 0
+    for _ in range(18):
+        pace.judge(late=False, seconds=10)
+    assert pace.reserve == pytest.approx(0.01)
+    pace.judge(late=False, seconds=10)
+    assert pace.reserve == pytest.approx(0, abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.01, 10))
+def test_however_forecasts_err_few_blocks_are_late(errors: list[float], seconds: float) -> None:
+    pace, late = Pace(), 0
+    for error in islice(
+        cycle(errors), 500
+    ):  # of the block's time; a reserve as large as the error would have been enough
+        is_late = error * seconds > pace.reserve
+        late += is_late
+        pace.judge(late=is_late, seconds=seconds)
+    # Every late block adds 19 times what one in time takes away, and none is late once the reserve exceeds every error.
+    assert late <= (1 + 0.02) / 0.02 + 0.05 * 500
 
 
 def test_a_pace_is_kept_for_a_model_and_a_clock_and_goes_with_the_model() -> None:
