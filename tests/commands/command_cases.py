@@ -1,6 +1,7 @@
 """Small experiments, and the command line as the tests of this folder call it."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,49 @@ TINY: dict[str, object] = {
     "client.batch_size": 4,
     "evaluate.every": 3,
 }
+
+MODELS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head, self.spare = nn.Embedding(20, 4), nn.Linear(4, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(1))
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+def without():
+    return nn.Sequential(nn.Flatten(), nn.ReLU())
+
+def broken():
+    raise RuntimeError("no weights [/bold] here")
+
+def bracketed():
+    model = nn.Module()
+    model.add_module("[red]in[/red]", nn.Linear(4, 2))
+    model.add_module("[/]", nn.Linear(2, 2))
+    return model
+
+class Shift(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by = nn.Parameter(torch.zeros(2, 3))
+
+    def forward(self, x):
+        return x + self.by
+"""
+
+
+def write_models(folder: Path) -> Path:
+    """Write models of a user, in a file of their own."""
+    path = folder / "models.py"
+    path.write_text(MODELS)
+    return path
 
 
 def wanted(**changes: object) -> dict[str, object]:
@@ -58,6 +102,11 @@ def salf(*arguments: object, columns: int = 80) -> Called:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception  # a user would see a traceback
     return Called(result.exit_code, result.stdout, result.stderr)
+
+
+def plain(text: str) -> str:
+    """Text without the frames, colours and line breaks of a terminal."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text)).split())
 
 
 def refusal(*arguments: object) -> str:
