@@ -21,6 +21,7 @@ from salf.theory import DepthDistribution, empty_probability, reach_probability
 from salf.updates import Update, check_update
 
 Reach = npt.ArrayLike | DepthDistribution
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class Remembered:
 
 # Client, then layer name. A value: aggregating with `Memory` returns the next one.
 ClientMemory = Mapping[int, Mapping[str, Remembered]]
+
+
+@dataclass(frozen=True)
+class LayerTotal:
+    """What the contributors of one layer conveyed, summed by whoever computed it.
+
+    `deltas` holds Σ s_u Δ_u with the scales s_u of `Aggregation.scales`, `buffers` Σ a_u b_u with the weights a_u of
+    `Aggregation.weights`, and the maximum of buffers of whole numbers.
+    """
+
+    deltas: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,14 +119,28 @@ class _Sum:
         for name, delta in deltas.items():
             _accumulate(self.deltas, name, delta, scale)
 
+    def add_total(self, total: LayerTotal, weights: Floats, steps: Floats) -> None:
+        self.contributors += len(weights)
+        self.weight += float(weights.sum())
+        self.weighted_steps += float((weights * steps).sum())
+        for name, delta in total.deltas.items():
+            _accumulate(self.deltas, name, delta, 1.0)
+        if total.buffers:
+            self.buffer_weight += float(weights.sum())
+        for name, value in total.buffers.items():
+            self._add_buffer(name, value, 1.0)
+
     def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
         self.buffer_weight += weight
         for name, value in buffers.items():
-            if value.is_floating_point() or value.is_complex():
-                _accumulate(self.buffers, name, value, weight)
-            else:
-                known = self.buffers.get(name)
-                self.buffers[name] = value.clone() if known is None else torch.maximum(known, value)
+            self._add_buffer(name, value, weight)
+
+    def _add_buffer(self, name: str, value: Tensor, weight: float) -> None:
+        if value.is_floating_point() or value.is_complex():
+            _accumulate(self.buffers, name, value, weight)
+        else:
+            known = self.buffers.get(name)
+            self.buffers[name] = value.clone() if known is None else torch.maximum(known, value)
 
 
 class Aggregation:
@@ -166,6 +193,42 @@ class Aggregation:
                 total.add_buffers(buffers, weight)
         self._received += 1
         self._weight_received += weight
+
+    def weights(self, num_examples: npt.ArrayLike) -> Floats:
+        """Return the weights a_u of clients with so many examples, shape (clients,)."""
+        examples = np.asarray(num_examples, dtype=np.float64)
+        return examples if self._rule.weight_by_examples else np.ones_like(examples)
+
+    def scales(self, num_examples: npt.ArrayLike, steps: npt.ArrayLike) -> Floats:
+        """Return by how much each client's Δ of each layer is multiplied in the sum, shape (clients, layers).
+
+        `steps`, of that shape, counts the optimizer steps of each layer; the scale of a layer without any is 0. Raises
+        `InvalidSetting` for `Memory`, which needs each client's own update.
+        """
+        if isinstance(self._rule, Memory):
+            raise InvalidSetting("the rule 'memory' needs each client's own update, not their sum")
+        counts = np.asarray(steps, dtype=np.float64)
+        scales = np.where(counts > 0, self.weights(num_examples)[:, None], 0.0)
+        if isinstance(self._rule, InverseProbability):
+            for row, layer in np.argwhere(counts > 0):
+                scales[row, layer] /= self._chance(int(row), int(layer))
+        return scales / np.maximum(counts, 1) if self._rule.normalise == "steps" else scales
+
+    @torch.no_grad()
+    def add_totals(
+        self, num_examples: npt.ArrayLike, steps: npt.ArrayLike, totals: Iterable[LayerTotal | None]
+    ) -> None:
+        """Add all clients of a round at once, given the sums of what they conveyed, layer by layer.
+
+        `num_examples` and `steps` are those that `scales` was asked for, with one row for each client, including those
+        that convey nothing. A layer without contributors has no total.
+        """
+        weights, counts = self.weights(num_examples), np.asarray(steps, dtype=np.float64)
+        for running, total, own in zip(self._sums, totals, counts.T, strict=True):
+            if total is not None:
+                running.add_total(total, weights[own > 0], own[own > 0])
+        self._received += len(weights)
+        self._weight_received += float(weights.sum())
 
     @torch.no_grad()
     def finish(self, num_clients: int | None = None) -> Aggregated:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticKnownError, PydanticSerializationError, to_jso
 
 from salf.data import NAMES
 from salf.devices import AnyDevices, UniformDepth
-from salf.engines import Optimisation
+from salf.engines import EngineName, Optimisation
 from salf.errors import InvalidSetting
 from salf.methods import METHODS, AnyMethod, Salf
 from salf.models import Cnn, Model
@@ -90,6 +90,9 @@ class Expected:
 class Experiment:
     """Everything that determines a run; two runs of equal experiments on one machine give the same bytes.
 
+    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once; "auto"
+    chooses. They agree up to rounding.
+
     >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
     >>> experiment.rounds, experiment.data.clients, experiment.method.name
     (20, 10, 'salf')
@@ -98,6 +101,7 @@ class Experiment:
     name: Annotated[str, Field(min_length=1)] = "experiment"
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     rounds: Count = 100
+    engine: EngineName = "auto"
     data: DataSettings = Field(default_factory=DataSettings)
     model: Model = Field(default_factory=Cnn)
     client: ClientSettings = Field(default_factory=ClientSettings)

@@ -14,6 +14,7 @@ class RoundRecord:
     many were asked, `contributors` how many conveyed each layer, input to output, `work_kept` the share of the finished
     backward work that entered the model (by floating-point operations; None when none was finished), `rejected` how
     many updates were refused. `accuracy` and `loss`, on the test data, are None where they were not evaluated.
+    `engine` names what computed the round.
     """
 
     round: int
@@ -25,6 +26,7 @@ class RoundRecord:
     rejected: int = 0
     accuracy: float | None = None
     loss: float | None = None
+    engine: str = "plain"
 
     def to_json(self) -> str:
         """Return one line of JSON, without the line end.

@@ -16,8 +16,8 @@ import numpy.typing as npt
 _WORD = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 # Multipliers and key increments of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-_MULTIPLY = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_INCREMENT = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLY = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_INCREMENT = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 
 
 def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
@@ -88,43 +88,67 @@ def permuted(
     place = np.broadcast_to(np.arange(count, dtype=np.int64), (ids.shape[0], count))
     turn, source = np.divmod(place, size) if count else (place, place)
     # Fisher–Yates, for all clients at once: the example at `source` changes places with the one at a random `target`
-    # not before it. Only the places that were written are remembered, not the whole order.
+    # not before it.
     target = source + (uniforms(seed, purpose, round, ids, count) * (size - source)).astype(np.int64)
-    chosen = np.empty(place.shape, dtype=np.int64)
-    moved = np.empty(place.shape, dtype=np.int64)
-    for now in range(count):
-        written = np.where(turn[:, :now] == turn[:, now, None], target[:, :now], -1)
-        chosen[:, now] = _lookup(target[:, now], written, moved[:, :now])
-        moved[:, now] = _lookup(source[:, now], written, moved[:, :now])
-    return chosen
+    return _swapped(turn, source, target)
 
 
-def _lookup(
-    place: npt.NDArray[np.int64], written: npt.NDArray[np.int64], moved: npt.NDArray[np.int64]
+def _swapped(
+    turn: npt.NDArray[np.int64], source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return what stands at each client's place after its writes: the last value written there, else itself."""
-    if written.shape[1] == 0:
-        return place
-    match = written == place[:, None]
-    last = match.shape[1] - 1 - match[:, ::-1].argmax(axis=1)
-    rows = np.arange(place.shape[0])
-    return np.where(match[rows, last], moved[rows, last], place)
+    """Return which example stands at each target when its turn comes; arrays of shape (clients, places).
+
+    A place is written only as the target of a swap, with the example that stood at its source. What stands somewhere is
+    therefore what the last swap with that target put there, which is found by following the swaps back.
+    """
+    clients, count = target.shape
+    if not target.size:
+        return target
+    highest = int(target.max()) + 1
+    pass_of = (np.arange(clients)[:, None] * (int(turn.max()) + 1) + turn) * highest
+    number = np.arange(count)
+    keys = ((pass_of + target) * count + number).ravel()
+    known = np.sort(keys)
+    earlier = [_last_before(known, ((pass_of + place) * count + number).ravel(), count) for place in (target, source)]
+    # The swap that put something at a swap's source, and at its target; -1 if nothing was put there before.
+    at_target, at_source = (found.reshape(clients, count) for found in earlier)
+    origin = np.where(at_source >= 0, at_source, number)
+    while True:  # follow the sources back, twice as far each time
+        further = np.take_along_axis(origin, origin, axis=1)
+        if (further == origin).all():
+            break
+        origin = further
+    brought = np.take_along_axis(source, origin, axis=1)
+    moved = np.take_along_axis(brought, np.maximum(at_target, 0), axis=1)
+    return np.where(at_target >= 0, moved, target)
+
+
+def _last_before(known: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return the number of the last swap before each key's that has the same target; -1 if there is none."""
+    before = np.searchsorted(known, keys) - 1
+    found = known[np.maximum(before, 0)]
+    return np.where((before >= 0) & (found // count == keys // count), found % count, -1)
 
 
 def _philox(counter: npt.NDArray[np.uint64], *key: int) -> npt.NDArray[np.uint64]:
-    """Encrypt counters of four 32-bit words (first axis) with ten rounds of Philox under a key of two 32-bit words."""
-    first, second, third, fourth = counter
-    low, high = key
+    """Encrypt counters of four 32-bit words (first axis) with ten rounds of Philox under a key of two 32-bit words.
+
+    The words multiplied in a round (the first and the third) are kept in one array, the other two in another.
+    """
+    shape = (2, *[1] * (counter.ndim - 1))
+    multiplied, mixed = counter[0::2].copy(), counter[1::2].copy()
+    keys = np.array(key, dtype=np.uint64).reshape(shape)
+    factors, increments = _MULTIPLY.reshape(shape), _INCREMENT.reshape(shape)
     for _ in range(10):
-        left, right = first * _MULTIPLY[0], third * _MULTIPLY[1]
-        first, second, third, fourth = (
-            (right >> _SHIFT) ^ second ^ np.uint64(low),
-            right & _WORD,
-            (left >> _SHIFT) ^ fourth ^ np.uint64(high),
-            left & _WORD,
-        )
-        low, high = (low + _INCREMENT[0]) & 0xFFFFFFFF, (high + _INCREMENT[1]) & 0xFFFFFFFF
-    return np.stack([first, second, third, fourth])
+        product = multiplied * factors
+        mixed ^= keys
+        mixed ^= product[::-1] >> _SHIFT
+        product &= _WORD
+        multiplied, mixed = mixed, product[::-1].copy()
+        keys = (keys + increments) & _WORD
+    encrypted = np.empty_like(counter)
+    encrypted[0::2], encrypted[1::2] = multiplied, mixed
+    return encrypted
 
 
 def _digest(seed: int, purpose: str) -> tuple[int, int, int, int]:

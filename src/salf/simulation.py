@@ -15,8 +15,8 @@ from salf import data, models, seeds
 from salf.aggregation import Aggregated, Aggregation, ClientMemory
 from salf.costs import measure_costs
 from salf.devices import Cohort, Job
-from salf.engines import ClientTask, PlainEngine
-from salf.errors import InvalidSetting, InvalidUpdate
+from salf.engines import Engine, Tasks, Training, choose_engine
+from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers
@@ -69,8 +69,7 @@ class Simulation:
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
         _check_trainable(model, self.dataset, min(experiment.client.batch_size, int(self.partition.sizes.min())))
-        inputs, labels = self.dataset.inputs, self.dataset.labels
-        self._engine = PlainEngine(model, self.layers, inputs, labels, experiment.client)
+        self._engine = self._choose_engine(model)
 
     def initial_state(self) -> ServerState:
         """Return the state before the first round."""
@@ -81,6 +80,22 @@ class Simulation:
         """Play the round after `state`; return the state after it and its record."""
         with _suitable_threads(self.job):
             return self._play(state)
+
+    def _choose_engine(self, model: nn.Module) -> Engine:
+        client = self.experiment.client
+        batch = min(client.batch_size, int(self.partition.sizes.max()))
+        training = Training(
+            model,
+            self.layers,
+            self.job.costs,
+            self.dataset.inputs,
+            self.dataset.labels,
+            client,
+            batch,
+            client.local_steps,
+        )
+        with _suitable_threads(self.job):
+            return choose_engine(self.experiment.engine, training, self.experiment.method.aggregation_rule)
 
     def _play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         experiment = self.experiment
@@ -106,6 +121,7 @@ class Simulation:
             rejected=int((~accepted).sum()),
             accuracy=accuracy,
             loss=loss,
+            engine=self._engine.name,
         )
         return after, record
 
@@ -123,13 +139,7 @@ class Simulation:
             clients=cohort.clients.tolist(),
             memory=state.memory,
         )
-        accepted = np.ones(len(cohort.clients), dtype=np.bool_)
-        tasks = self._tasks(cohort, schedule.steps)
-        for position, update in enumerate(self._engine.updates(state.weights, tasks)):
-            try:
-                running.add(update, position)
-            except InvalidUpdate:
-                accepted[position] = False
+        accepted = self._engine.contribute(state.weights, self._tasks(cohort, schedule.steps), running)
         return running.finish(len(cohort.clients)), accepted
 
     def _draw_cohort(self, round: int) -> Cohort:
@@ -140,17 +150,19 @@ class Simulation:
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
 
-    def _tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64]) -> Iterator[ClientTask]:
-        """Yield each client's task, with batches of its own examples (all of them where it has fewer than a batch)."""
+    def _tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64]) -> Tasks:
+        """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
         client = self.experiment.client
         sizes = self.partition.sizes[cohort.clients]
         wanted = client.batch_size * client.local_steps
         drawn = seeds.permuted(cohort.seed, "batch", cohort.round, cohort.clients, sizes, wanted)
-        for number, size, chosen, own in zip(cohort.clients.tolist(), sizes.tolist(), drawn, steps, strict=True):
-            batch = min(client.batch_size, size)
-            places = chosen[: batch * client.local_steps].reshape(client.local_steps, batch)
-            seed = seeds.integer(cohort.seed, "model", cohort.round, number)
-            yield ClientTask(number, own, self.partition[number][places], size, seed)
+        chosen = self.partition.order[self.partition.offsets[cohort.clients][:, None] + drawn]
+        batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
+        for batch in np.unique(np.minimum(sizes, client.batch_size)).tolist():
+            alike = np.minimum(sizes, client.batch_size) == batch
+            own = chosen[alike, : batch * client.local_steps]
+            batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
+        return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round)
 
     def _evaluate(self, state: ServerState) -> tuple[float | None, float | None]:
         """Return accuracy and loss where this round is one to be tested; a loss that is not finite counts as none."""

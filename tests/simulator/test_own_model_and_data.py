@@ -12,6 +12,7 @@ from salf.errors import InvalidSetting, SalfError, UnsuitableModel
 from salf.simulation import Simulation
 
 DATA = small_data()
+pytestmark = pytest.mark.filterwarnings("ignore:simulated one client after another")  # for want of independent rows
 
 
 class OutOfOrder(nn.Module):

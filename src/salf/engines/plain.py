@@ -8,8 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from salf.aggregation import Aggregation
 from salf.backprop import truncated_gradients
-from salf.engines.task import ClientTask, Optimisation
+from salf.engines.task import ClientTask, Optimisation, Tasks
+from salf.errors import InvalidUpdate
 from salf.layers import Layer, Layers
 from salf.updates import Update
 
@@ -39,6 +41,16 @@ class PlainEngine:
         self._buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
         self._trained = [self._parameters[name] for layer in layers for name in layer.parameters]
         self._optimizer = optimisation.build(self._trained)
+
+    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+        """Add what each client conveys; return whose updates were accepted, shape (clients,)."""
+        accepted = np.ones(len(tasks.clients), dtype=np.bool_)
+        for position, update in enumerate(self.updates(weights, tasks)):
+            try:
+                running.add(update, position)
+            except InvalidUpdate:
+                accepted[position] = False
+        return accepted
 
     def updates(self, weights: Mapping[str, Tensor], tasks: Iterable[ClientTask]) -> Iterator[Update]:
         """Yield what each task's client conveys, in their order; nothing of a client that got no layer done."""

@@ -1,14 +1,20 @@
-"""What an engine is asked to compute."""
+"""What an engine is asked to compute, and what every engine is."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
-from torch import nn
+from torch import Tensor, nn
+
+from salf import seeds
+from salf.aggregation import Aggregation
+
+Whole = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,53 @@ class ClientTask:
     """
 
     client: int
-    steps: npt.NDArray[np.int64]
-    batches: npt.NDArray[np.int64]
+    steps: Whole
+    batches: Whole
     num_examples: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What the clients of one round compute; a row of each array belongs to one client.
+
+    `clients`, of shape (clients,), are their numbers, `steps`, (clients, layers), as in `ClientTask`. `batches`, of
+    shape (clients, local steps, batch), holds indices of training examples, and −1 at the end of the batches of a
+    client that has fewer. `num_examples`, (clients,), are the sizes of their data sets. `seed` and `round` are the
+    address of what the model draws.
+    """
+
+    clients: Whole
+    steps: Whole
+    batches: Whole
+    num_examples: Whole
+    seed: int
+    round: int
+
+    def __iter__(self) -> Iterator[ClientTask]:
+        """Yield each client's task."""
+        for place, client in enumerate(self.clients.tolist()):
+            own = self.batches[place]
+            yield ClientTask(
+                client,
+                self.steps[place],
+                own[:, own[0] >= 0],
+                int(self.num_examples[place]),
+                seeds.integer(self.seed, "model", self.round, client),
+            )
+
+
+class Engine(Protocol):
+    """Computes what the clients of a round convey."""
+
+    name: str
+
+    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+        """Let the clients train from the global `weights`, and add what they convey to a round's aggregation.
+
+        Return whose updates were accepted, shape (clients,).
+        """
+        ...
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))

@@ -1,0 +1,65 @@
+"""Max pooling without overlap, by comparing whole slices: many times faster than `max_pool2d` on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_LARGEST = 3
+
+
+def has_fast_form(module: nn.Module) -> bool:
+    """Say whether a module is max pooling whose windows are small squares that neither overlap nor reach outside."""
+    if not isinstance(module, nn.MaxPool2d) or module.return_indices or module.ceil_mode:
+        return False
+    sides = {_pair(module.kernel_size), _pair(module.stride)}
+    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
+    return plain and len(sides) == 1 and all(side[0] == side[1] <= _LARGEST for side in sides)
+
+
+class FastPool:
+    """Max pooling over squares of `side`; the same numbers as `max_pool2d`, and the same gradients."""
+
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        self._side = _pair(module.kernel_size)[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to (batch, channels, height // side, width // side)."""
+        if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous():
+            return functional.max_pool2d(x, self._side)
+        pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
+        return pooled
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, side: int) -> Tensor:  # noqa: ANN401
+        slices = _slices(x, side)
+        largest = slices[0]
+        for other in slices[1:]:
+            largest = torch.maximum(largest, other)
+        ctx.save_for_backward(x, largest)
+        ctx.side = side
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        x, largest = ctx.saved_tensors
+        result = torch.zeros_like(x)
+        rest = gradient.clone()
+        for values, target in zip(_slices(x, ctx.side), _slices(result, ctx.side), strict=True):
+            # As in max_pool2d, the gradient goes to the first of several that are equally large.
+            torch.mul(rest, (values == largest).to(rest.dtype), out=target)
+            rest -= target
+        return result, None
+
+
+def _slices(x: Tensor, side: int) -> list[Tensor]:
+    """Return the elements of each window by their place in it, row by row."""
+    height, width = (size // side * side for size in x.shape[2:])
+    return [x[:, :, row:height:side, column:width:side] for row in range(side) for column in range(side)]
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
