@@ -18,7 +18,7 @@ from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
 from salf.rules import InverseProbability, Memory, Rule, Share
 from salf.theory import DepthDistribution, empty_probability, reach_probability
-from salf.updates import Update, check_update
+from salf.updates import Update, check_update, is_finite
 
 Reach = npt.ArrayLike | DepthDistribution
 Floats = npt.NDArray[np.float64]
@@ -252,7 +252,7 @@ class Aggregation:
             tensors = {name: _moved(self._state[name], moved.deltas.pop(name), factor) for name in layer.parameters}
             for name, value in total.buffers.items():
                 tensors[name] = _mean(self._state[name], value, total.buffer_weight)
-            if all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            if all(map(is_finite, tensors.values())):
                 changed |= tensors
             else:
                 overflowed.append(layer.name)

@@ -43,20 +43,21 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 def save_checkpoint(path: Path, state: ServerState) -> None:
     """Write all of `state` to one file, atomically."""
-    write_atomically(path, save_tensors(dict(_flatten(state)), metadata={"format": _FORMAT, "state": _describe(state)}))
+    # A single entry: safetensors writes several in an order of its own, another in each process.
+    write_atomically(path, save_tensors(dict(_flatten(state)), metadata={"salf": _describe(state)}))
 
 
 def load_checkpoint(path: Path) -> ServerState:
     """Read what `save_checkpoint` wrote. Raises `RunFolderError` for anything else."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            description = json.loads((file.metadata() or {}).get("salf", "{}"))
+            if description.get("format") != _FORMAT:
                 raise RunFolderError(
                     f"{path} is not a checkpoint of this version of salf; start the run anew elsewhere"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-        return _unflatten(tensors, json.loads(metadata["state"]))
+        return _unflatten(tensors, description)
     except OSError as error:
         raise RunFolderError(f"cannot read the checkpoint {path}: {error.strerror or error}; mend that") from error
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -76,7 +77,8 @@ def _describe(state: ServerState) -> str:
         client: {layer: [last.weight, last.steps, list(last.deltas)] for layer, last in layers.items()}
         for client, layers in state.memory.items()
     }
-    return json.dumps({"round": state.round, "time_s": state.time_s, "memory": memory}, sort_keys=True)
+    described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
+    return json.dumps(described, sort_keys=True)
 
 
 def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:

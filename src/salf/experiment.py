@@ -18,9 +18,9 @@ from salf.devices import AnyDevices, UniformDepth
 from salf.engines import EngineName, Optimisation
 from salf.errors import InvalidSetting
 from salf.methods import METHODS, AnyMethod, Salf
-from salf.models import Cnn, Model
+from salf.models import Mlp, Model
 from salf.problems import describe
-from salf.settings import Section, complete, did_you_mean, override, read
+from salf.settings import Section, complete, did_you_mean, override, preset_names, read
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -103,7 +103,7 @@ class Experiment:
     rounds: Count = 100
     engine: EngineName = "auto"
     data: DataSettings = Field(default_factory=DataSettings)
-    model: Model = Field(default_factory=Cnn)
+    model: Model = Field(default_factory=Mlp)
     client: ClientSettings = Field(default_factory=ClientSettings)
     devices: AnyDevices = Field(default_factory=UniformDepth)
     method: AnyMethod = Field(default_factory=Salf)
@@ -159,6 +159,14 @@ class Experiment:
         known = {field.name for field in fields(METHODS[name])} - {"name"}
         kept = {field.name: getattr(self.method, field.name) for field in fields(self.method) if field.name in known}
         return replace(self, method=METHODS[name](**kept))
+
+    def is_as_published(self) -> bool:
+        """Say whether this is a preset but for its seed, method, engine, the data's folder and when it is tested."""
+        if self.name not in preset_names():
+            return False
+        preset = Experiment.load(self.name).with_method(self.method.name)
+        own = replace(preset.data, root=self.data.root)
+        return self == replace(preset, seed=self.seed, engine=self.engine, evaluate=self.evaluate, data=own)
 
     def to_toml(self) -> str:
         """Return the complete experiment as TOML.

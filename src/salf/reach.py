@@ -1,12 +1,14 @@
 """How often each client reached each layer, observed over the rounds of a run whose depth distribution nobody knows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 _PRIOR_ROUNDS = 2.0  # how many rounds of evidence the frequency over all clients counts for
+_PAGE = 256
+Whole = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -18,62 +20,80 @@ class ObservedReach:
     evidence it is 1, so nothing is corrected before anyone was seen to miss a layer; and a client that never missed a
     layer is taken to be certain of it, so that p_l is 0 as soon as there is one.
 
+    `pages` holds the counts of 256 clients each, the rounds in the first column and then the layers, and only of those
+    of whom one was asked: a round copies the pages of its cohort, whatever the size of the population.
+
     >>> seen = ObservedReach(num_layers=2).observe([3, 8], [[False, True], [True, True]])
     >>> seen.probability([3, 8, 5]).round(3)
     array([[0.444, 1.   ], [1.   , 1.   ], [0.667, 1.   ]])
     """
 
     num_layers: int
-    rounds: Mapping[int, int] = field(default_factory=dict)
-    reached: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
-    total_rounds: int = 0
-    total_reached: npt.NDArray[np.int64] | None = None
+    pages: Mapping[int, Whole] = field(default_factory=dict)
+    totals: Whole | None = None
 
     def observe(self, clients: npt.ArrayLike, reached: npt.ArrayLike) -> "ObservedReach":
         """Count one round: `reached` has shape (clients, layers), true where a client reached a layer."""
-        ids = np.asarray(clients).tolist()
-        hits = np.asarray(reached, dtype=np.int64)
-        if hits.shape != (len(ids), self.num_layers) and (ids or hits.size):
+        ids, hits = np.asarray(clients, dtype=np.int64), np.asarray(reached, dtype=np.int64)
+        if hits.shape != (len(ids), self.num_layers) and (ids.size or hits.size):
             raise ValueError(f"reached has shape {hits.shape}, not ({len(ids)}, {self.num_layers}): clients, layers")
-        rounds, counts = dict(self.rounds), dict(self.reached)
-        nothing = np.zeros(self.num_layers, dtype=np.int64)
-        for client, row in zip(ids, hits, strict=True):
-            rounds[client] = rounds.get(client, 0) + 1
-            counts[client] = counts.get(client, nothing) + row
-        total = nothing if self.total_reached is None else self.total_reached
-        return ObservedReach(
-            self.num_layers, rounds, counts, self.total_rounds + len(hits), total + hits.sum(axis=0, dtype=np.int64)
-        )
+        counts = np.ones((len(ids), self.num_layers + 1), dtype=np.int64)
+        counts[:, 1:] = hits.reshape(len(ids), self.num_layers)
+        pages = dict(self.pages)
+        for page, own in _by_page(ids):
+            known = pages.get(page)
+            pages[page] = self._nothing(_PAGE) if known is None else known.copy()
+            np.add.at(pages[page], ids[own] % _PAGE, counts[own])
+        return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0))
 
     def probability(self, clients: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Estimate π_{u,l} for the given clients, shape (clients, layers)."""
-        nothing = np.zeros(self.num_layers, dtype=np.int64)
-        total = nothing if self.total_reached is None else self.total_reached
-        overall = (total + 1) / (self.total_rounds + 1)
-        ids = np.asarray(clients).tolist()
-        rounds = np.array([self.rounds.get(client, 0) for client in ids], dtype=np.float64)[:, None]
-        reached = np.array([self.reached.get(client, nothing) for client in ids]).reshape(len(ids), self.num_layers)
+        counts = self._counts(np.asarray(clients, dtype=np.int64))
+        rounds, reached = counts[:, :1], counts[:, 1:]
+        totals = self._totals()
+        overall = (totals[1:] + 1) / (totals[0] + 1)
         smoothed = (reached + _PRIOR_ROUNDS * overall) / (rounds + _PRIOR_ROUNDS)
         return np.where((rounds > 0) & (reached == rounds), 1.0, smoothed)
 
-    def to_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
+    def to_arrays(self) -> dict[str, Whole]:
         """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers)."""
-        clients = sorted(self.rounds)
-        reached = np.array([self.reached[client] for client in clients], dtype=np.int64)
-        return {
-            "clients": np.array(clients, dtype=np.int64),
-            "rounds": np.array([self.rounds[client] for client in clients], dtype=np.int64),
-            "reached": reached.reshape(len(clients), self.num_layers),
-        }
+        pages = sorted(self.pages)
+        counts = np.concatenate([self._nothing(0), *(self.pages[page] for page in pages)])
+        clients = (np.array(pages, dtype=np.int64)[:, None] * _PAGE + np.arange(_PAGE)).ravel()
+        asked = counts[:, 0] > 0
+        return {"clients": clients[asked], "rounds": counts[asked, 0], "reached": counts[asked, 1:]}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.int64]]) -> "ObservedReach":
+    def from_arrays(cls, arrays: Mapping[str, Whole]) -> "ObservedReach":
         """Read what `to_arrays` returned."""
-        clients, rounds, reached = arrays["clients"].tolist(), arrays["rounds"], arrays["reached"]
-        return cls(
-            reached.shape[1],
-            dict(zip(clients, rounds.tolist(), strict=True)),
-            dict(zip(clients, reached, strict=True)),
-            int(rounds.sum()),
-            reached.sum(axis=0, dtype=np.int64),
-        )
+        counts = np.concatenate([arrays["rounds"][:, None], arrays["reached"]], axis=1)
+        empty = cls(arrays["reached"].shape[1])
+        pages = {}
+        for page, own in _by_page(arrays["clients"]):
+            pages[page] = empty._nothing(_PAGE)
+            pages[page][arrays["clients"][own] % _PAGE] = counts[own]
+        return cls(empty.num_layers, pages, counts.sum(axis=0))
+
+    def _counts(self, ids: Whole) -> Whole:
+        counts = self._nothing(len(ids))
+        for page, own in _by_page(ids):
+            if page in self.pages:
+                counts[own] = self.pages[page][ids[own] % _PAGE]
+        return counts
+
+    def _totals(self) -> Whole:
+        return self._nothing(1)[0] if self.totals is None else self.totals
+
+    def _nothing(self, clients: int) -> Whole:
+        return np.zeros((clients, self.num_layers + 1), dtype=np.int64)
+
+
+def _by_page(ids: Whole) -> Iterator[tuple[int, npt.NDArray[np.bool_] | slice]]:
+    """Yield each page that holds some of the clients, and which of them."""
+    pages = ids // _PAGE
+    different = np.unique(pages).tolist()
+    if len(different) == 1:
+        yield different[0], slice(None)
+        return
+    for page in different:
+        yield page, pages == page

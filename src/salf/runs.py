@@ -146,7 +146,10 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"cannot look into the folder {path}: {_reason(error)}; choose another") from error
         if known and not resume:
-            raise RunFolderError(f"{path} already holds a run; go on with it (--resume) or choose another --out")
+            raise RunFolderError(
+                f"{path} already holds a run; go on with it (salf run --resume {path}; in salf compare add --resume; "
+                "in Python resume=True) or choose another folder"
+            )
         if known and folder._experiment not in known:
             raise RunFolderError(f"{path} holds {known[0].name} but no experiment.toml; start the run anew elsewhere")
         differing = _differences(cls.read_experiment(path), experiment) if known else []

@@ -24,7 +24,9 @@ from salf.methods import Schedule, Situation
 from salf.reach import ObservedReach
 from salf.records import RoundRecord
 
-_FORWARD_WORTH_THREADS = 2e6  # floating-point operations per example
+# Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
+# they save on small tensors.
+_WORTH_THREADS = 2e8
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Simulation:
     def __init__(
         self, experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
     ) -> None:
+        if not isinstance(experiment, Experiment):
+            raise InvalidSetting(f"experiment is {experiment!r}; give an Experiment, such as Experiment.load('digits')")
+        if model is not None and not isinstance(model, nn.Module):
+            raise InvalidSetting(f"model is {model!r}; give an nn.Module, already built")
         self.experiment = experiment
         settings = experiment.data
         if dataset is None and settings.name == "tensors":
@@ -69,7 +75,12 @@ class Simulation:
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
         _check_trainable(model, self.dataset, min(experiment.client.batch_size, int(self.partition.sizes.min())))
-        self._engine = self._choose_engine(model)
+        client = experiment.client
+        batch = client.batch_size * self.job.costs.forward
+        with _suitable_threads(batch):
+            self._engine = self._choose_engine(model)
+        together = (client.cohort or settings.clients) if self._engine.at_once else 1
+        self._operations = together * batch
 
     def initial_state(self) -> ServerState:
         """Return the state before the first round."""
@@ -78,7 +89,7 @@ class Simulation:
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
-        with _suitable_threads(self.job):
+        with _suitable_threads(self._operations):
             return self._play(state)
 
     def _choose_engine(self, model: nn.Module) -> Engine:
@@ -94,8 +105,7 @@ class Simulation:
             batch,
             client.local_steps,
         )
-        with _suitable_threads(self.job):
-            return choose_engine(self.experiment.engine, training, self.experiment.method.aggregation_rule)
+        return choose_engine(self.experiment.engine, training, self.experiment.method.aggregation_rule)
 
     def _play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         experiment = self.experiment
@@ -144,8 +154,9 @@ class Simulation:
 
     def _draw_cohort(self, round: int) -> Cohort:
         population, asked = self.experiment.data.clients, self.experiment.client.cohort
-        clients = np.arange(population)
-        if asked is not None:
+        if asked is None:
+            clients = np.arange(population)
+        else:
             drawn = seeds.stream(self.experiment.seed, "cohort", round).choice(population, asked, replace=False)
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
@@ -209,10 +220,10 @@ def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> 
 
 
 @contextmanager
-def _suitable_threads(job: Job) -> Iterator[None]:
-    """Compute on one thread where the model is so small that sharing it out costs more than it saves."""
+def _suitable_threads(operations: float) -> Iterator[None]:
+    """Compute on one thread where passes are so small that sharing them out costs more than it saves."""
     threads = torch.get_num_threads()
-    if job.costs.forward < _FORWARD_WORTH_THREADS:
+    if operations < _WORTH_THREADS:
         torch.set_num_threads(1)
     try:
         yield

@@ -18,7 +18,7 @@ _FORMAT = "salf-update-1"
 _MOST = 2**53  # a count beyond it is no number of steps or examples, and no longer exact as a weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Update:
     """One client's partial update: what it conveys of one round.
 
@@ -43,6 +43,14 @@ class Update:
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
 
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in (*self.deltas.values(), *self.buffers.values()))
+        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
+        return (
+            f"Update({len(self.deltas)} parameters, {len(self.buffers)} buffers, {size} bytes, "
+            f"steps={steps}, num_examples={self.num_examples})"
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
         steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
         return (Update, (dict(self.deltas), steps, self.num_examples, dict(self.buffers)))
@@ -66,8 +74,9 @@ class Update:
         tensors = {f"delta/{name}": _plain(tensor) for name, tensor in self.deltas.items()}
         tensors |= {f"buffer/{name}": _plain(tensor) for name, tensor in self.buffers.items()}
         steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
-        header = json.dumps({"steps": steps, "num_examples": self.num_examples}, sort_keys=True)
-        return save_tensors(tensors, metadata={"format": _FORMAT, "update": header})
+        header = {"format": _FORMAT, "steps": steps, "num_examples": self.num_examples}
+        # A single entry: safetensors writes several in an order of its own, another in each process.
+        return save_tensors(tensors, metadata={"salf": json.dumps(header, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> "Update":
@@ -75,9 +84,9 @@ class Update:
         try:
             tensors = load_tensors(payload)
             metadata = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
-            if metadata["format"] != _FORMAT:
-                raise InvalidUpdate("not an update", [f"its format is '{metadata['format']}', not '{_FORMAT}'"])
-            header = json.loads(metadata["update"])
+            header = json.loads(metadata["salf"])
+            if header["format"] != _FORMAT:
+                raise InvalidUpdate("not an update", [f"its format is '{header['format']}', not '{_FORMAT}'"])
             steps, num_examples = header["steps"], header["num_examples"]
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InvalidUpdate(
@@ -159,11 +168,12 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> It
         yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
     if value.dtype != expected.dtype:
         yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
-    if not _is_finite(value):
+    if not is_finite(value):
         yield f"'{name}' holds values that are not finite"
 
 
-def _is_finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Say whether no value of a tensor is infinite or NaN."""
     # Torch cannot look into floats of one byte; no model's parameters have such a type, which is a problem of its own.
     if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
         return True

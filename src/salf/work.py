@@ -1,12 +1,12 @@
 """What a client did in one block under a deadline, and the update it conveys."""
 
 from collections.abc import Iterable, Mapping
-from operator import index
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from salf.errors import SalfError
+from salf.errors import InvalidSetting, SalfError
 from salf.layers import Layer, Layers
 from salf.pace import Pace
 from salf.updates import Update
@@ -31,6 +31,12 @@ class Work:
         self._pace = pace
         self._update: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._layer_steps = dict.fromkeys(layers.names, 0)
+        self._versions: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"Work(steps={self.steps}, depth={self.depth}, interrupted={self.interrupted}, seconds={self.seconds:.4g})"
+        )
 
     @property
     def layer_steps(self) -> Mapping[str, int]:
@@ -45,12 +51,22 @@ class Work:
     def update(self, num_examples: int) -> Update:
         """Return what is to be conveyed: for each layer that received a step, local minus initial weights.
 
-        `num_examples` is the size of the client's data set. Call it after the block and before the model trains on.
+        `num_examples` is the size of the client's data set, at least 1. Call it after the block and before anything
+        else writes to the model, such as `load_state_dict`; raises `SalfError` if that is too late.
         """
+        given: object = num_examples
+        if isinstance(given, bool) or not isinstance(given, Integral) or num_examples < 1:
+            raise InvalidSetting(f"num_examples is {num_examples!r}; give a whole number of at least 1")
         if not self.finished:
             raise SalfError("work.update() must be called after the 'with salf.deadline(...)' block, not inside it")
         conveyed = [layer for layer in self._layers if self._layer_steps[layer.name]]
         if self._update is None:
+            changed = [name for name, count in self._versions.items() if _writes(self._tensors[name]) != count]
+            if changed:
+                raise SalfError(
+                    f"the model was written to since the block ended ({', '.join(changed[:3])}"
+                    f"{', …' if len(changed) > 3 else ''}), so what the block did is lost; call work.update() first"
+                )
             with torch.no_grad():
                 deltas = {
                     name: self._tensors[name].detach() - self._initial[name]
@@ -62,7 +78,7 @@ class Work:
             self._pace.spare |= self._initial
             self._initial = {}
         steps = {layer.name: self._layer_steps[layer.name] for layer in conveyed}
-        return Update(self._update[0], steps, index(num_examples), self._update[1])
+        return Update(self._update[0], steps, int(num_examples), self._update[1])
 
     def keep_initial(self, names: Iterable[str]) -> int:
         """Remember the weights that are about to change for the first time; return how many bytes were copied."""
@@ -79,6 +95,12 @@ class Work:
     def end(self, model: nn.Module, seconds: float) -> None:
         """Note that the block is over, and which tensors are `model`'s buffers now: a module may have replaced them."""
         self._tensors |= dict(model.named_buffers())
+        self._versions = {
+            name: _writes(self._tensors[name])
+            for layer in self._layers
+            if self._layer_steps[layer.name]
+            for name in layer.parameters
+        }
         self.finished, self.seconds = True, seconds
 
     def count_step(self, stepped: Iterable[str], *, whole: bool) -> None:
@@ -180,6 +202,11 @@ class StepInTheMaking:
 
     def _copy_buffers(self, layer: Layer) -> dict[str, Tensor]:
         return {name: self._model.get_buffer(name).detach().clone() for name in layer.buffers}
+
+
+def _writes(tensor: Tensor) -> int:
+    """Return how often a tensor was written to; autograd counts it, to find what would spoil a backward pass."""
+    return tensor._version  # noqa: SLF001
 
 
 def _is_blank(gradient: Tensor | None) -> bool:

@@ -104,14 +104,17 @@ def receive(payload: bytes) -> bool:
     return True
 
 
+HEADER = {"format": "salf-update-1", "steps": 1, "num_examples": 1}
+
+
 def payload(metadata: object, tensors: Mapping[str, object] | None = None, body: bytes = b"") -> bytes:
     """Write the bytes of a safetensors file by hand."""
     text = json.dumps({"__metadata__": metadata, **(tensors or {})}).encode()
     return struct.pack("<Q", len(text)) + text + body
 
 
-def metadata(update: str = '{"steps": 1, "num_examples": 1}') -> dict[str, Any]:
-    return {"format": "salf-update-1", "update": update}
+def metadata(update: str = json.dumps(HEADER)) -> dict[str, Any]:
+    return {"salf": update}
 
 
 def one_tensor(dtype: str, shape: list[int], size: int, name: str = "delta/body.w") -> bytes:
@@ -138,12 +141,25 @@ def test_valid_payloads_are_taken() -> None:
         safetensors.torch.save({"delta/body.w": torch.ones(2)}, metadata={"format": "pt"}),
         payload(None),
         payload({}),
-        payload({"format": "salf-update-1"}),
-        payload({"format": "salf-update-2", "update": '{"steps": 1, "num_examples": 1}'}),
-        payload({"format": None, "update": 3}),
-        *(payload(metadata(update)) for update in ("", "{", "[]", "3", "null", '"steps"', "{}", '{"steps": 1}')),
+        payload({"salf": '{"format": "salf-update-1"}'}),
+        payload({"salf": '{"format": "salf-update-2", "steps": 1, "num_examples": 1}'}),
+        payload({"salf": 3}),
+        *(
+            payload(metadata(update))
+            for update in (
+                "",
+                "{",
+                "[]",
+                "3",
+                "null",
+                '"steps"',
+                "{}",
+                '{"steps": 1}',
+                '{"format": "salf-update-1", "steps": 1}',
+            )
+        ),
         payload(metadata("[" * 100_000)),
-        payload(metadata('{"steps": 1, "num_examples": ' + "1" * 5000 + "}")),
+        payload(metadata('{"format": "salf-update-1", "steps": 1, "num_examples": ' + "1" * 5000 + "}")),
         one_tensor("F32", [2], 8, name="gradient/body.w"),
         one_tensor("F32", [2], 8, name="body.w"),
         one_tensor("F33", [2], 8),
@@ -184,7 +200,7 @@ WRONG_COUNTS: list[dict[str, object]] = [
         one_tensor("F32", [2], 8, name="delta/"),
         *(
             payload(
-                metadata(json.dumps({"steps": 1, "num_examples": 1} | change)),
+                metadata(json.dumps(HEADER | change)),
                 {"delta/head.w": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}},
                 b"\1" * 4,
             )
@@ -231,6 +247,8 @@ JSON = st.recursive(
 @given(steps=JSON | st.dictionaries(st.sampled_from(LAYERS.names), JSON), num_examples=JSON)
 def test_any_counts_are_taken_or_refused(steps: object, num_examples: object) -> None:
     tensors = {"delta/body.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
-    taken = receive(payload(metadata(json.dumps({"steps": steps, "num_examples": num_examples})), tensors, b"\1" * 8))
+    taken = receive(
+        payload(metadata(json.dumps(HEADER | {"steps": steps, "num_examples": num_examples})), tensors, b"\1" * 8)
+    )
     here = steps.get("body") if isinstance(steps, dict) else steps
     assert not taken or (type(here) is int and here >= 1 and type(num_examples) is int and num_examples >= 1)

@@ -128,6 +128,6 @@ def only_json(result: Called) -> dict[str, Any]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder but the checkpoint, whose bytes may differ in the order of its metadata."""
+    """Every file of a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "state.safetensors"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

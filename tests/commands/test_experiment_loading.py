@@ -2,11 +2,13 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from salf import simulate
 from salf.errors import InvalidSetting
 from salf.experiment import DataSettings, Expected, Experiment
 from salf.methods import DropStragglers, FedAvg, Salf
@@ -156,7 +158,7 @@ def test_values_and_sections_are_not_confused(key: str, value: object, message: 
         ("model.patch", "unknown key 'model.patch': it belongs to model.name = 'transformer', not to 'cnn'"),
         ("method.rule.max_corr", "unknown key 'method.rule.max_corr' (did you mean 'method.rule.max_correction'?)"),
         ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, target)"),
-        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, {SECTIONS})"),
+        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, {SECTIONS})"),
     ],
 )
 def test_unknown_keys_are_told_where_they_belong(key: str, message: str) -> None:
@@ -263,7 +265,7 @@ def test_a_section_that_names_no_choice_describes_the_default_one(tmp_path: Path
         name="own",
         method=Salf(rule=Corrected(max_correction=3)),
         devices=Experiment.load("digits", **{"devices.stragglers": 0.5}).devices,
-        model=Cnn(hidden=()),
+        model=Mlp(hidden=()),
     )
 
 
@@ -348,3 +350,22 @@ def test_with_method_keeps_what_the_other_method_knows() -> None:
     assert salf.with_method("drop").data == salf.data
     with pytest.raises(InvalidSetting, match=r"there is no method 'slaf' \(did you mean 'salf'\?\); known are fedavg"):
         salf.with_method("slaf")
+
+
+def test_an_experiment_without_any_setting_runs() -> None:
+    assert [record.round for record in simulate(replace(Experiment(), rounds=2))] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "published"),
+    [
+        ({}, True),
+        ({"seed": 3, "engine": "plain", "evaluate.every": 7, "data.root": "/somewhere"}, True),
+        ({"method.name": "drop"}, True),
+        ({"rounds": 20}, False),
+        ({"method.deadline": 2.0}, False),
+        ({"name": "mine"}, False),
+    ],
+)
+def test_what_a_preset_promises_holds_for_the_preset(settings: dict[str, object], published: bool) -> None:
+    assert Experiment.load("digits", **settings).is_as_published() is published

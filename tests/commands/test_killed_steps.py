@@ -21,6 +21,12 @@ def test_a_run_killed_at_any_step_of_writing_gives_the_same_bytes(tmp_path: Path
     # At least: two folders; settings, records, two checkpoints, model and report, each made sure of and named.
     assert steps >= 14
     undisturbed = content(tmp_path / "undisturbed")
-    assert list(undisturbed) == ["experiment.toml", "model.safetensors", "records.jsonl", "report.html"]
+    assert list(undisturbed) == [
+        "checkpoint/state.safetensors",
+        "experiment.toml",
+        "model.safetensors",
+        "records.jsonl",
+        "report.html",
+    ]
     for step in range(1, steps + 1):
         assert content(tmp_path / f"killed-{step}") == undisturbed, f"killed before step {step}"

@@ -215,7 +215,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     tiny_run(tmp_path)
     before = content(tmp_path)
     with pytest.raises(
-        RunFolderError, match=r"already holds a run; go on with it \(--resume\) or choose another --out"
+        RunFolderError, match=r"already holds a run; go on with it \(salf run --resume .*\) or choose another"
     ):
         tiny_run(tmp_path)
     (tmp_path / "experiment.toml").rename(tmp_path / "old.toml")

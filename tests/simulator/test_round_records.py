@@ -172,9 +172,7 @@ def test_what_is_refused_is_nobody_elses() -> None:
     assert (record.rejected, set(record.contributors)) == (1, {5})
     assert record.work_kept == pytest.approx(5 / 6)
     assert sorted(state.memory) == [0, 1, 3, 4, 5]
-    assert {client: reached.tolist() for client, reached in state.observed.reached.items()} == {
-        client: [int(client != 2)] * 2 for client in range(6)
-    }
+    assert state.observed.to_arrays()["reached"].tolist() == [[int(client != 2)] * 2 for client in range(6)]
     for client, remembered in state.memory.items():
         for layer, last in remembered.items():
             assert same_weights(last.deltas, expected.memory[client][layer].deltas)

@@ -87,10 +87,11 @@ def compare(
 def _table(comparison: Comparison) -> Table:
     experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
     extent = (counted(experiment.rounds, "round"), counted(experiment.data.clients, "client"), counted(count, "seed"))
+    chosen = "" if experiment.evaluate.target else ", 95 % of the best method (set evaluate.target)"
     table = Table(
         title=Text(f"{experiment.name}: {', '.join(extent)}"),
-        caption=f"accuracy: mean ± standard deviation over seeds; target: {percent(comparison.target)}; "
-        "times are on the virtual clock",
+        caption=f"accuracy: mean ± standard deviation over seeds; target: {percent(comparison.target)}{chosen}; "
+        "time to target: mean over seeds, on the virtual clock; speed-up: against fedavg",
     )
     table.add_column("method", style="bold")
     for heading in ("test accuracy", "time of the run", "time to target", "speed-up", "work kept"):
@@ -101,11 +102,19 @@ def _table(comparison: Comparison) -> Table:
             summary.method,
             percent(summary.accuracy, summary.deviation),
             seconds(summary.time_s),
-            seconds(summary.time_to_target),
+            _time_to_target(summary),
             "–" if speed_up is None else f"{speed_up:.1f}×",
             percent(summary.work_kept),
         )
     return table
+
+
+def _time_to_target(summary: Summary) -> str:
+    """Write the mean time; where only some seeds reach the target, how many."""
+    reached = sum(map(math.isfinite, summary.times_to_target))
+    if 0 < reached < len(summary.times_to_target):
+        return f"by {reached} of {len(summary.times_to_target)}"
+    return seconds(summary.time_to_target)
 
 
 def _speed_up(comparison: Comparison, summary: Summary) -> float | None:

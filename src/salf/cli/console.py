@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
@@ -36,6 +37,7 @@ def mistakes_reported() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no "±" gets a "?", not an error
+    warnings.formatwarning = _as_line
     try:
         yield
     except SalfError as error:
@@ -48,6 +50,17 @@ def mistakes_reported() -> Iterator[None]:
     except OSError as error:
         _abandon_output()
         fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 2)
+
+
+def _as_line(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> str:
+    """Write a warning as one line, without the place in the program where it comes from."""
+    return f"salf: {message}\n"
 
 
 def fail(message: str, code: int) -> NoReturn:

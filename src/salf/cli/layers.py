@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, counted, percent, print_json, show, tell
+from salf.cli.console import AsJson, Settings, counted, parse_settings, percent, print_json, show, tell
 from salf.costs import measure_costs
 from salf.data import load
 from salf.devices import LayerCosts
@@ -25,6 +25,7 @@ Shape = Annotated[
 
 def layers(
     model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", show_default=False)],
+    settings: Settings = None,
     example_shape: Shape = None,
     integers: Annotated[bool, typer.Option("--integers", help="Examples are whole numbers, such as tokens.")] = False,
     group: Annotated[
@@ -40,7 +41,7 @@ def layers(
 
     For example: salf layers torchvision.models:resnet18 --example-shape 3,32,32
     """
-    network, example = _build(model)
+    network, example = _build(model, parse_settings(settings))
     if example_shape is not None:
         example = _example(example_shape, integers=integers)
     found = find_layers(network, example, [name.strip() for name in group.split(",") if name.strip()] or None)
@@ -53,11 +54,13 @@ def layers(
             tell("The order is that of declaration; --example-shape 3,32,32 observes it and counts operations.")
 
 
-def _build(named: str) -> tuple[nn.Module, Tensor | None]:
+def _build(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
     """Build the user's model, or that of a preset with an example of its data."""
     if ":" in named:
+        if overrides:
+            raise InvalidSetting("--set changes an experiment's settings, but a model of your own was named")
         return build(Factory(call=named), (), 2, seed=0), None
-    experiment = Experiment.load(named)
+    experiment = Experiment.load(named, **overrides)
     dataset = load(experiment.data.name, experiment.data.root)
     network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
     return network, dataset.inputs[:2]

@@ -34,6 +34,10 @@ def run(
         str | None,
         typer.Option(metavar="NAME", help=f"The mechanism, in place of the experiment's own: {', '.join(METHODS)}."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep settings, records, model and report in this new folder.")
     ] = None,
@@ -50,7 +54,11 @@ def run(
     """
     if out is not None and resume is not None:
         raise InvalidSetting("give either --out, for a new run, or --resume, for one that was interrupted")
-    chosen = _choose(experiment, settings, method, resume)
+    overrides = parse_settings(settings)
+    for option, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
+        if value is not None and overrides.setdefault(key, value) != value:
+            raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
+    chosen = _choose(experiment, overrides, resume)
     with progress_bar(f"{chosen.name} · {chosen.method.name}", chosen.rounds, shown=not as_json) as bar:
 
         def watch(record: RoundRecord) -> None:
@@ -64,11 +72,8 @@ def run(
         _report(finished)
 
 
-def _choose(named: str, settings: list[str] | None, method: str | None, resume: Path | None) -> Experiment:
+def _choose(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
     """Load what was named; with only a folder to resume, what its run was."""
-    overrides = parse_settings(settings)
-    if method is not None and overrides.setdefault("method.name", method) != method:
-        raise InvalidSetting(f"--method is {method}, but --set says {overrides['method.name']}; give only one")
     if resume is None:
         return Experiment.load(named or "digits", **overrides)
     known = RunFolder.read_experiment(resume)
@@ -82,6 +87,7 @@ def _as_object(run: Run) -> dict[str, object]:
     return {
         "experiment": run.experiment.name,
         "method": run.experiment.method.name,
+        "engine": last.engine,
         "seed": run.experiment.seed,
         "rounds": last.round,
         "time_s": last.time_s,
@@ -110,7 +116,7 @@ def _report(run: Run) -> None:
     if refused:
         tell(f"refused: {counted(refused, 'update')} with values that were not finite; a lower client.lr may help")
     expected = experiment.expected.get(experiment.method.name)
-    if expected is not None:
+    if expected is not None and experiment.is_as_published():
         tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")
     if run.folder is not None:
         tell(f"kept in {run.folder}")

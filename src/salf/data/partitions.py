@@ -7,6 +7,7 @@ give the same partition.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ class Partition:
     def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
         return (self[client] for client in range(len(self)))
 
-    @property
+    @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """How many examples each client holds."""
         return np.diff(self.offsets)

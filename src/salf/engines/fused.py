@@ -16,6 +16,7 @@ from salf.engines.task import Optimisation, Tasks, Whole
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
+from salf.updates import is_finite
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
@@ -33,6 +34,7 @@ class FusedEngine:
     """
 
     name = "fused"
+    at_once = True
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class FusedEngine:
             for name, value in seen.items():
                 whole = not value.is_floating_point()
                 buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        if not all(bool(torch.isfinite(gradient.sum())) for gradient in gradients):
+        if not all(map(is_finite, gradients)):
             return None
         named = dict(zip(self._pass.parameters, gradients, strict=bool(gradients)))
         sums, held = scales.sum(axis=0), np.where(steps > 0, clients[:, None], 0.0).sum(axis=0)

@@ -33,6 +33,8 @@ class NestedPass:
         self._frozen = copy.deepcopy(traced.model).requires_grad_(requires_grad=False)
         self.parameters = {name: value for name, value in self._live.named_parameters() if name in owner}
         self.norms = client_norms(self._live)
+        # Walking through the modules in every round would cost more than all the rest.
+        self._weights = [(name, own) for model in (self._live, self._frozen) for name, own in model.named_parameters()]
         compiler = Compiler(traced, self._frozen, owner, self.norms)
         self._steps = [compiler.step(node) for node in traced.graph.nodes]
         self._done_with = compiler.done_with
@@ -40,9 +42,8 @@ class NestedPass:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Compute with these weights from now on; they are not copied."""
-        for model in (self._live, self._frozen):
-            for name, parameter in model.named_parameters():
-                parameter.data = weights[name]
+        for name, parameter in self._weights:
+            parameter.data = weights[name]
 
     def run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""

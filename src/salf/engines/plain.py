@@ -25,6 +25,7 @@ class PlainEngine:
     """
 
     name = "plain"
+    at_once = False
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class StackedEngine:
     """
 
     name = "stacked"
+    at_once = True
 
     def __init__(
         self,

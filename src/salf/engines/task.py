@@ -64,9 +64,10 @@ class Tasks:
 
 
 class Engine(Protocol):
-    """Computes what the clients of a round convey."""
+    """Computes what the clients of a round convey; `at_once` if it does so for many of them in one operation."""
 
     name: str
+    at_once: bool
 
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Let the clients train from the global `weights`, and add what they convey to a round's aggregation.
