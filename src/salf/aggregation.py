@@ -18,7 +18,7 @@ from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
 from salf.rules import InverseProbability, Memory, Rule, Share
 from salf.theory import DepthDistribution, empty_probability, reach_probability
-from salf.updates import Update, check_update, is_finite
+from salf.updates import Update, all_finite, check_update
 
 Reach = npt.ArrayLike | DepthDistribution
 Floats = npt.NDArray[np.float64]
@@ -124,7 +124,8 @@ class _Sum:
         self.weight += float(weights.sum())
         self.weighted_steps += float((weights * steps).sum())
         for name, delta in total.deltas.items():
-            _accumulate(self.deltas, name, delta, 1.0)
+            wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
+            self.deltas[name] = self.deltas[name] + wide if name in self.deltas else wide
         if total.buffers:
             self.buffer_weight += float(weights.sum())
         for name, value in total.buffers.items():
@@ -221,7 +222,7 @@ class Aggregation:
         """Add all clients of a round at once, given the sums of what they conveyed, layer by layer.
 
         `num_examples` and `steps` are those that `scales` was asked for, with one row for each client, including those
-        that convey nothing. A layer without contributors has no total.
+        that convey nothing. A layer without contributors has no total; the totals are used up.
         """
         weights, counts = self.weights(num_examples), np.asarray(steps, dtype=np.float64)
         for running, total, own in zip(self._sums, totals, counts.T, strict=True):
@@ -252,7 +253,7 @@ class Aggregation:
             tensors = {name: _moved(self._state[name], moved.deltas.pop(name), factor) for name in layer.parameters}
             for name, value in total.buffers.items():
                 tensors[name] = _mean(self._state[name], value, total.buffer_weight)
-            if all(map(is_finite, tensors.values())):
+            if all_finite([*tensors.values()]):
                 changed |= tensors
             else:
                 overflowed.append(layer.name)

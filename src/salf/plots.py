@@ -55,6 +55,23 @@ def plot_accuracy(
     return figure
 
 
+def plot_growth(clients: Sequence[int], seconds: Sequence[float], title: str) -> Figure:
+    """Draw the time of a round against its number of clients, both logarithmic, beside a line of slope 1."""
+    with _style():
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        milliseconds = 1000 * np.asarray(seconds, dtype=np.float64)
+        axes.loglog(clients, milliseconds, color=_COLOURS[0], marker=_MARKERS[0], label="measured")
+        linear = milliseconds[-1] * np.asarray(clients, dtype=np.float64) / clients[-1]
+        axes.loglog(clients, linear, color="#555555", linestyle=":", label="proportional to the clients")
+        axes.set(xlabel="clients in a round", ylabel="time of a round (ms)")
+        axes.set_title(title)
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
+
+
 def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour: str, marker: str, line: str) -> None:
     seconds, accuracy = _evaluated(runs)
     axes.plot(

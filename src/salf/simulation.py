@@ -46,6 +46,8 @@ class ServerState:
 class Simulation:
     """An experiment made ready to run: `initial_state` is where it starts, `play` takes a state one round further.
 
+    `engine` computes the clients' training, `job` is what each of them is asked to do.
+
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
     never changed.
     """
@@ -78,8 +80,8 @@ class Simulation:
         client = experiment.client
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
-            self._engine = self._choose_engine(model)
-        together = (client.cohort or settings.clients) if self._engine.at_once else 1
+            self.engine = self._choose_engine(model)
+        together = (client.cohort or settings.clients) if self.engine.at_once else 1
         self._operations = together * batch
 
     def initial_state(self) -> ServerState:
@@ -89,8 +91,19 @@ class Simulation:
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
-        with _suitable_threads(self._operations):
+        with self.suitable_threads():
             return self._play(state)
+
+    @contextmanager
+    def suitable_threads(self) -> Iterator[None]:
+        """Compute on one thread where a round's passes are small."""
+        with _suitable_threads(self._operations):
+            yield
+
+    def tasks(self, state: ServerState) -> Tasks:
+        """Return what the clients of the round after `state` compute."""
+        cohort, schedule = self._plan(state)
+        return self._tasks(cohort, schedule.steps)
 
     def _choose_engine(self, model: nn.Module) -> Engine:
         client = self.experiment.client
@@ -108,10 +121,7 @@ class Simulation:
         return choose_engine(self.experiment.engine, training, self.experiment.method.aggregation_rule)
 
     def _play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
-        experiment = self.experiment
-        cohort = self._draw_cohort(state.round + 1)
-        times = experiment.devices.times(self.job, cohort)
-        schedule = experiment.method.schedule(times, experiment.devices.typical_seconds(self.job))
+        cohort, schedule = self._plan(state)
         result, accepted = self._train(state, cohort, schedule)
         after = ServerState(
             cohort.round,
@@ -131,9 +141,16 @@ class Simulation:
             rejected=int((~accepted).sum()),
             accuracy=accuracy,
             loss=loss,
-            engine=self._engine.name,
+            engine=self.engine.name,
         )
         return after, record
+
+    def _plan(self, state: ServerState) -> tuple[Cohort, Schedule]:
+        """Draw who is asked in the round after `state`, and how far they get."""
+        experiment = self.experiment
+        cohort = self._draw_cohort(state.round + 1)
+        times = experiment.devices.times(self.job, cohort)
+        return cohort, experiment.method.schedule(times, experiment.devices.typical_seconds(self.job))
 
     def _train(
         self, state: ServerState, cohort: Cohort, schedule: Schedule
@@ -149,7 +166,7 @@ class Simulation:
             clients=cohort.clients.tolist(),
             memory=state.memory,
         )
-        accepted = self._engine.contribute(state.weights, self._tasks(cohort, schedule.steps), running)
+        accepted = self.engine.contribute(state.weights, self._tasks(cohort, schedule.steps), running)
         return running.finish(len(cohort.clients)), accepted
 
     def _draw_cohort(self, round: int) -> Cohort:

@@ -116,6 +116,7 @@ def empty_probability(*, reach: npt.ArrayLike, num_clients: int | None = None, m
         return np.asarray(binom.cdf(min_contributors - 1, num_clients, chances), dtype=np.float64)
     if num_clients not in (None, len(chances)):
         raise ValueError(f"reach has {len(chances)} rows for {num_clients} clients")
+    chances = np.sort(chances, axis=0)  # so that not even rounding depends on the order of the clients
     if min_contributors == 1:
         return np.asarray((1 - chances).prod(axis=0), dtype=np.float64)
     # Poisson-binomial: carry the chances of 0, 1, … contributors so far, up to the first count that is enough.

@@ -1,7 +1,8 @@
 """What travels from a client to the server: the layers it finished, and proof that they may be aggregated."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -179,6 +180,15 @@ def is_finite(value: Tensor) -> bool:
         return True
     # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at.
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Say whether no value of several tensors is infinite or NaN."""
+    # One norm for each finds it in a single call; only where one overflows must each value be looked at.
+    real = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
+    rest = [tensor for tensor in tensors if tensor.is_complex()]
+    norms = torch._foreach_norm(real) if real else ()  # noqa: SLF001 - torch's optimizers are built on it
+    return (all(math.isfinite(norm.item()) for norm in norms) and not rest) or all(map(is_finite, tensors))
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from salf.cli.bench import bench
 from salf.cli.compare import compare
 from salf.cli.console import mistakes_reported
 from salf.cli.layers import layers
@@ -22,6 +23,7 @@ _presets = f"Presets: {', '.join(preset_names())}."
 app.command(epilog=_presets)(mistakes_reported()(run))
 app.command(epilog=_presets)(mistakes_reported()(compare))
 app.command()(mistakes_reported()(layers))
+app.command()(mistakes_reported()(bench))
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,10 +16,13 @@ from salf.engines.task import Optimisation, Tasks, Whole
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
-from salf.updates import is_finite
+from salf.updates import all_finite
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
+# Passes whose results stay in the processor's cache are faster, unless they are so small that calling costs more.
+_CACHE_BYTES = 24 * 2**20
+_WORTH_A_PASS = 512
 # Convolutions of at least so many channels are faster with the channels of a pixel side by side.
 _CHANNELS_LAST_FROM = 16
 
@@ -50,11 +53,18 @@ class FusedEngine:
                 f"the fused engine sums gradients, which {optimisation.optimizer} does not do; use sgd"
             )
         traced = trace_rows(model, inputs[[0, min(1, len(inputs) - 1), 0]])
-        self._most = max(1, memory_bytes // max(1, traced.bytes_per_example))
+        each = max(1, traced.bytes_per_example)
+        self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // each, _WORTH_A_PASS)))
         self._pass = NestedPass(traced, layers)
         self._plain = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._room = inputs.new_empty(0)
+        self._parameters = list(self._pass.parameters.values())
+        owner = {name: index for index, layer in enumerate(layers) for name in layer.buffers}
+        self._norms = [
+            (norm, next((owner[name] for name in norm.names.values() if name in owner), None))
+            for norm in self._pass.norms.values()
+        ]
         channels = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
         self._channels_last = inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
 
@@ -83,21 +93,21 @@ class FusedEngine:
         order = order[: int(steps[:, -1].sum())]
         scales, clients = running.scales(tasks.num_examples, steps), running.weights(tasks.num_examples)
         self._pass.load(weights)
-        gradients: list[Tensor] = []
+        moves: list[Tensor] = []
         buffers: dict[str, Tensor] = {}
         for own in self._chunks(order, tasks.batches):
             some, seen = self._backward(weights, steps[own], tasks.batches[own, 0], scales[own], clients[own])
-            if gradients:
-                torch._foreach_add_(gradients, some)
+            if moves:
+                torch._foreach_add_(moves, some)
             else:
-                gradients = some
+                moves = some
             for name, value in seen.items():
                 whole = not value.is_floating_point()
                 buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        if not all(map(is_finite, gradients)):
+        if not all_finite(moves):
             return None
-        named = dict(zip(self._pass.parameters, gradients, strict=bool(gradients)))
-        sums, held = scales.sum(axis=0), np.where(steps > 0, clients[:, None], 0.0).sum(axis=0)
+        named = dict(zip(self._pass.parameters, moves, strict=bool(moves)))
+        sums, held = scales[order].sum(axis=0), np.where(steps > 0, clients[:, None], 0.0).sum(axis=0)
         return [
             self._total(weights, layer, named, buffers, float(scale), float(weight)) if reached else None
             for layer, scale, weight, reached in zip(
@@ -118,27 +128,29 @@ class FusedEngine:
     def _backward(
         self, weights: Mapping[str, Tensor], steps: Whole, batches: Whole, scales: Floats, clients: Floats
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return Σ s_u ∇F_u for each parameter, and Σ a_u b_u for the buffers that changed, over one part's clients."""
+        """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed, over one part's clients."""
         own = batches >= 0
         sizes = own.sum(axis=1)
         index = torch.from_numpy(batches[own]).to(self._inputs.device)
         inputs, labels = self._gather(index), self._labels.index_select(0, index)
         reaching = steps.sum(axis=0)
         crowd = Crowd([0, *sizes.cumsum().tolist()], reaching.tolist(), self._factors(scales, sizes))
-        self._begin_norms(crowd)
+        for norm, layer in self._norms:
+            norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
         outputs = self._pass.run(inputs, crowd)
-        each = torch.from_numpy(np.repeat(scales[:, -1] / sizes, sizes)).to(outputs)
-        # The slope of the clients' mean cross-entropies, weighed and summed: softmax minus one for the true class.
-        slope = torch.softmax(outputs.detach(), dim=1)
+        each = torch.from_numpy(np.repeat(-self._optimisation.lr * scales[:, -1] / sizes, sizes)).to(outputs)
+        # The slope of the clients' mean cross-entropies is softmax minus one for the true class; it is weighed so that
+        # the gradient is the sum of their steps.
+        # (For few classes torch computes it several times faster along the first dimension.)
+        slope = torch.softmax(outputs.detach().t(), dim=0).t()
         slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0)).mul_(each[:, None])
-        parameters = list(self._pass.parameters.values())
-        found = torch.autograd.grad(outputs, parameters, slope, allow_unused=True)
+        found = torch.autograd.grad(outputs, self._parameters, slope, allow_unused=True)
         gradients = [
             torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
+            for parameter, gradient in zip(self._parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
         ]
         seen: dict[str, Tensor] = {}
-        for norm in self._pass.norms.values():
+        for norm, _ in self._norms:
             seen |= norm.sums(torch.from_numpy(clients), weights)
         return gradients, seen
 
@@ -151,33 +163,28 @@ class FusedEngine:
 
     def _factors(self, scales: Floats, sizes: Whole) -> dict[int, Tensor]:
         """Return, for layers in which clients weigh otherwise than at the output, by how much, for each example."""
-        conveyed = scales > 0
-        relative = np.where(conveyed, scales / scales[:, -1:], 1.0)
+        at_output = scales[:, -1:]
+        if ((scales == at_output) | (scales == 0)).all():
+            return {}
+        relative = np.where(scales > 0, scales / at_output, 1.0)
         return {
             int(layer): torch.from_numpy(np.repeat(relative[:, layer], sizes)).to(self._inputs.device)
             for layer in np.flatnonzero((relative != 1).any(axis=0))
         }
 
-    def _begin_norms(self, crowd: Crowd) -> None:
-        owner = {name: index for index, layer in enumerate(self._layers) for name in layer.buffers}
-        for norm in self._pass.norms.values():
-            layer = next((owner[name] for name in norm.names.values() if name in owner), None)
-            norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
-
     def _total(
         self,
         weights: Mapping[str, Tensor],
         layer: Layer,
-        gradients: Mapping[str, Tensor],
+        moves: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         scale: float,
         weight: float,
     ) -> LayerTotal:
-        lr, decay = self._optimisation.lr, self._optimisation.weight_decay
-        deltas = {}
-        for name in layer.parameters:
-            gradient = gradients[name] if not decay else gradients[name].add(weights[name], alpha=decay * scale)
-            deltas[name] = gradient * -lr
+        decay = -self._optimisation.lr * self._optimisation.weight_decay * scale
+        deltas = {
+            name: moves[name].add(weights[name], alpha=decay) if decay else moves[name] for name in layer.parameters
+        }
         kept = {
             name: weights[name] * weight if weights[name].is_floating_point() else weights[name]
             for name in layer.buffers

@@ -1,0 +1,65 @@
+"""How much time and memory it takes to aggregate large updates as they arrive."""
+
+import torch
+from torch import Tensor
+
+from salf.aggregation import Aggregation
+from salf.bench.case import Case, Figure, compare
+from salf.layers import Layer, Layers
+from salf.rules import Corrected
+from salf.updates import Update
+
+_UPDATES = 100
+_LAYERS, _WIDTH = 11, 1000
+
+
+def aggregation_cases() -> list[Case]:
+    """Return the cases of an aggregation's speed and memory."""
+    size = f"{_UPDATES} updates of {_LAYERS * _WIDTH**2 // 10**6} M parameters"
+    return [
+        Case("aggregate/speed", f"copying {size}, against aggregating them", 0.5, "≥", "×", _speed),
+        Case("aggregate/memory", f"largest memory while aggregating {size}, against the model", 4, "≤", "×", _memory),
+    ]
+
+
+def _speed(seconds: float) -> Figure:
+    state, layers, update = _parts()
+    room = {name: torch.empty_like(value) for name, value in state.items()}
+
+    def copy_all() -> None:
+        for _ in range(_UPDATES):
+            for name, value in update.deltas.items():
+                room[name].copy_(value)
+
+    def aggregate_all() -> None:
+        running = Aggregation(state, layers, Corrected())
+        for _ in range(_UPDATES):
+            running.add(update)
+        running.finish(_UPDATES)
+
+    return compare(copy_all, aggregate_all, seconds)
+
+
+def _memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Count what torch holds at most: what the aggregation allocates, the state that it starts from, and one update."""
+    state, layers, update = _parts()
+    model_bytes = sum(value.nbytes for value in state.values())
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        running = Aggregation(state, layers, Corrected())
+        for _ in range(_UPDATES // 10):
+            running.add(update)
+        result = running.finish(_UPDATES // 10)
+    held = highest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    del result
+    return Figure((highest + 2 * model_bytes) / model_bytes, {"model_bytes": model_bytes, "allocated_bytes": highest})
+
+
+def _parts() -> tuple[dict[str, Tensor], Layers, Update]:
+    names = [f"layer{number}" for number in range(_LAYERS)]
+    state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH) for name in names}
+    layers = Layers(tuple(Layer(name, (f"{name}.weight",)) for name in names))
+    return state, layers, Update({name: torch.randn_like(value) for name, value in state.items()}, 1, 1)

@@ -1,0 +1,94 @@
+"""What a real deadline costs a loop that it never interrupts, and how punctual it is."""
+
+from functools import cache
+from statistics import fmean, median
+
+import torch
+from torch import Tensor, nn
+
+from salf.backprop import deadline
+from salf.bench.case import Case, Figure, compare, timed
+from salf.layers import Layers, find_layers
+from salf.models import Vgg, build
+from salf.work import Work
+
+_ROWS = 16
+_STEPS = 20
+_LATE = 1.05
+
+
+def deadline_cases() -> list[Case]:
+    """Return the cases of a deadline's cost and punctuality."""
+    return [
+        Case(
+            "deadline/cost",
+            f"a loop of {_STEPS} steps under a deadline it never meets, against the loop alone (VGG11, batch {_ROWS})",
+            1.02,
+            "≤",
+            "×",
+            _cost,
+        ),
+        Case(
+            "deadline/on-time",
+            f"blocks that end by {_LATE} × their deadline, 10 to 90 % of a step (VGG11, batch {_ROWS})",
+            95,
+            "≥",
+            "%",
+            _punctuality,
+        ),
+    ]
+
+
+class Loop:
+    """A training loop on VGG11, and blocks of it under a deadline."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.inputs: Tensor = torch.randn(_ROWS, 3, 32, 32)
+        self.labels: Tensor = torch.randint(0, 10, (_ROWS,))
+        self.layers: Layers = find_layers(self.model, self.inputs)
+        self.train(3)
+        self.step_seconds = median(timed(lambda: self.train(1)) for _ in range(20))
+
+    def train(self, steps: int) -> None:
+        """Train for some steps."""
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            nn.functional.cross_entropy(self.model(self.inputs), self.labels).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+
+    def block(self, steps: int, seconds: float) -> Work:
+        """Train for some steps under a deadline, and make the update."""
+        with deadline(self.model, self.optimizer, seconds, layers=self.layers) as work:
+            self.train(steps)
+        work.update(_ROWS)
+        return work
+
+
+@cache
+def _loop() -> Loop:
+    return Loop()
+
+
+def _cost(seconds: float) -> Figure:
+    loop = _loop()
+    return compare(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds)
+
+
+def _punctuality(seconds: float) -> Figure:
+    """Try nine deadlines for equally many blocks; the figure is that of the worst of them."""
+    loop = _loop()
+    for _ in range(3):
+        loop.block(1, 1000.0)
+    count = max(20, round(seconds / (9 * 0.5 * loop.step_seconds)))
+    shares, depths = {}, {}
+    for tenth in range(9, 0, -1):
+        limit = loop.step_seconds * tenth / 10
+        works = []
+        for _ in range(count):
+            work = loop.block(3, limit)
+            works.append((work.seconds / limit, work.depth))
+        shares[f"{tenth}0 %"] = fmean(ratio <= _LATE for ratio, _ in works)
+        depths[f"{tenth}0 %"] = fmean(depth for _, depth in works)
+    return Figure(100 * min(shares.values()), {"share": shares, "depth": depths, "blocks": count})

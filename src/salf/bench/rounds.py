@@ -1,0 +1,164 @@
+"""How long simulated rounds take: the fused engine, whole rounds, and both against the number of clients."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from salf.aggregation import Aggregation
+from salf.bench.case import Case, Figure, compare, timed
+from salf.data import Dataset
+from salf.devices import UniformDepth
+from salf.engines import Tasks
+from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg, build
+from salf.rules import Contributors
+from salf.simulation import ServerState, Simulation
+
+_BATCH = 16
+_CLASSES = 10
+_MNIST, _CIFAR = (1, 28, 28), (3, 32, 32)
+_GROWTH = (30, 100, 300, 1000, 3000)
+_NEVER = 10**6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the shape of its examples, and how many clients train it."""
+
+    model: Model
+    shape: tuple[int, ...]
+    clients: int
+
+
+_MLP = Subject(Mlp(hidden=(32, 16)), _MNIST, 30)
+_SUBJECTS = {
+    "mlp-30": (_MLP, 0.8),
+    "mlp-1000": (replace(_MLP, clients=1000), 0.8),
+    "cnn-30": (Subject(Cnn(), _MNIST, 30), 0.5),
+    "vgg11-30": (Subject(Vgg(), _CIFAR, 30), 0.75),
+    "residual-30": (Subject(ResidualNet(), _CIFAR, 30), 0.75),
+    "transformer-30": (Subject(Transformer(), _CIFAR, 30), 0.7),
+}
+
+
+def round_cases() -> list[Case]:
+    """Return the cases of the fused engine, of whole rounds, and of the plain loop."""
+    centralised = "one centralised forward and backward pass over the same examples"
+    fused = [
+        Case(f"fused/{name}", f"fused engine against {centralised}", target, "≤", "×", partial(_fused, subject))
+        for name, (subject, target) in _SUBJECTS.items()
+    ]
+    whole = [
+        Case(
+            f"round/{name}", f"whole simulated round against {centralised}", target, "≤", "×", partial(_whole, subject)
+        )
+        for name, subject, target in (("mlp-30", _MLP, 1.5), ("mlp-1000", _SUBJECTS["mlp-1000"][0], 1.1))
+    ]
+    loop = Case("loop/mlp-30", "plain loop of model copies against the fused engine", 20, "≥", "×", _loop)
+    return [*fused, *whole, loop]
+
+
+def growth_case() -> Case:
+    """Return the case of how cost grows with the number of clients."""
+    what = "exponent of a round's time in the number of clients, 30 to 3000"
+    return Case("growth/mlp", what, 1.05, "≤", "", _growth)
+
+
+class _Bench:
+    """A simulation of a subject on random data, in which no round is evaluated, and what it is measured against."""
+
+    def __init__(self, subject: Subject) -> None:
+        count = max(2000, subject.clients * _BATCH)
+        draw = torch.Generator().manual_seed(0)
+        inputs = torch.randn(count, *subject.shape, generator=draw)
+        labels = torch.arange(count) % _CLASSES
+        dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
+        experiment = Experiment(
+            name="bench",
+            rounds=_NEVER,
+            engine="fused",
+            data=DataSettings(name="tensors", clients=subject.clients),
+            model=subject.model,
+            client=ClientSettings(batch_size=_BATCH),
+            devices=UniformDepth(),
+            evaluate=EvaluateSettings(every=_NEVER),
+        )
+        self.simulation = Simulation(experiment, dataset=dataset)
+        self.state: ServerState = self.simulation.initial_state()
+        self.tasks: Tasks = self.simulation.tasks(self.state)
+        shape, classes = dataset.input_shape, dataset.num_classes
+        self.model = build(subject.model, shape, classes, seed=0).train()
+        index = torch.from_numpy(self.tasks.batches.ravel())
+        self.inputs, self.labels = inputs[index], labels[index]
+        self.every, self.every_label = inputs, labels
+
+    def play(self) -> None:
+        """Play a round."""
+        self.state, _ = self.simulation.play(self.state)
+
+    def train(self) -> None:
+        """Compute what the clients of the first round convey, and nothing else."""
+        with self.simulation.suitable_threads():
+            running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
+            self.simulation.engine.contribute(self.state.weights, self.tasks, running)
+
+    def centralised(self) -> None:
+        """Compute one gradient from the examples of all clients of a round."""
+        with self.simulation.suitable_threads():
+            self.model.zero_grad(set_to_none=True)
+            _backward(self.model, self.inputs, self.labels)
+
+    def copies(self) -> None:
+        """Train a copy of the model for each client, as simulators commonly do."""
+        weights = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
+        for own in self.tasks.batches:
+            twin = copy.deepcopy(self.model)
+            optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+            index = torch.from_numpy(own[0])
+            _backward(twin, self.every[index], self.every_label[index])
+            optimizer.step()
+            with torch.no_grad():
+                for name, value in twin.named_parameters():
+                    weights[name] += value / len(self.tasks.batches)
+
+
+def _backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+
+
+def _fused(subject: Subject, seconds: float) -> Figure:
+    bench = _Bench(subject)
+    return compare(bench.train, bench.centralised, seconds)
+
+
+def _whole(subject: Subject, seconds: float) -> Figure:
+    bench = _Bench(subject)
+    return compare(bench.play, bench.centralised, seconds)
+
+
+def _loop(seconds: float) -> Figure:
+    bench = _Bench(_MLP)
+    with bench.simulation.suitable_threads():
+        return compare(bench.copies, bench.train, seconds)
+
+
+def _growth(seconds: float) -> Figure:
+    """Fit log time against log clients, the median of interleaved rounds for each number of clients."""
+    benches = [_Bench(replace(_MLP, clients=clients)) for clients in _GROWTH]
+    times: list[list[float]] = [[] for _ in benches]
+    plays: list[Callable[[], None]] = [bench.play for bench in benches]
+    for play in plays:
+        play()
+    passes = max(5, math.ceil(seconds / sum(map(timed, plays))))
+    for _ in range(passes):
+        for taken, play in zip(times, plays, strict=True):
+            taken.append(timed(play))
+    medians = [float(np.median(taken)) for taken in times]
+    exponent, _ = np.polyfit(np.log(_GROWTH), np.log(medians), 1)
+    return Figure(float(exponent), {"clients": list(_GROWTH), "seconds": medians, "passes": passes})

@@ -1,0 +1,129 @@
+"""`salf bench`: the performance figures that salf promises, on this machine."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from salf.bench import Case, Figure, all_cases
+from salf.checkpoint import write_atomically
+from salf.cli.console import AsJson, counted, print_json, progress_bar, show, tell
+from salf.errors import InvalidSetting, RunFolderError
+from salf.plots import plot_growth, save_figure
+from salf.settings import did_you_mean
+
+Only = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,…", help="Measure only these, or those whose names begin so, such as fused/mlp or round."
+    ),
+]
+Seconds = Annotated[float, typer.Option(min=0.0, metavar="S", help="About how long each figure is measured for.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep bench.json, and a plot of cost against clients.")]
+
+
+def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: AsJson = False) -> None:
+    """Measure how fast this machine simulates, as ratios that do not depend on how fast it is.
+
+    Two ways of doing the same work are timed in turn, and the median of the ratios is told beside its target. Nothing
+    else should run meanwhile.
+
+    For example: salf bench --only fused,round
+    """
+    cases = _chosen(only)
+    if out is not None:
+        _make(out)
+    figures: dict[str, Figure] = {}
+    with progress_bar("bench", len(cases), shown=not as_json) as bar:
+        for done, case in enumerate(cases):
+            bar.show(done, case.name)
+            figures[case.name] = case.measure(seconds)
+    result = _as_object(cases, figures)
+    if out is not None:
+        _keep(out, result, figures)
+    if as_json:
+        print_json(result)
+        return
+    show(_table(cases, figures))
+    if out is not None:
+        tell(f"kept in {out}")
+
+
+def _chosen(only: str) -> list[Case]:
+    cases = all_cases()
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    for name in wanted:
+        if not any(case.name.startswith(name) for case in cases):
+            known = [case.name for case in cases]
+            hint = did_you_mean(name, known)
+            raise InvalidSetting(f"--only names '{name}', which is not measured{hint}; known are {', '.join(known)}")
+    return [case for case in cases if not wanted or case.name.startswith(tuple(wanted))]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
+
+
+def _keep(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
+    write_atomically(folder / "bench.json", (json.dumps(result, indent=2) + "\n").encode())
+    growth = figures.get("growth/mlp")
+    if growth is not None:
+        clients, taken = growth.details["clients"], growth.details["seconds"]
+        plot = plot_growth(clients, taken, "MLP, batch 16, one local step")  # type: ignore[arg-type]
+        for suffix in (".png", ".svg"):
+            save_figure(plot, folder / f"clients{suffix}")
+
+
+def _as_object(cases: Sequence[Case], figures: Mapping[str, Figure]) -> dict[str, object]:
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "figures": [
+            {
+                "name": case.name,
+                "what": case.what,
+                "value": figures[case.name].value,
+                "bound": case.bound,
+                "target": case.target,
+                "unit": case.unit,
+                "met": case.is_met(figures[case.name].value),
+                **figures[case.name].details,
+            }
+            for case in cases
+        ],
+    }
+
+
+def _table(cases: Sequence[Case], figures: Mapping[str, Figure]) -> Table:
+    threads = counted(torch.get_num_threads(), "thread")
+    table = Table(title=f"{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}")
+    table.add_column("figure", style="bold")
+    table.add_column("what")
+    for heading in ("measured", "target", ""):
+        table.add_column(heading, justify="right")
+    for case in cases:
+        value = figures[case.name].value
+        met = case.is_met(value)
+        table.add_row(
+            case.name,
+            case.what,
+            f"{value:.3g} {case.unit}".strip(),
+            f"{case.bound} {case.target:g} {case.unit}".strip(),
+            Text("met", "green") if met else Text("missed", "red"),
+        )
+    return table
