@@ -1,0 +1,97 @@
+"""`salf bench`: what it measures, how it tells it, and that its cases can be measured at all."""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_cases import only_json, plain, refusal, salf
+
+from salf.bench import Case, Figure, all_cases
+from salf.bench.case import compare
+
+CASES = [
+    Case("fused/small", "one against the other", 0.8, "≤", "×", lambda _: Figure(0.5, {"pairs": 5})),
+    Case("round/large", "another", 95, "≥", "%", lambda seconds: Figure(90 + seconds)),
+    Case("growth/mlp", "growth", 1.05, "≤", "", lambda _: Figure(1.0, {"clients": [3, 30], "seconds": [0.1, 1.0]})),
+]
+
+
+@pytest.fixture(autouse=True)
+def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The command has the name of its module, and hides it.
+    monkeypatch.setattr(sys.modules["salf.cli.bench"], "all_cases", lambda: CASES)
+
+
+def test_figures_are_told_beside_their_targets() -> None:
+    result = salf("bench", "--seconds", "2", columns=120)
+    assert (result.code, result.err) == (0, "")
+    text = plain(result.out)
+    assert "0.5 ×" in text
+    assert "≤ 0.8 ×" in text
+    assert text.count("met") == 2
+    assert text.count("missed") == 1
+
+
+def test_figures_are_kept_with_a_plot_and_printed_for_machines(tmp_path: Path) -> None:
+    found = only_json(salf("bench", "--out", tmp_path / "new" / "bench", "--json"))
+    assert json.loads((tmp_path / "new" / "bench" / "bench.json").read_text()) == found
+    assert {path.name for path in (tmp_path / "new" / "bench").iterdir()} == {
+        "bench.json",
+        "clients.png",
+        "clients.svg",
+    }
+    assert [figure["name"] for figure in found["figures"]] == ["fused/small", "round/large", "growth/mlp"]
+    assert [figure["met"] for figure in found["figures"]] == [True, True, True]
+    assert found["figures"][0]["pairs"] == 5
+    assert found["machine"]["cores"] >= 1
+
+
+def test_only_some_figures_are_measured() -> None:
+    found = only_json(salf("bench", "--only", "round, fused/s", "--json"))
+    assert [figure["name"] for figure in found["figures"]] == ["fused/small", "round/large"]
+    assert "--only names 'rounds', which is not measured" in refusal("bench", "--only", "rounds")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot make the folder" in refusal("bench", "--out", tmp_path / "file" / "bench")
+
+
+def test_a_ratio_is_that_of_two_acts_timed_in_turn() -> None:
+    order: list[str] = []
+
+    def act(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    figure = compare(lambda: act("slow", 0.02), lambda: act("fast", 0.004), 0.0)
+    assert figure.value > 2
+    assert order == ["slow", "fast"] * 7  # two of them do not count
+    assert figure.details["pairs"] == 5
+
+
+def test_a_target_is_a_least_or_a_most() -> None:
+    most, least = CASES[0], replace(CASES[0], bound="≥")
+    assert (most.is_met(0.8), most.is_met(0.81), least.is_met(0.8), least.is_met(0.79)) == (True, False, True, False)
+
+
+def test_every_target_of_the_engines_is_measured() -> None:
+    names = [case.name for case in all_cases()]
+    assert len(set(names)) == len(names) == 14
+    assert {name.partition("/")[0] for name in names} == {
+        "fused",
+        "round",
+        "loop",
+        "deadline",
+        "aggregate",
+        "growth",
+    }
+
+
+@pytest.mark.parametrize("name", ["fused/mlp-30", "round/mlp-30", "loop/mlp-30"])
+def test_the_cases_can_be_measured(name: str) -> None:
+    case = next(case for case in all_cases() if case.name == name)
+    assert case.measure(0.0).value > 0

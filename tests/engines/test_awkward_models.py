@@ -1,0 +1,195 @@
+"""Models that write into what they are given, combine parameters of several layers, or read buffers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import DOUBLE, Round, Subject, assert_close, play, single_thread, steps_to, subject_of, tasks_of
+from engine_models import CLASSES, TOKENS, WIDTH, built, data_for
+from torch import Tensor, nn
+from torch.nn import functional
+
+from salf.layers import find_layers
+from salf.rules import Contributors, InverseProbability, Rule
+
+one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
+
+KINDS = ["fused", "stacked"]
+RULES = [Contributors(), InverseProbability()]
+
+
+def awkward(make: Callable[[], nn.Module], data: str = "mlp") -> Subject:
+    return subject_of(built(make, double=True), *data_for(data, double=True))
+
+
+def assert_equals_plain(kind: str, subject: Subject, rule: Rule) -> None:
+    """Compare a round of two clients of every depth."""
+    layers = len(subject.layers)
+    depths = [*range(layers + 1), *range(layers + 1)]
+    reach = np.random.default_rng(0).uniform(0.1, 1, (len(depths), layers))
+    tasks = tasks_of(steps_to(depths, layers), [3] * len(depths))
+    played = Round(tasks, rule, reach if isinstance(rule, InverseProbability) else None)
+    assert_close(play(subject.engine(kind), subject, played), play(subject.engine("plain"), subject, played), DOUBLE)
+
+
+def in_place() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
+
+
+def pooled_in_place() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, CLASSES)
+    )
+
+
+class Shifting(nn.Module):
+    """Adds a parameter in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(72, 6)
+        self.shift = nn.Parameter(torch.randn(6))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1))
+        x += self.shift
+        scores: Tensor = self.head(torch.tanh(x))
+        return scores
+
+
+IN_PLACE = {"activation": in_place, "after pooling": pooled_in_place, "addition": Shifting}
+
+
+def in_place_cases() -> list[object]:
+    failing = {
+        ("fused", "activation", 1): "a gradient that is scaled is a view, into which nothing can be written",
+        ("fused", "after pooling", 0): "the fast form of pooling keeps its result for the backward pass",
+        ("fused", "after pooling", 1): "the fast form of pooling keeps its result for the backward pass",
+    }
+    return [
+        pytest.param(
+            kind,
+            name,
+            RULES[place],
+            marks=[pytest.mark.xfail(strict=True, reason=failing[key])]
+            if (key := (kind, name, place)) in failing
+            else [],
+        )
+        for kind in KINDS
+        for name in IN_PLACE
+        for place in range(len(RULES))
+    ]
+
+
+@pytest.mark.parametrize(("kind", "name", "rule"), in_place_cases())
+def test_results_that_are_changed_in_place(kind: str, name: str, rule: Rule) -> None:
+    assert_equals_plain(kind, awkward(IN_PLACE[name]), rule)
+
+
+class Joint(nn.Module):
+    """One weight is the product of the parameters of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle = nn.Linear(72, 6), nn.Linear(6, 6)
+        self.gain = nn.Linear(6, 1, bias=False)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x.flatten(1)))
+        x = functional.linear(x, self.middle.weight * self.gain.weight, self.middle.bias)
+        scores: Tensor = self.head(torch.tanh(x))
+        return scores
+
+
+class Buffered(nn.Module):
+    """Multiplies by a buffer."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(72, 6)
+        self.register_buffer("scale", torch.ones(6))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(torch.tanh(self.stem(x.flatten(1)) * self.scale))
+        return scores
+
+
+class Classified(nn.Module):
+    """Puts a token of its own before the others, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.embed = nn.Embedding(TOKENS, WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(x.size(0), -1, -1), self.embed(x)], 1)
+        scores: Tensor = self.head(tokens.amax(1))
+        return scores
+
+
+def known(reason: str) -> list[object]:
+    return [pytest.param("fused", marks=pytest.mark.xfail(strict=True, reason=reason)), "stacked"]
+
+
+@pytest.mark.parametrize("kind", known("a client that reaches one of the two layers conveys no gradient for it"))
+def test_a_weight_that_is_made_of_two_layers(kind: str) -> None:
+    assert_equals_plain(kind, awkward(Joint), Contributors())
+
+
+@pytest.mark.parametrize("kind", known("buffers are those of the model that was given, whatever the weights hold"))
+def test_buffers_are_those_of_the_global_weights(kind: str) -> None:
+    subject = awkward(Buffered)
+    weights = {**subject.weights, "scale": 2 * subject.weights["scale"]}
+    assert_equals_plain(kind, subject._replace(weights=weights), Contributors())
+
+
+@pytest.mark.parametrize("kind", known("what is expanded to the size of the batch is taken for a constant"))
+def test_a_parameter_that_is_expanded_to_the_size_of_the_batch(kind: str) -> None:
+    assert_equals_plain(kind, awkward(Classified, "tied"), Contributors())
+
+
+class Centring(nn.Module):
+    """Writes into its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(72, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(x.sub_(0.5).flatten(1))
+        return scores
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "fused",
+        pytest.param("stacked", marks=pytest.mark.xfail(strict=True, reason="a view of the data is tried")),
+    ],
+)
+def test_a_model_that_writes_into_its_inputs_does_not_change_the_data(kind: str) -> None:
+    model, (inputs, labels) = built(Centring), data_for("mlp")
+    inputs = inputs.clone()
+    layers, before = find_layers(model, inputs[:2].clone()), inputs.clone()
+    subject = Subject(model, layers, inputs, labels, model.state_dict())
+    play(subject.engine(kind), subject, Round(tasks_of([[1], [1]], [3, 2]), Contributors()))
+    assert torch.equal(inputs, before)
+
+
+@pytest.mark.xfail(strict=True, reason="the layers are looked for with the data themselves, not with a copy")
+def test_finding_the_layers_of_a_model_that_writes_into_its_inputs_does_not_change_the_data() -> None:
+    inputs = data_for("mlp")[0].clone()
+    before = inputs.clone()
+    find_layers(built(Centring), inputs[:2])
+    assert torch.equal(inputs, before)
