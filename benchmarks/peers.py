@@ -2,13 +2,14 @@
 
 The work: 30 clients, all of which take part in each round with one SGD step (learning rate 0.1) on a batch of 16; the
 multilayer perceptron 784-32-16-10 on MNIST, or with inputs of 64 on scikit-learn's digits; averaging; no evaluation.
-All peers start from the same weights and train on the same examples, so all must reach the same loss, but for what
-rounding grows into over many rounds (less than 0.01 so far). The examples are what salf draws in the course of its
-rounds; for the others they are drawn beforehand, off the clock.
+All peers start from the same weights and train on the same examples, so all must reach the same loss, rounding apart.
+That can grow, where it flips a ReLU: Flower scales each client's weights before it adds them up, and a plain loop that
+does so ends exactly where Flower does. The examples are what salf draws in the course of its rounds; for the others
+they are drawn beforehand, off the clock.
 
-Each peer runs in a process and a virtual environment of its own, which is made on first use (several hundred megabytes
-each) with what pip finds where it is configured to look. Several passes over all peers spread the machine's moods
-evenly. Run it on an idle machine:
+Each peer runs in a process and a virtual environment of its own, which is made on first use (about a gigabyte each)
+with what pip finds where it is configured to look. Several passes over all peers spread the machine's moods evenly.
+Run it on an idle machine:
 
     python benchmarks/peers.py --data FOLDER_WITH_MNIST
 """
@@ -211,8 +212,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
             raise
     if process.returncode:
         lines = [line for line in (complaints.strip() or output.strip()).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
-        raise PeerFailed(f"exit status {process.returncode}: {' '.join(errors)[:500]}")
+        errors = [line for line in lines if line.startswith("ERROR: ")] or lines
+        raise PeerFailed(f"exit status {process.returncode}: {errors[-1][:500] if errors else 'it said nothing'}")
     return output
 
 

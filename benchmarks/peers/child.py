@@ -34,8 +34,8 @@ def main() -> None:
     outcome = getattr(peer, function)(workload, lambda: laps.append(time.perf_counter()))
     if len(laps) != workload.rounds:
         raise RuntimeError(f"{len(laps)} rounds were played instead of {workload.rounds}")
-    # What follows the last whole block, such as an evaluation, is not timed.
-    marks = laps[options.warm_up - 1 :: options.rounds]
+    # The last round, in which salf evaluates, is not timed.
+    marks = laps[options.warm_up - 1 : -1 : options.rounds]
     measurement = {
         "seconds_per_round": [(end - start) / options.rounds for start, end in pairwise(marks)],
         "initial_loss": workload.test(workload.network()).loss,

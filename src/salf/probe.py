@@ -46,6 +46,7 @@ def trace(model: nn.Module, example: Example, read_meter: Callable[[], float] = 
         twin = copy.deepcopy(model)
     except Exception as error:
         raise ProbeFailed(f"the model cannot be copied for the probe ({_short(error)})") from error
+    example = copied(example)
     devices = sorted({parameter.get_device() for parameter in twin.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
@@ -96,6 +97,19 @@ def call(model: nn.Module, example: Example) -> object:
     if isinstance(example, (tuple, list)):
         return model(*example)
     return model(example)
+
+
+def copied(example: Example) -> Example:
+    """Copy the tensors of an example, into which a model may write."""
+    if isinstance(example, torch.Tensor):
+        return example.detach().clone()
+    if isinstance(example, Mapping):
+        return {name: _copied(value) for name, value in example.items()}
+    return tuple(map(_copied, example))
+
+
+def _copied(value: object) -> object:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def tensors_in(nested: object) -> Iterator[torch.Tensor]:

@@ -73,7 +73,7 @@ class Simulation:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
         self._model = copy.deepcopy(model)
-        example = self.dataset.inputs[:2]
+        example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
         _check_trainable(model, self.dataset, min(experiment.client.batch_size, int(self.partition.sizes.min())))
@@ -253,7 +253,7 @@ def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None
     twin = copy.deepcopy(model).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            outputs: object = twin(dataset.inputs[:rows])
+            outputs: object = twin(dataset.inputs[:rows].clone())
     except Exception as error:
         raise InvalidSetting(
             f"the model cannot be trained on a batch of {rows}, the smallest that a client would use ({error}); raise "

@@ -187,7 +187,6 @@ def shallow(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-@pytest.mark.xfail(strict=True, reason="with two layers or fewer no two of the clients tried are computed together")
 @pytest.mark.parametrize(
     "make",
     [

@@ -24,7 +24,7 @@ EngineName = Literal["auto", "plain", "fused", "stacked"]
 
 # Above so many operations per example, a client's own work outweighs what it costs to begin each of them.
 _STACKED_UP_TO_FLOPS = 3e5
-_CHECKED_CLIENTS = 5
+_CHECKED_DEPTHS = 5
 _TOLERANCE = 1e-3
 
 
@@ -139,8 +139,9 @@ def _difference(
 def _sample_tasks(training: Training) -> Tasks:
     """Return tasks of clients that get to various depths in their last step, from none of the layers to all."""
     layers, steps = len(training.layers), min(2, training.local_steps)
-    clients = min(_CHECKED_CLIENTS, layers * steps + 1)
-    done = np.unique(np.linspace(0, layers * steps, clients).round().astype(np.int64))
+    depths = min(_CHECKED_DEPTHS, layers * steps + 1)
+    # Two clients of each depth: what mixes examples shows only between clients that are computed together.
+    done = np.repeat(np.unique(np.linspace(0, layers * steps, depths).round().astype(np.int64)), 2)
     counts = (done[:, None] + np.arange(layers)) // layers
     stream = seeds.stream(0, "engine-check")
     batches = stream.integers(len(training.inputs), size=(len(done), steps, training.batch_size))

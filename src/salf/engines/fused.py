@@ -104,7 +104,7 @@ class FusedEngine:
             for name, value in seen.items():
                 whole = not value.is_floating_point()
                 buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        if not all_finite(moves):
+        if not all_finite([*moves, *buffers.values()]):
             return None
         named = dict(zip(self._pass.parameters, moves, strict=bool(moves)))
         sums, held = scales[order].sum(axis=0), np.where(steps > 0, clients[:, None], 0.0).sum(axis=0)

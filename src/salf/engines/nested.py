@@ -33,6 +33,8 @@ class NestedPass:
         self._frozen = copy.deepcopy(traced.model).requires_grad_(requires_grad=False)
         self.parameters = {name: value for name, value in self._live.named_parameters() if name in owner}
         self.norms = client_norms(self._live)
+        norm_buffers = {name for norm in self.norms.values() for name in norm.names.values()}
+        self._other_buffers = [name for name, _ in self._live.named_buffers() if name not in norm_buffers]
         # Walking through the modules in every round would cost more than all the rest.
         self._weights = [(name, own) for model in (self._live, self._frozen) for name, own in model.named_parameters()]
         compiler = Compiler(traced, self._frozen, owner, self.norms)
@@ -41,9 +43,13 @@ class NestedPass:
         self.layers_apart = compiler.layers_apart
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Compute with these weights from now on; they are not copied."""
+        """Compute with these weights from now on; parameters are not copied."""
         for name, parameter in self._weights:
             parameter.data = weights[name]
+        for name in self._other_buffers:
+            if name in weights:
+                for model in (self._live, self._frozen):
+                    model.get_buffer(name).copy_(weights[name])
 
     def run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""

@@ -46,7 +46,8 @@ class PlainEngine:
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what each client conveys; return whose updates were accepted, shape (clients,)."""
         accepted = np.ones(len(tasks.clients), dtype=np.bool_)
-        for position, update in enumerate(self.updates(weights, tasks)):
+        order = np.argsort(tasks.clients, kind="stable").tolist()  # whatever the order in which they are named
+        for position, update in zip(order, self.updates(weights, map(tasks.task, order)), strict=True):
             try:
                 running.add(update, position)
             except InvalidUpdate:

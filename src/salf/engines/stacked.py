@@ -48,7 +48,7 @@ class StackedEngine:
         self._buffers = {name: value.detach().clone() for name, value in self._model.named_buffers()}
         self._memory = memory_bytes
         self._client_bytes = _COPIES_OF_WEIGHTS * sum(value.nbytes for value in self._model.parameters())
-        self._example_bytes = _kept_bytes(model, inputs[:2]) // len(inputs[:2])
+        self._example_bytes = _kept_bytes(model, inputs[:2].clone()) // len(inputs[:2])
 
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,)."""

@@ -13,6 +13,7 @@ from salf.engines.client_norm import ClientNorm
 from salf.engines.pooling import FastPool, has_fast_form
 from salf.engines.rows import Crowd, Lasting, Rows, cut, join
 from salf.engines.tracing import Constant, Count, Layout, Shape, Shared, Traced
+from salf.errors import UnsuitableModel
 
 # Computes a node, given the results of all earlier ones.
 Step = Callable[[list[Any], Crowd], Any]
@@ -49,7 +50,7 @@ class Call:
     def __call__(self, values: list[Any], crowd: Crowd) -> Rows:
         """Compute the head, piece by piece with gradient in the layers that it reaches, and the tail."""
         ends = {layer: crowd.reached(layer) for layer in self.uses}
-        size = max(*ends.values(), *(values[ref.place].examples for ref in self.rows), 0)
+        size = max([0, *ends.values(), *(values[ref.place].examples for ref in self.rows)])
         for ref in self.rows:
             values[ref.place] = values[ref.place].grown(size, ref.shape)
         pieces = []
@@ -185,7 +186,11 @@ class Compiler:
         refs = tuple(_refs((arguments, tuple(named.values()))))
         own = self._layers_of_module(node)
         uses = frozenset({*own.values(), *(layer for ref in refs if not ref.has_rows for layer in ref.uses)})
-        if not any(ref.has_rows for ref in refs):
+        if not any(ref.has_rows for ref in refs) and not _has_rows(shape):
+            if len(uses) > 1:
+                raise UnsuitableModel(
+                    "it cannot be trained for many clients in one pass", [f"'{node.name}' is made from several layers"]
+                )
             self._uses[node] = uses
             return Constantly(lambda live: self._function(node, live=live), arguments, named, uses)
         self.layers_apart &= len(uses) <= 1
@@ -302,7 +307,7 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(factor)
-        return x.view_as(x)
+        return x.clone()  # a view would not let the next operation work in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401

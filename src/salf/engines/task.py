@@ -52,15 +52,18 @@ class Tasks:
 
     def __iter__(self) -> Iterator[ClientTask]:
         """Yield each client's task."""
-        for place, client in enumerate(self.clients.tolist()):
-            own = self.batches[place]
-            yield ClientTask(
-                client,
-                self.steps[place],
-                own[:, own[0] >= 0],
-                int(self.num_examples[place]),
-                seeds.integer(self.seed, "model", self.round, client),
-            )
+        return map(self.task, range(len(self.clients)))
+
+    def task(self, place: int) -> ClientTask:
+        """Return the task of the client in one row."""
+        own, client = self.batches[place], int(self.clients[place])
+        return ClientTask(
+            client,
+            self.steps[place],
+            own[:, own[0] >= 0],
+            int(self.num_examples[place]),
+            seeds.integer(self.seed, "model", self.round, client),
+        )
 
 
 class Engine(Protocol):

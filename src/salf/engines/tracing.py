@@ -64,7 +64,7 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
         graph = fx.Tracer().trace(twin)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             before = torch.get_rng_state()
-            two, three = (_watch(twin, graph, examples[:count]) for count in (2, 3))
+            two, three = (_watch(twin, graph, examples[:count].clone()) for count in (2, 3))
             draws = not torch.equal(before, torch.get_rng_state())
     except Exception as error:  # whatever the user's code raises when it is traced
         text = " ".join(str(error).split())[:200]
