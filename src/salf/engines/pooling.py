@@ -37,13 +37,16 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, side: int) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x)
-        ctx.side = side
-        return _largest(x, side)
+        largest = _largest(x, side)
+        # Kept beside what autograd watches, which would refuse it once the next operation has worked in place.
+        ctx.side, ctx.largest, ctx.writes = side, largest.detach(), largest._version  # noqa: SLF001
+        return largest
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (x,) = ctx.saved_tensors
-        largest = _largest(x, ctx.side)  # computed again, because the next operation may have worked in place
+        untouched = ctx.largest._version == ctx.writes  # noqa: SLF001
+        largest = ctx.largest if untouched else _largest(x, ctx.side)
         result = torch.zeros_like(x)
         rest = gradient.clone()
         for values, target in zip(_slices(x, ctx.side), _slices(result, ctx.side), strict=True):
