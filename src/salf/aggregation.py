@@ -112,7 +112,7 @@ class _Sum:
     weighted_steps: float = 0.0
     buffer_weight: float = 0.0
 
-    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: int) -> None:
+    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float) -> None:
         self.contributors += 1
         self.weight += weight
         self.weighted_steps += weight * steps
@@ -145,7 +145,10 @@ class _Sum:
 
 
 class Aggregation:
-    """`aggregate` for updates that arrive one by one: memory does not grow with their number."""
+    """`aggregate` for updates that arrive one by one: memory does not grow with their number.
+
+    `momentum` is that of the clients' SGD, which matters to a rule that normalises by steps.
+    """
 
     def __init__(
         self,
@@ -156,12 +159,13 @@ class Aggregation:
         reach: Reach | None = None,
         clients: Sequence[int] | None = None,
         memory: ClientMemory | None = None,
+        momentum: float = 0.0,
     ) -> None:
         missing = [name for layer in layers for name in (*layer.parameters, *layer.buffers) if name not in state]
         if missing:
             raise InvalidSetting(f"the state lacks {', '.join(map(repr, missing))}, which its layers name")
         self._state, self._layers, self._rule = state, layers, rule
-        self._clients = clients
+        self._clients, self._momentum = clients, momentum
         self._reach = _as_probabilities(reach, len(layers))
         self._memory: dict[int, Mapping[str, Remembered]] = dict(memory or {})
         self._sums = [_Sum() for _ in layers]
@@ -185,7 +189,7 @@ class Aggregation:
         for layer, total, chance in zip(self._layers, self._sums, chances, strict=True):
             if not update.conveys(layer):
                 continue
-            steps = update.steps_of(layer.name)
+            steps = float(self._progress(update.steps_of(layer.name)))
             each = steps if self._rule.normalise == "steps" else 1
             deltas = {} if isinstance(self._rule, Memory) else self._at_home(update.deltas, layer.parameters)
             total.add(deltas, weight / chance / each, weight, steps)
@@ -213,7 +217,7 @@ class Aggregation:
         if isinstance(self._rule, InverseProbability):
             for row, layer in np.argwhere(counts > 0):
                 scales[row, layer] /= self._chance(int(row), int(layer))
-        return scales / np.maximum(counts, 1) if self._rule.normalise == "steps" else scales
+        return scales / self._progress(np.maximum(counts, 1)) if self._rule.normalise == "steps" else scales
 
     @torch.no_grad()
     def add_totals(
@@ -224,7 +228,7 @@ class Aggregation:
         `num_examples` and `steps` are those that `scales` was asked for, with one row for each client, including those
         that convey nothing. A layer without contributors has no total; the totals are used up.
         """
-        weights, counts = self.weights(num_examples), np.asarray(steps, dtype=np.float64)
+        weights, counts = self.weights(num_examples), self._progress(steps)
         for running, total, own in zip(self._sums, totals, counts.T, strict=True):
             if total is not None:
                 running.add_total(total, weights[own > 0], own[own > 0])
@@ -264,6 +268,9 @@ class Aggregation:
         contributors = tuple(total.contributors for total in self._sums)
         return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(overflowed))
 
+    def _progress(self, steps: npt.ArrayLike) -> Floats:
+        return local_progress(steps, self._momentum)
+
     def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of `names` that were conveyed, on the device of the state."""
         return {name: tensors[name].to(self._state[name].device) for name in names if name in tensors}
@@ -301,8 +308,9 @@ class Aggregation:
         for client in sorted(self._memory):
             last = self._memory[client].get(layer.name)
             if last is not None:
-                each = last.steps if self._rule.normalise == "steps" else 1
-                total.add(last.deltas, last.weight / each, last.weight, last.steps)
+                steps = float(self._progress(last.steps))
+                each = steps if self._rule.normalise == "steps" else 1
+                total.add(last.deltas, last.weight / each, last.weight, steps)
         return total
 
     def _count_clients(self, num_clients: int | None) -> int:
@@ -320,6 +328,19 @@ class Aggregation:
         known = asked if self._reach.ndim == 1 else None
         empty = empty_probability(reach=self._reach, num_clients=known, min_contributors=self._rule.min_contributors)
         return [float(chance) for chance in empty]
+
+
+def local_progress(steps: npt.ArrayLike, momentum: float) -> Floats:
+    """Return how far so many local steps go: the sum ‖a‖₁ of the weights with which their gradients enter Δ.
+
+    For SGD with momentum ρ that is (τ − ρ (1 − ρ^τ)/(1 − ρ)) / (1 − ρ) (FedNova, arXiv 2007.07481, §4).
+
+    >>> local_progress([1, 2], momentum=0.5)  # after two steps the first gradient has entered as 1 + 0.5
+    array([1. , 2.5])
+    """
+    taken = np.asarray(steps, dtype=np.float64)
+    rest = 1 - momentum
+    return np.asarray((taken - momentum * (1 - momentum**taken) / rest) / rest, dtype=np.float64)
 
 
 def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.float64] | None:

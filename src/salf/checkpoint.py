@@ -15,9 +15,9 @@ from torch import Tensor
 from salf.aggregation import Remembered
 from salf.errors import RunFolderError
 from salf.reach import ObservedReach
-from salf.simulation import ServerState
+from salf.state import ServerState
 
-_FORMAT = "salf-checkpoint-1"
+_FORMAT = "salf-checkpoint-2"
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -86,6 +86,9 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
         yield f"weights/{name}", tensor
     for name, array in state.observed.to_arrays().items():
         yield f"observed/{name}", torch.from_numpy(array)
+    for parameter, moments in state.optimizer.items():
+        for moment, tensor in plain_tensors(moments).items():
+            yield f"optimizer/{moment}/{parameter}", tensor
     for client, layers in state.memory.items():
         for last in layers.values():
             for name, tensor in plain_tensors(last.deltas).items():
@@ -102,7 +105,11 @@ def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Se
         for client, layers in description["memory"].items()
     }
     seen = ObservedReach.from_arrays({name: tensor.numpy() for name, tensor in observed.items()})
-    return ServerState(int(description["round"]), float(description["time_s"]), weights, seen, memory)
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer/", tensors).items():
+        moment, _, parameter = name.partition("/")
+        optimizer.setdefault(parameter, {})[moment] = tensor
+    return ServerState(int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,10 +44,39 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class Job:
-    """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs."""
+    """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs.
+
+    Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. `whole` are the
+    costs of the model that the federation trains, where the client is given a narrower one: device models state their
+    times for that.
+    """
 
     costs: LayerCosts
     local_steps: int
+    depth: int | None = None
+    whole: LayerCosts | None = None
+
+    @property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """Which layers are trained, shape (layers,)."""
+        layers = self.costs.num_layers
+        return np.arange(layers) >= layers - (layers if self.depth is None else self.depth)
+
+    @property
+    def backward(self) -> Floats:
+        """The operations of each layer's backward pass, none for a frozen one; shape (layers,)."""
+        return np.asarray(self.costs.backward, dtype=np.float64) * self.trained
+
+    @property
+    def upload_bytes(self) -> Floats:
+        """What conveying each layer sends, nothing for a frozen one; shape (layers,)."""
+        return np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained
+
+    @property
+    def shares(self) -> Floats:
+        """Each layer's backward operations relative to those of the federation's model, shape (layers,)."""
+        whole = np.asarray((self.whole or self.costs).backward, dtype=np.float64)
+        return np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0)
 
 
 @dataclass(frozen=True)
@@ -141,6 +170,7 @@ class UniformDepth(Devices):
         straggling = self._straggling(cohort)
         ready = self._ready(job, self._depths(layers, cohort))
         late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
+        late *= job.shares.sum() / layers
         return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
 
     def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
@@ -161,8 +191,9 @@ class UniformDepth(Devices):
 
     def _ready(self, job: Job, depths: npt.NDArray[np.int64]) -> Floats:
         """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
-        layers, steps = job.costs.num_layers, job.local_steps
-        place = np.arange(steps)[:, None] * layers + layers - np.arange(layers)
+        steps = job.local_steps
+        done = job.shares[::-1].cumsum()[::-1]
+        place = np.arange(steps)[:, None] * done[0] + done
         with np.errstate(divide="ignore"):
             return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
 
@@ -193,6 +224,7 @@ class ExponentialLayers(Devices):
         """Draw when the clients of a round finish what; see the class."""
         layers, steps = job.costs.num_layers, job.local_steps
         draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
+        draws *= np.tile(job.shares[::-1], steps)
         ready = draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1]
         return Times(ready, ready, ready[:, -1, 0])
 
@@ -272,9 +304,12 @@ class Physical(Devices):
 
     def _computing(self, job: Job) -> Floats:
         """Return when the median device completes each layer of each step, shape (local steps, layers)."""
-        backward = np.asarray(job.costs.backward)[::-1].cumsum()[::-1]
-        share = (job.costs.forward + backward) / (job.costs.forward + backward[0])
-        return np.asarray(self.step_seconds * (np.arange(job.local_steps)[:, None] + share), dtype=np.float64)
+        whole = job.whole or job.costs
+        done = job.costs.forward + job.backward[::-1].cumsum()[::-1]
+        share = done / (whole.forward + np.asarray(whole.backward)[::-1].cumsum()[-1])
+        return np.asarray(
+            self.step_seconds * (np.arange(job.local_steps)[:, None] * share[0] + share), dtype=np.float64
+        )
 
     def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
         """Stretch times of being busy by the times for which the device is off."""
@@ -312,7 +347,7 @@ def _marked(seed: int, population: int, count: int) -> npt.NDArray[np.bool_]:
 
 def _conveyed_bytes(job: Job) -> Floats:
     """Return what is sent by a client that stops at each layer of each step, shape (local steps, layers)."""
-    sizes = np.asarray(job.costs.layer_bytes, dtype=np.float64)
+    sizes = job.upload_bytes
     conveyed = np.full((job.local_steps, len(sizes)), sizes.sum())
     conveyed[0] = sizes[::-1].cumsum()[::-1]
     return conveyed

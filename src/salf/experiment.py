@@ -20,6 +20,7 @@ from salf.errors import InvalidSetting
 from salf.methods import METHODS, AnyMethod, Salf
 from salf.models import Mlp, Model
 from salf.problems import describe
+from salf.server import ServerOptimisation
 from salf.settings import Section, complete, did_you_mean, override, preset_names, read
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -107,6 +108,7 @@ class Experiment:
     client: ClientSettings = Field(default_factory=ClientSettings)
     devices: AnyDevices = Field(default_factory=UniformDepth)
     method: AnyMethod = Field(default_factory=Salf)
+    server: ServerOptimisation = Field(default_factory=ServerOptimisation)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     expected: dict[Annotated[str, _one_of(METHODS)], Expected] = Field(default_factory=dict)
 

@@ -11,10 +11,11 @@ class RoundRecord:
     """One round of a run.
 
     `time_s` is the virtual time at its end, `deadline_s` the deadline (None: everyone was waited for), `clients` how
-    many were asked, `contributors` how many conveyed each layer, input to output, `work_kept` the share of the finished
-    backward work that entered the model (by floating-point operations; None when none was finished), `rejected` how
-    many updates were refused. `accuracy` and `loss`, on the test data, are None where they were not evaluated.
-    `engine` names what computed the round.
+    many were asked, `contributors` how many conveyed each layer, input to output, `depths` how many conveyed 0, 1, …
+    and all layers, `work_kept` the share of the finished backward work that entered the model (by floating-point
+    operations; None when none was finished), `bytes_down` and `bytes_up` what the server sent and what reached it in
+    time, `rejected` how many updates were refused. `accuracy` and `loss`, on the test data, are None where they were
+    not evaluated. `engine` names what computed the round.
     """
 
     round: int
@@ -23,6 +24,9 @@ class RoundRecord:
     clients: int
     contributors: tuple[int, ...]
     work_kept: float | None
+    depths: tuple[int, ...] = ()
+    bytes_down: int = 0
+    bytes_up: int = 0
     rejected: int = 0
     accuracy: float | None = None
     loss: float | None = None
@@ -42,9 +46,10 @@ class RoundRecord:
         """Read what `to_json` wrote. Raises `ValueError` for anything else."""
         values = json.loads(line)
         known = isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}
-        if not known or not isinstance(values["contributors"], list):
+        counts = ("contributors", "depths")
+        if not known or not all(isinstance(values[name], list) for name in counts):
             raise ValueError("this is not the record of a round")
-        return cls(**{**values, "contributors": tuple(values["contributors"])})
+        return cls(**{**values, **{name: tuple(values[name]) for name in counts}})
 
 
 def final_accuracy(records: Iterable[RoundRecord]) -> float:

@@ -26,7 +26,8 @@ from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
 from salf.report import render_report
-from salf.simulation import ServerState, Simulation
+from salf.simulation import Simulation
+from salf.state import ServerState
 
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that change nothing about what a run gives

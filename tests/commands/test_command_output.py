@@ -30,7 +30,7 @@ def models(tmp_path: Path) -> Path:
     ("command", "words"),
     [
         ([], ["run", "compare", "layers", "--version"]),
-        (["run"], ["--set", "--method", "--out", "--resume", "--json", "fedavg, drop, salf", *preset_names()]),
+        (["run"], ["--set", "--method", "--out", "--resume", "--json", "fedavg", *preset_names()]),
         (["compare"], ["--methods", "--seeds", "--set", "--out", "--resume", "--jobs", "--json", *preset_names()]),
         (["layers"], ["--example-shape", "--integers", "--group", "--json", "MODULE:CALLABLE", "FILE.py:CALLABLE"]),
     ],
@@ -310,7 +310,7 @@ def test_a_comparison_is_kept_in_a_folder_of_its_name(tmp_path: Path, monkeypatc
         (["--seeds", "-1"], "seeds is -1; a comparison needs at least 1"),
         (["--methods", ","], "methods are none; name each method to compare once"),
         (["--methods", "salf,salf"], "methods are salf, salf; name each method to compare once"),
-        (["--methods", "salf,dorp"], "there is no method 'dorp' (did you mean 'drop'?); known are fedavg, drop, salf"),
+        (["--methods", "salf,dorp"], "there is no method 'dorp' (did you mean 'drop'?); known are fedavg, drop, overselection, fedprox"),
         (["nothing"], "there is no preset 'nothing'"),
         (["--set", "data.name=mnist", "--set", "data.root=/nowhere", "--jobs", "1"], "not found in /nowhere"),
         (["--out", "file/below", "--jobs", "1"], "cannot make the folder file/below/fedavg/seed-0: Not a directory"),

@@ -23,7 +23,7 @@ from salf.experiment import Experiment
 from salf.models import build
 from salf.records import RoundRecord
 from salf.runs import RunFolder, run_experiment
-from salf.simulation import ServerState
+from salf.state import ServerState
 
 PARTS = ["checkpoint/state.safetensors", "experiment.toml", "model.safetensors", "records.jsonl", "report.html"]
 

@@ -14,7 +14,8 @@ from salf.experiment import Experiment
 from salf.layers import Layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
 from salf.records import RoundRecord
-from salf.simulation import ServerState, Simulation
+from salf.simulation import Simulation
+from salf.state import ServerState
 from salf.updates import Update
 
 SHAPE, CLASSES = (1, 8, 8), 4

@@ -183,9 +183,9 @@ def test_a_named_model_that_does_not_fit_the_data_is_refused() -> None:
 @pytest.mark.parametrize("partition", ["iid", "shards", "dirichlet", "label-order"])
 def test_clients_train_on_their_share_of_the_partition(partition: str) -> None:
     simulation = Simulation(small_experiment({"data.partition": partition}), dataset=DATA)
-    dealt = np.concatenate(list(simulation.partition))
+    dealt = np.concatenate(list(simulation.federation.partition))
     assert sorted(dealt.tolist()) == list(range(len(DATA)))
-    kinds = [len(set(DATA.labels[own].tolist())) for own in simulation.partition]
+    kinds = [len(set(DATA.labels[own].tolist())) for own in simulation.federation.partition]
     assert max(kinds) <= {"shards": 4, "label-order": 2}.get(partition, CLASSES)
     state, _ = simulation.play(simulation.initial_state())
     assert state.round == 1

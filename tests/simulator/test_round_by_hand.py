@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from salf import models, seeds, simulate
 from salf.data import Dataset
 from salf.devices import Cohort
+from salf.methods import FedAvg, OverSelection
 from salf.records import RoundRecord
 from salf.rules import Corrected
-from salf.simulation import ServerState, Simulation
+from salf.simulation import Simulation
+from salf.state import ServerState
 from salf.updates import Update
 
 Doubles = dict[str, Tensor]
@@ -105,11 +107,11 @@ class Naive:
 
     def weight(self, client: int) -> float:
         by_examples = self.simulation.experiment.method.weight_by_examples
-        return float(len(self.simulation.partition[client])) if by_examples else 1.0
+        return float(len(self.simulation.federation.partition[client])) if by_examples else 1.0
 
     def train(self, state: ServerState, client: int) -> Update:
         experiment, layers = self.simulation.experiment, self.simulation.layers
-        own = self.simulation.partition[client]
+        own = self.simulation.federation.partition[client]
         batch, local_steps = min(experiment.client.batch_size, len(own)), experiment.client.local_steps
         drawn = seeds.permuted(experiment.seed, "batch", state.round + 1, [client], [len(own)], batch * local_steps)
         batches = [(DATA.inputs[own[places]], DATA.labels[own[places]]) for places in drawn.reshape(local_steps, batch)]
@@ -129,7 +131,7 @@ class Naive:
 
     def deadline(self) -> float:
         method = self.simulation.experiment.method
-        if method.name == "fedavg":
+        if isinstance(method, FedAvg | OverSelection):
             return np.inf
         return method.deadline or self.simulation.experiment.devices.typical_seconds(self.simulation.job)
 
@@ -212,7 +214,7 @@ def test_a_clients_part_does_not_depend_on_who_else_is_asked() -> None:
         cohort = Cohort(np.array(clients), 8, 3, experiment.seed)
         times = experiment.devices.times(simulation.job, cohort)
         steps = times.steps_by(1.0)
-        tasks = simulation._tasks(cohort, steps)
+        tasks = simulation.federation.tasks(cohort, steps)
         return {
             task.client: (task.batches.tolist(), task.seed, task.num_examples, row.tolist(), late)
             for task, row, late in zip(tasks, steps, times.whole.tolist(), strict=True)
@@ -228,11 +230,11 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
     settings = {"client.batch_size": 8, "client.local_steps": 3, "data.clients": 20, "data.size_sigma": 1.0}
     simulation = Simulation(small_experiment(settings), dataset=DATA)
     cohort = Cohort(np.arange(20), 20, 1, 5)
-    sizes = simulation.partition.sizes.tolist()
+    sizes = simulation.federation.partition.sizes.tolist()
     assert min(sizes) < 8 < max(sizes)
     layers = len(simulation.layers)
-    for task in simulation._tasks(cohort, np.ones((20, layers), dtype=np.int64)):
-        own = sorted(simulation.partition[task.client].tolist())
+    for task in simulation.federation.tasks(cohort, np.ones((20, layers), dtype=np.int64)):
+        own = sorted(simulation.federation.partition[task.client].tolist())
         batch = min(8, len(own))
         assert task.batches.shape == (3, batch)
         assert task.num_examples == len(own)
@@ -245,7 +247,7 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
 
 def test_cohorts_are_drawn_without_replacement_and_anew_each_round() -> None:
     simulation = Simulation(small_experiment({"data.clients": 30, "client.cohort": 10}), dataset=DATA)
-    drawn = [simulation._draw_cohort(turn).clients.tolist() for turn in range(1, 200)]
+    drawn = [simulation.federation.draw_cohort(turn).clients.tolist() for turn in range(1, 200)]
     assert all(len(set(clients)) == 10 and clients == sorted(clients) for clients in drawn)
     times_asked = np.bincount(np.concatenate(drawn), minlength=30) / len(drawn)
     assert abs(times_asked - 1 / 3).max() < 0.12

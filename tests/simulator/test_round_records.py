@@ -17,6 +17,7 @@ from salf.devices import Cohort, Physical
 from salf.methods import Schedule
 from salf.records import RoundRecord, final_accuracy, time_to_accuracy
 from salf.simulation import Simulation
+from salf.synchronous import work_kept
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -84,13 +85,12 @@ def test_time_to_accuracy_is_that_of_the_first_round_that_reaches_it() -> None:
     assert math.isnan(final_accuracy([]))
 
 
-def test_work_kept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulation = Simulation(small_experiment(), dataset=small_data())
-    monkeypatch.setattr(simulation, "job", job(3))  # 2, 3 and 4 operations
+def test_work_kept_by_hand() -> None:
+    costs = job(3).backward  # 2, 3 and 4 operations
 
     def kept(steps: list[list[int]], finished: list[list[int]], accepted: bool = True) -> float | None:
         who = np.array([accepted] + [True] * (len(steps) - 1))
-        return simulation._work_kept(Schedule(np.array(steps), np.array(finished), 1.0, 1.0), who)
+        return work_kept(Schedule(np.array(steps), np.array(finished), 1.0, 1.0), costs, who)
 
     assert kept([[0, 1, 1], [1, 1, 2]], [[1, 1, 1], [1, 2, 2]]) == pytest.approx((7 + 13) / (9 + 16))
     assert kept([[0, 0, 0]], [[0, 0, 1]]) == 0.0
@@ -160,7 +160,7 @@ def one_unlucky_client(settings: dict[str, object]) -> tuple[Simulation, Simulat
     good = small_data()
     lucky = Simulation(experiment, model=model, dataset=good)
     inputs = good.inputs.clone()
-    inputs[torch.from_numpy(lucky.partition[2])] = 1e38
+    inputs[torch.from_numpy(lucky.federation.partition[2])] = 1e38
     bad = Dataset.from_tensors(inputs, good.labels, good.test_inputs, good.test_labels)
     return lucky, Simulation(experiment, model=model, dataset=bad)
 

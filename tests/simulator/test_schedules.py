@@ -9,7 +9,7 @@ from simulator_cases import everyone, job, small_data, small_experiment
 
 from salf.devices import Devices, ExponentialLayers, Floats, Physical, Times, UniformDepth
 from salf.errors import InvalidSetting
-from salf.methods import METHODS, DropStragglers, FedAvg, Method, Salf, Situation
+from salf.methods import METHODS, DropStragglers, FedAvg, Salf, Situation, SynchronousMethod
 from salf.reach import ObservedReach
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability
 from salf.simulation import Simulation
@@ -32,61 +32,61 @@ def hand_made() -> Times:
 
 
 def test_salf_counts_every_layer_conveyed_by_the_deadline() -> None:
-    schedule = Salf(deadline=8.0).schedule(hand_made(), usual_seconds=99.0)
+    schedule = Salf(deadline=8.0).schedule([hand_made()], usual_seconds=99.0)
     assert schedule.steps.tolist() == [[2, 2, 2], [0, 1, 1], [1, 2, 2], [0, 0, 0]]
     assert schedule.finished.tolist() == [[2, 2, 2], [0, 1, 1], [2, 2, 2], [0, 0, 0]]
     assert (schedule.seconds, schedule.deadline_seconds) == (8.0, 8.0)
 
 
 def test_dropping_counts_whole_jobs_only() -> None:
-    schedule = DropStragglers(deadline=8.0).schedule(hand_made(), usual_seconds=99.0)
+    schedule = DropStragglers(deadline=8.0).schedule([hand_made()], usual_seconds=99.0)
     assert schedule.steps.tolist() == [[2, 2, 2], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert schedule.finished.tolist() == [[2, 2, 2], [0, 1, 1], [2, 2, 2], [0, 0, 0]]
     assert (schedule.seconds, schedule.deadline_seconds) == (8.0, 8.0)
-    later = DropStragglers(deadline=8.4).schedule(hand_made(), usual_seconds=99.0)
+    later = DropStragglers(deadline=8.4).schedule([hand_made()], usual_seconds=99.0)
     assert later.steps.tolist() == [[2, 2, 2], [0, 0, 0], [2, 2, 2], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("method", [Salf(), DropStragglers()])
-def test_the_usual_time_is_the_deadline_of_a_method_without_one(method: Method) -> None:
-    schedule = method.schedule(hand_made(), usual_seconds=7.0)
+def test_the_usual_time_is_the_deadline_of_a_method_without_one(method: SynchronousMethod) -> None:
+    schedule = method.schedule([hand_made()], usual_seconds=7.0)
     assert (schedule.seconds, schedule.deadline_seconds) == (7.0, 7.0)
     assert schedule.steps[0].tolist() == [2, 2, 2]
 
 
 def test_time_on_the_dot_is_in_time() -> None:
-    assert Salf(deadline=6.5).schedule(hand_made(), 1.0).steps[0].tolist() == [2, 2, 2]
-    assert Salf(deadline=np.nextafter(6.5, 0)).schedule(hand_made(), 1.0).steps[0].tolist() == [1, 2, 2]
-    assert DropStragglers(deadline=6.5).schedule(hand_made(), 1.0).steps[0].tolist() == [2, 2, 2]
+    assert Salf(deadline=6.5).schedule([hand_made()], 1.0).steps[0].tolist() == [2, 2, 2]
+    assert Salf(deadline=np.nextafter(6.5, 0)).schedule([hand_made()], 1.0).steps[0].tolist() == [1, 2, 2]
+    assert DropStragglers(deadline=6.5).schedule([hand_made()], 1.0).steps[0].tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("kind", [Salf, DropStragglers])
 def test_a_round_ends_when_everyone_is_done(kind: type[Salf | DropStragglers]) -> None:
     times = hand_made()
     here = Times(times.ready[:3], times.conveyed[:3], times.whole[:3], times.give_up_seconds)
-    schedule = kind(deadline=100.0).schedule(here, usual_seconds=1.0)
+    schedule = kind(deadline=100.0).schedule([here], usual_seconds=1.0)
     assert (schedule.seconds, schedule.deadline_seconds) == (18.5, 100.0)
     assert (schedule.steps == 2).all()
     # Who never answers is waited for until the deadline, not given up: the deadline is what the method is about.
-    assert kind(deadline=100.0).schedule(times, usual_seconds=1.0).seconds == 100.0
+    assert kind(deadline=100.0).schedule([times], usual_seconds=1.0).seconds == 100.0
 
 
 def test_federated_averaging_waits_for_all_and_skips_those_who_never_answer() -> None:
-    schedule = FedAvg().schedule(hand_made(), usual_seconds=1.0)
+    schedule = FedAvg().schedule([hand_made()], usual_seconds=1.0)
     assert schedule.steps.tolist() == [[2, 2, 2], [2, 2, 2], [2, 2, 2], [0, 0, 0]]
     assert schedule.finished.tolist() == schedule.steps.tolist()
     assert (schedule.seconds, schedule.deadline_seconds) == (30.0, None)
     times = hand_made()
     answering = Times(times.ready[:2], times.conveyed[:2], times.whole[:2], times.give_up_seconds)
-    assert FedAvg().schedule(answering, usual_seconds=1.0).seconds == 18.5
+    assert FedAvg().schedule([answering], usual_seconds=1.0).seconds == 18.5
 
 
 def test_a_client_that_does_half_and_is_gone_counts_for_salf_alone() -> None:
     ready = np.array([[[NEVER, 2.0, 1.0]]])
     times = Times(ready, ready, np.array([NEVER]), give_up_seconds=50.0)
-    assert Salf(deadline=5.0).schedule(times, 1.0).steps.tolist() == [[0, 1, 1]]
-    assert DropStragglers(deadline=5.0).schedule(times, 1.0).steps.tolist() == [[0, 0, 0]]
-    waiting = FedAvg().schedule(times, 1.0)
+    assert Salf(deadline=5.0).schedule([times], 1.0).steps.tolist() == [[0, 1, 1]]
+    assert DropStragglers(deadline=5.0).schedule([times], 1.0).steps.tolist() == [[0, 0, 0]]
+    waiting = FedAvg().schedule([times], 1.0)
     assert (waiting.steps.tolist(), waiting.finished.tolist(), waiting.seconds) == ([[0, 0, 0]], [[0, 1, 1]], 50.0)
 
 
@@ -107,7 +107,7 @@ def test_rules_of_the_methods() -> None:
     assert Salf(rule=replace(rule, weight_by_examples=True)).aggregation_rule.weight_by_examples
 
 
-def reach(method: Method, devices: Devices, deadline: float | None = 1.0) -> Floats | None:
+def reach(method: SynchronousMethod, devices: Devices, deadline: float | None = 1.0) -> Floats | None:
     observed = ObservedReach(4).observe([0, 1, 2], [[False, False, True, True]] * 3)
     return method.reach(Situation(devices, job(4), everyone(3), deadline, observed))
 

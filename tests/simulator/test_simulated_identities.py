@@ -8,7 +8,8 @@ import pytest
 from simulator_cases import RESIDUAL, RULES, play, same_weights, small_data, small_experiment
 
 from salf.records import RoundRecord
-from salf.simulation import ServerState, Simulation
+from salf.simulation import Simulation
+from salf.state import ServerState
 
 SETUPS: dict[str, dict[str, Any]] = {
     "one step": {"client.lr": 0.3},

@@ -18,7 +18,8 @@ from salf.engines import Tasks
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg, build
 from salf.rules import Contributors
-from salf.simulation import ServerState, Simulation
+from salf.simulation import Simulation
+from salf.state import ServerState
 
 _BATCH = 16
 _CLASSES = 10
@@ -104,13 +105,13 @@ class _Bench:
 
     def train(self) -> None:
         """Compute what the clients of the first round convey, and nothing else."""
-        with self.simulation.suitable_threads():
+        with self.simulation.federation.suitable_threads():
             running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
-            self.simulation.engine.contribute(self.state.weights, self.tasks, running)
+            self.simulation.federation.engine.contribute(self.state.weights, self.tasks, running)
 
     def centralised(self) -> None:
         """Compute one gradient from the examples of all clients of a round."""
-        with self.simulation.suitable_threads():
+        with self.simulation.federation.suitable_threads():
             self.model.zero_grad(set_to_none=True)
             _backward(self.model, self.inputs, self.labels)
 
@@ -144,7 +145,7 @@ def _whole(subject: Subject, seconds: float) -> Figure:
 
 def _loop(seconds: float) -> Figure:
     bench = _Bench(_MLP)
-    with bench.simulation.suitable_threads():
+    with bench.simulation.federation.suitable_threads():
         return compare(bench.copies, bench.train, seconds)
 
 

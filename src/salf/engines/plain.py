@@ -66,7 +66,7 @@ class PlainEngine:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(task.seed)
             for step in range(int(task.steps.max())):
-                self._take_step(task.batches[step], depth=int((task.steps > step).sum()))
+                self._take_step(task.batches[step], int((task.steps > step).sum()), task.proximal, weights)
         conveyed = [layer for layer, steps in zip(self._layers, task.steps, strict=True) if steps]
         names = [name for layer in conveyed for name in layer.parameters]
         with torch.no_grad():
@@ -83,13 +83,18 @@ class PlainEngine:
                 self._model.get_buffer(name).copy_(weights.get(name, initial))
         self._optimizer.state.clear()
 
-    def _take_step(self, batch: npt.NDArray[np.int64], depth: int) -> None:
+    def _take_step(
+        self, batch: npt.NDArray[np.int64], depth: int, proximal: float, anchor: Mapping[str, Tensor]
+    ) -> None:
         """Take one optimizer step over the last `depth` layers; the others keep their weights and their buffers."""
         index = torch.as_tensor(batch, device=self._inputs.device)
         kept = self._copy_buffers(self._layers[: len(self._layers) - depth])
         loss = self._loss(self._model(self._inputs[index]), self._labels[index])
         for name, gradient in truncated_gradients(loss, self._parameters, self._layers, depth).items():
-            self._parameters[name].grad = gradient
+            parameter = self._parameters[name]
+            parameter.grad = gradient
+            if proximal:
+                parameter.grad = gradient + proximal * (parameter.detach() - anchor[name])
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -99,6 +99,8 @@ class StackedEngine:
             loss = functional.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="sum") / index.shape[1]
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if tasks.proximal:
+                _add_proximal(parameters, weights, tasks.proximal)
             optimizer.step()
             with torch.no_grad():
                 for tensor, old, stays in kept:
@@ -150,6 +152,13 @@ class StackedEngine:
             num_examples,
             {name: buffers[name][place] for layer in conveyed for name in layer.buffers},
         )
+
+
+def _add_proximal(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], proximal: float) -> None:
+    """Add the gradient of μ/2 ‖w − w_t‖² to each client's."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            parameter.grad += proximal * (parameter.detach() - weights[name])
 
 
 def _stack(tensor: Tensor, count: int) -> Tensor:

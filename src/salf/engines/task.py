@@ -23,7 +23,7 @@ class ClientTask:
 
     `steps`, of shape (layers,), counts the optimizer steps each layer gets, input to output; the last one may be
     partial. `batches` holds the indices of the training examples of each step, shape (local steps, batch). `seed`
-    governs what the model itself draws, such as dropout.
+    governs what the model itself draws, such as dropout. `proximal` is μ of the term μ/2 ‖w − w_t‖² in the loss.
     """
 
     client: int
@@ -31,6 +31,7 @@ class ClientTask:
     batches: Whole
     num_examples: int
     seed: int
+    proximal: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Tasks:
     `clients`, of shape (clients,), are their numbers, `steps`, (clients, layers), as in `ClientTask`. `batches`, of
     shape (clients, local steps, batch), holds indices of training examples, and −1 at the end of the batches of a
     client that has fewer. `num_examples`, (clients,), are the sizes of their data sets. `seed` and `round` are the
-    address of what the model draws.
+    address of what the model draws. `proximal` is as in `ClientTask`.
     """
 
     clients: Whole
@@ -49,6 +50,7 @@ class Tasks:
     num_examples: Whole
     seed: int
     round: int
+    proximal: float = 0.0
 
     def __iter__(self) -> Iterator[ClientTask]:
         """Yield each client's task."""
@@ -63,6 +65,7 @@ class Tasks:
             own[:, own[0] >= 0],
             int(self.num_examples[place]),
             seeds.integer(self.seed, "model", self.round, client),
+            self.proximal,
         )
 
 

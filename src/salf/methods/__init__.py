@@ -5,17 +5,28 @@ from typing import Annotated
 from pydantic import Field
 
 from salf.methods.dropping import DropStragglers as DropStragglers
+from salf.methods.freezing import TimelyFL as TimelyFL
 from salf.methods.layerwise import Salf as Salf
 from salf.methods.method import Method as Method
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
+from salf.methods.method import SynchronousMethod as SynchronousMethod
+from salf.methods.shortening import FedNova as FedNova
+from salf.methods.shortening import FedProx as FedProx
 from salf.methods.waiting import FedAvg as FedAvg
+from salf.methods.waiting import OverSelection as OverSelection
 
-AnyMethod = Annotated[FedAvg | DropStragglers | Salf, Field(discriminator="name")]
+AnyMethod = Annotated[
+    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf, Field(discriminator="name")
+]
 
 # Every method by the name under which experiment files and the command line know it.
-METHODS: dict[str, type[FedAvg] | type[DropStragglers] | type[Salf]] = {
+METHODS: dict[str, type[FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf]] = {
     "fedavg": FedAvg,
     "drop": DropStragglers,
+    "overselection": OverSelection,
+    "fedprox": FedProx,
+    "fednova": FedNova,
+    "timelyfl": TimelyFL,
     "salf": Salf,
 }

@@ -1,18 +1,18 @@
 """Discarding whoever misses the deadline."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Times
-from salf.methods.method import STRICT, Method, Schedule, until_deadline
+from salf.methods.method import STRICT, Deadline, Schedule, SynchronousMethod, until_deadline
 from salf.rules import Contributors, Everyone, Rule
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class DropStragglers(Method):
+class DropStragglers(SynchronousMethod):
     """Federated averaging with a deadline: a client that has not conveyed its whole job by then is discarded.
 
     `normalise="received"` averages over those that made it. `"everyone"` divides by all who were asked, which is the
@@ -21,11 +21,12 @@ class DropStragglers(Method):
     """
 
     name: Literal["drop"] = "drop"
-    deadline: Annotated[float, Field(gt=0)] | None = None
+    deadline: Deadline | None = None
     normalise: Literal["received", "everyone"] = "received"
 
-    def schedule(self, times: Times, usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
         """Count the clients that finish everything by the deadline."""
+        (times,) = options
         by_deadline = until_deadline(times, self.deadline or usual_seconds)
         made_it = times.whole <= (self.deadline or usual_seconds)
         return replace(by_deadline, steps=by_deadline.steps * made_it[:, None])

@@ -1,5 +1,6 @@
 """Straggler-aware layer-wise federated learning."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Floats, Times
 from salf.errors import InvalidSetting
-from salf.methods.method import STRICT, Method, Schedule, Situation, until_deadline
+from salf.methods.method import STRICT, Deadline, Schedule, Situation, SynchronousMethod, until_deadline
 from salf.rules import AnyRule, Corrected, Rule
 
 
@@ -19,7 +20,7 @@ def _named(value: object) -> object:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class Salf(Method):
+class Salf(SynchronousMethod):
     """SALF (arXiv 2403.18375): at the deadline each client conveys the layers it has finished.
 
     `rule` says how a layer moves that not everyone reached. The chances that it uses are estimated from earlier rounds
@@ -29,13 +30,13 @@ class Salf(Method):
     """
 
     name: Literal["salf"] = "salf"
-    deadline: Annotated[float, Field(gt=0)] | None = None
+    deadline: Deadline | None = None
     rule: Annotated[AnyRule, BeforeValidator(_named)] = Field(default_factory=Corrected)
     reach_from: Literal["observed", "known"] = "observed"
 
-    def schedule(self, times: Times, usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
         """Count every layer that is conveyed by the deadline."""
-        return until_deadline(times, self.deadline or usual_seconds)
+        return until_deadline(options[0], self.deadline or usual_seconds)
 
     @property
     def aggregation_rule(self) -> Rule:

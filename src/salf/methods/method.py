@@ -1,11 +1,13 @@
-"""What every synchronous method is: what counts in a round, how long the round lasts, and by which rule it counts."""
+"""What a method is, and a synchronous one: what of a round counts, how long it lasts, by which rule it counts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Cohort, Devices, Floats, Job, Times
@@ -13,6 +15,8 @@ from salf.reach import ObservedReach
 from salf.rules import Rule
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Deadline = Annotated[float, Field(gt=0)]
+Whole = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,15 @@ class Schedule:
 
     `steps` and `finished`, of shape (clients, layers), count the optimizer steps of each layer that enter the model and
     those whose gradients the clients had completed when the round ended. The round lasts `seconds`; `deadline_seconds`
-    is None where there was none.
+    is None where there was none. `jobs`, of shape (clients,), says which of the method's jobs each client was given;
+    None where there is but one.
     """
 
-    steps: npt.NDArray[np.int64]
-    finished: npt.NDArray[np.int64]
+    steps: Whole
+    finished: Whole
     seconds: float
     deadline_seconds: float | None
+    jobs: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,31 @@ class Method(ABC):
 
     weight_by_examples: bool = False
 
-    @abstractmethod
-    def schedule(self, times: Times, usual_seconds: float) -> Schedule:
-        """Decide what of the round counts; `usual_seconds` is the deadline of a method that was given none."""
-
     @property
     @abstractmethod
     def aggregation_rule(self) -> Rule:
         """The rule of aggregation."""
+
+    @property
+    def proximal(self) -> float:
+        """μ of the proximal term μ/2 ‖w − w_t‖² in the clients' loss."""
+        return 0.0
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class SynchronousMethod(Method):
+    """A method that asks everyone of a round at once, and aggregates once."""
+
+    def jobs(self, job: Job) -> tuple[Job, ...]:
+        """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""
+        return (job,)
+
+    @abstractmethod
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+        """Decide what of a round counts, given the clients' times for each of the `jobs`.
+
+        `usual_seconds` is the deadline of a method that was given none.
+        """
 
     def reach(self, situation: Situation) -> Floats | None:  # noqa: ARG002
         """Return the chances π_{u,l} that the rule uses, shape (clients, layers); None for a rule that uses none."""
@@ -69,3 +92,10 @@ def until_deadline(times: Times, seconds: float) -> Schedule:
         seconds=min(seconds, float(times.whole.max())),
         deadline_seconds=seconds,
     )
+
+
+def whole_steps_by(times: Times, seconds: float) -> Schedule:
+    """Let each client convey the steps that it has finished through all layers by a deadline."""
+    partial = until_deadline(times, seconds)
+    steps = np.broadcast_to(partial.steps.min(axis=1, keepdims=True), partial.steps.shape)
+    return Schedule(steps.copy(), partial.finished, partial.seconds, seconds)

@@ -1,17 +1,20 @@
-"""Waiting for everyone."""
+"""Waiting for everyone, or for those who come first."""
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Times
-from salf.methods.method import STRICT, Method, Schedule
+from salf.methods.method import STRICT, Schedule, SynchronousMethod
 from salf.rules import Contributors, Rule
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class FedAvg(Method):
+class FedAvg(SynchronousMethod):
     """Federated averaging (McMahan et al., 2017) without a deadline: a round lasts as long as its slowest client.
 
     A client that never answers is given up after the time that its device model states.
@@ -19,14 +22,47 @@ class FedAvg(Method):
 
     name: Literal["fedavg"] = "fedavg"
 
-    def schedule(self, times: Times, usual_seconds: float) -> Schedule:  # noqa: ARG002
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:  # noqa: ARG002
         """Wait for everyone who answers at all."""
-        answering = np.isfinite(times.whole)
-        seconds = float(np.where(answering, times.whole, times.give_up_seconds).max())
-        steps = times.steps_ready_by(np.inf) * answering[:, None]
-        return Schedule(steps=steps, finished=times.steps_ready_by(seconds), seconds=seconds, deadline_seconds=None)
+        return _wait(options[0], len(options[0].whole))
 
     @property
     def aggregation_rule(self) -> Rule:
         """The mean over the received."""
         return Contributors(weight_by_examples=self.weight_by_examples)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class OverSelection(SynchronousMethod):
+    """Asking more clients than are needed, and keeping the first (Bonawitz et al., arXiv 1902.01046, §2.2 and §9).
+
+    Of the n clients that the experiment asks, as of every method, the first ⌈n / `ask`⌉ count; the others' work is
+    lost. 1.3 is what that system asks for each client that it needs.
+    """
+
+    name: Literal["overselection"] = "overselection"
+    ask: Annotated[float, Field(ge=1)] = 1.3
+
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:  # noqa: ARG002
+        """Wait for the first."""
+        return _wait(options[0], math.ceil(len(options[0].whole) / self.ask))
+
+    @property
+    def aggregation_rule(self) -> Rule:
+        """The mean over the received."""
+        return Contributors(weight_by_examples=self.weight_by_examples)
+
+
+def _wait(times: Times, count: int) -> Schedule:
+    """Wait for the first `count` clients that answer at all; of those who answer together the first in order."""
+    answering = np.isfinite(times.whole)
+    first = np.zeros_like(answering)
+    first[np.argsort(times.whole, kind="stable")[:count]] = True
+    counted = first & answering
+    seconds = float(np.where(answering, times.whole, times.give_up_seconds)[first].max())
+    return Schedule(
+        steps=times.steps_ready_by(np.inf) * counted[:, None],
+        finished=times.steps_ready_by(seconds),
+        seconds=seconds,
+        deadline_seconds=None,
+    )

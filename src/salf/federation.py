@@ -1,0 +1,171 @@
+"""An experiment made ready: its data, divided among the clients, its model, and what computes their training."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from salf import data, models, seeds
+from salf.costs import measure_costs
+from salf.devices import Cohort, Job
+from salf.engines import Engine, Tasks, Training, choose_engine
+from salf.errors import InvalidSetting
+from salf.evaluate import evaluate
+from salf.experiment import DataSettings, Experiment
+from salf.layers import find_layers
+
+# Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
+# they save on small tensors.
+_WORTH_THREADS = 2e8
+
+
+class Federation:
+    """The clients of an experiment and what they train; nothing in it changes from round to round.
+
+    The data set and the model are those that the experiment names, unless they are given; a given model is copied,
+    never changed. `job` is what each client is asked to do, `engine` computes it, `rule` aggregates it.
+    """
+
+    def __init__(
+        self, experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+    ) -> None:
+        _check_given(experiment, model, dataset)
+        self.experiment = experiment
+        settings = experiment.data
+        self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset
+        if any(tensor.device.type != "cpu" for tensor in (self.dataset.inputs, self.dataset.labels)):
+            raise InvalidSetting("the simulator computes on the CPU: move the data there (.cpu())")
+        self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
+        if model is None:
+            shape, classes = self.dataset.input_shape, self.dataset.num_classes
+            model = models.build(experiment.model, shape, classes, experiment.seed)
+        self.model = copy.deepcopy(model)
+        example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
+        self.layers = find_layers(model, example)
+        self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
+        client = experiment.client
+        self.rule = experiment.method.aggregation_rule
+        _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
+        batch = client.batch_size * self.job.costs.forward
+        with _suitable_threads(batch):
+            self.engine = self._choose_engine(model)
+        together = (client.cohort or settings.clients) if self.engine.at_once else 1
+        self._operations = together * batch
+
+    @contextmanager
+    def suitable_threads(self) -> Iterator[None]:
+        """Compute on one thread where a round's passes are small."""
+        with _suitable_threads(self._operations):
+            yield
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        """Return the global state dict before the first round."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def draw_cohort(self, round: int) -> Cohort:
+        """Draw who is asked in a round."""
+        population, asked = self.experiment.data.clients, self.experiment.client.cohort
+        if asked is None:
+            clients = np.arange(population)
+        else:
+            drawn = seeds.stream(self.experiment.seed, "cohort", round).choice(population, asked, replace=False)
+            clients = np.sort(drawn)
+        return Cohort(clients, population, round, self.experiment.seed)
+
+    def tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64], proximal: float = 0.0) -> Tasks:
+        """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
+        client = self.experiment.client
+        sizes = self.partition.sizes[cohort.clients]
+        wanted = client.batch_size * client.local_steps
+        drawn = seeds.permuted(cohort.seed, "batch", cohort.round, cohort.clients, sizes, wanted)
+        chosen = self.partition.order[self.partition.offsets[cohort.clients][:, None] + drawn]
+        batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
+        for batch in np.unique(np.minimum(sizes, client.batch_size)).tolist():
+            alike = np.minimum(sizes, client.batch_size) == batch
+            own = chosen[alike, : batch * client.local_steps]
+            batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
+        return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal)
+
+    def evaluate(self, round: int, weights: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+        """Return accuracy and loss where `round` is one to be tested; a loss that is not finite counts as none."""
+        if round % self.experiment.evaluate.every and round < self.experiment.rounds:
+            return None, None
+        self.model.load_state_dict(weights)
+        accuracy, loss = evaluate(self.model, self.dataset.test_inputs, self.dataset.test_labels)
+        return accuracy, loss if math.isfinite(loss) else None
+
+    def _choose_engine(self, model: nn.Module) -> Engine:
+        client = self.experiment.client
+        batch = min(client.batch_size, int(self.partition.sizes.max()))
+        training = Training(
+            model,
+            self.layers,
+            self.job.costs,
+            self.dataset.inputs,
+            self.dataset.labels,
+            client,
+            batch,
+            client.local_steps,
+        )
+        return choose_engine(self.experiment.engine, training, self.rule)
+
+
+def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:
+    """Divide the training examples among the clients, as the settings say."""
+    if settings.partition == "shards":
+        return data.shards(labels, settings.clients, seed, settings.shards_per_client)
+    if settings.partition == "dirichlet":
+        return data.dirichlet(labels, settings.clients, seed, settings.alpha)
+    if settings.partition == "label-order":
+        return data.label_order(labels, settings.clients, seed, settings.size_sigma)
+    return data.iid(labels, settings.clients, seed, settings.size_sigma)
+
+
+@contextmanager
+def _suitable_threads(operations: float) -> Iterator[None]:
+    """Compute on one thread where passes are so small that sharing them out costs more than it saves."""
+    threads = torch.get_num_threads()
+    if operations < _WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_given(experiment: Experiment, model: nn.Module | None, dataset: data.Dataset | None) -> None:
+    """Raise `InvalidSetting` unless a simulation can begin with these."""
+    if not isinstance(experiment, Experiment):
+        raise InvalidSetting(f"experiment is {experiment!r}; give an Experiment, such as Experiment.load('digits')")
+    if model is not None and not isinstance(model, nn.Module):
+        raise InvalidSetting(f"model is {model!r}; give an nn.Module, already built")
+    if model is not None and any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise InvalidSetting("the simulator computes on the CPU: move the model there (.cpu())")
+    if dataset is None and experiment.data.name == "tensors":
+        raise InvalidSetting("data.name is 'tensors': give the data in Python, simulate(experiment, dataset=...)")
+
+
+def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None:
+    """Raise `InvalidSetting` unless `model` can be trained on `rows` examples at a time and has an output per class."""
+    twin = copy.deepcopy(model).train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs: object = twin(dataset.inputs[:rows].clone())
+    except Exception as error:
+        raise InvalidSetting(
+            f"the model cannot be trained on a batch of {rows}, the smallest that a client would use ({error}); raise "
+            "client.batch_size, give every client more examples, or choose a model without batch normalisation"
+        ) from error
+    classes = 1 + int(max(dataset.labels.max(), dataset.test_labels.max()))
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != rows or shape[1] < classes:
+        given = f"a tensor of shape {shape}" if shape else f"a {type(outputs).__name__}"
+        raise InvalidSetting(
+            f"for {rows} examples the model returns {given}, but scores of shape ({rows}, {classes}) or wider are "
+            f"needed, one per label from 0 to {classes - 1}; change the model's last layer or the labels"
+        )

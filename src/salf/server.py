@@ -1,0 +1,88 @@
+"""What the server makes of a round's aggregate: adaptive federated optimisation.
+
+Reddi et al., "Adaptive federated optimization" (arXiv 2003.00295), algorithm 2: the aggregate is a pseudo-gradient for
+an optimizer of the server's own.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+
+# By parameter: the first moment "m" and, of adam and yogi, the second "v".
+OptimizerState = Mapping[str, Mapping[str, Tensor]]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ServerOptimisation:
+    """How the server moves the global model along Δ_t, the change that a synchronous method's rule gives.
+
+    `"sgd"`: m_t = `momentum` · m_{t−1} + Δ_t, and the model moves by `lr` · m_t; the defaults are plain averaging.
+    `"adam"` and `"yogi"`: m_t = β₁ m_{t−1} + (1 − β₁) Δ_t, v_t = β₂ v_{t−1} + (1 − β₂) Δ_t² for adam and
+    v_t = v_{t−1} − (1 − β₂) Δ_t² sign(v_{t−1} − Δ_t²) for yogi, and the model moves by `lr` · m_t / (√v_t + `tau`),
+    from v_{−1} = `tau`² (algorithm 2 of that paper, whose defaults these β and τ are; it tunes
+    `lr`, 0.1 and below).
+
+    A layer without contributors neither moves nor forgets; buffers are averaged as ever.
+    """
+
+    optimizer: Literal["sgd", "adam", "yogi"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Fraction = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+
+    @property
+    def averages(self) -> bool:
+        """Whether the global model is the aggregate itself."""
+        return self.optimizer == "sgd" and self.lr == 1.0 and not self.momentum
+
+    @torch.no_grad()
+    def step(
+        self,
+        before: Mapping[str, Tensor],
+        aggregate: Mapping[str, Tensor],
+        moved: Collection[str],
+        state: OptimizerState,
+        aliases: Mapping[str, str] | None = None,
+    ) -> tuple[dict[str, Tensor], OptimizerState]:
+        """Return the new global state and what the optimizer remembers; nothing that is given changes.
+
+        `aggregate` is the global state that averaging would give, `moved` names the parameters that somebody conveyed,
+        `aliases` maps further names of a tied parameter to the one in `moved`.
+
+        >>> server = ServerOptimisation(lr=0.5, momentum=0.9)
+        >>> new, memory = server.step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, ["w"], {})
+        >>> new, _ = server.step(new, {"w": new["w"] + 1.0}, ["w"], memory)
+        >>> round(new["w"].item(), 4)  # 0.5 · 1 + 0.5 · (0.9 + 1)
+        1.45
+        """
+        if self.averages:
+            return dict(aggregate), state
+        new, remembered = dict(aggregate), dict(state)
+        for name in moved:
+            moments = self._moments(aggregate[name] - before[name], state.get(name))
+            remembered[name] = moments
+            scale = 1.0 if self.optimizer == "sgd" else moments["v"].sqrt() + self.tau
+            new[name] = before[name] + self.lr * moments["m"] / scale
+        new |= {alias: new[name] for alias, name in (aliases or {}).items() if name in moved}
+        return new, remembered
+
+    def _moments(self, change: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return the moments after a change."""
+        first = torch.zeros_like(change) if known is None else known["m"]
+        if self.optimizer == "sgd":
+            return {"m": self.momentum * first + change}
+        second = torch.full_like(change, self.tau**2) if known is None else known["v"]
+        square = change.square()
+        adam = self.optimizer == "adam"
+        towards = square - second if adam else square * torch.sign(square - second)
+        return {
+            "m": self.beta1 * first + (1 - self.beta1) * change,
+            "v": second + (1 - self.beta2) * towards,
+        }

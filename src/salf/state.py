@@ -1,0 +1,26 @@
+"""All that one round hands on to the next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from salf.aggregation import ClientMemory
+from salf.reach import ObservedReach
+from salf.server import OptimizerState
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that one round hands on to the next: with the experiment, it determines the rest of the run.
+
+    `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
+    `optimizer` is what the server's optimizer remembers.
+    """
+
+    round: int
+    time_s: float
+    weights: Mapping[str, Tensor]
+    observed: ObservedReach
+    memory: ClientMemory = field(default_factory=dict)
+    optimizer: OptimizerState = field(default_factory=dict)
