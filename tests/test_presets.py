@@ -17,11 +17,11 @@ needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are
 def test_a_preset_states_what_each_method_reaches(name: str) -> None:
     experiment = salf.Experiment.load(name)
     assert experiment.name == name
-    assert set(experiment.expected) == set(METHODS)
+    assert {"fedavg", "salf", "drop"} <= set(experiment.expected) <= set(METHODS)
     assert experiment.evaluate.target is not None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", salf.Experiment.load("digits").expected)
 def test_digits_reach_what_their_preset_states(method: str) -> None:
     experiment = salf.Experiment.load("digits", **{"evaluate.every": 250}).with_method(method)
     expected = experiment.expected[method]

@@ -1,46 +1,44 @@
 """Several methods on equal terms: the same data, seeds and devices, and what comes of it in one table."""
 
 import math
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
-from multiprocessing import get_context, parent_process
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import fmean, stdev
 
-import torch
+import numpy as np
+from scipy.stats import ttest_rel
 
-from salf.errors import InvalidSetting, SalfError
+from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.records import RoundRecord, time_to_accuracy
-from salf.runs import Run, RunFolder, run_experiment
-
-_Watch = Callable[[int], None] | None
-_Task = tuple[Experiment, Path | None]
+from salf.records import accuracy_at, time_to_accuracy
+from salf.runs import Run
+from salf.workers import Assignment, Watch, run_all
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a method's runs over all seeds come to.
 
-    `accuracies` are the final test accuracies, seed by seed, `time_s` the mean virtual time of a whole run,
-    `times_to_target` the virtual time at which each seed's run first reached the target (infinite: never), `work_kept`
-    the share of finished work that entered the model.
+    `accuracies` are the final test accuracies, seed by seed, `equal_time_accuracies` those at the virtual time at which
+    the shortest of all runs ended, `time_s` the mean virtual time of a whole run, `times_to_target` the virtual time at
+    which each seed's run first reached the target (infinite: never), `work_kept` the share of finished work that
+    entered the model, `bytes_down` and `bytes_up` what the server of a run sent and received, on average.
+
+    `rival` is the best of the other methods at equal virtual time, `p_value` that of a paired t-test against it, two
+    sides, seed by seed; None where there is no other method, or a single seed.
     """
 
     method: str
     accuracies: tuple[float, ...]
+    equal_time_accuracies: tuple[float, ...]
     time_s: float
     times_to_target: tuple[float, ...]
     work_kept: float
+    bytes_down: float
+    bytes_up: float
+    rival: str | None = None
+    p_value: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -51,6 +49,16 @@ class Summary:
     def deviation(self) -> float:
         """The standard deviation of the final accuracy over seeds; NaN for a single seed."""
         return stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
+
+    @property
+    def equal_time_accuracy(self) -> float:
+        """The mean accuracy at equal virtual time; NaN where some run was not tested by then."""
+        return fmean(self.equal_time_accuracies)
+
+    @property
+    def equal_time_deviation(self) -> float:
+        """The standard deviation of the accuracy at equal virtual time over seeds; NaN for a single seed."""
+        return stdev(self.equal_time_accuracies) if len(self.equal_time_accuracies) > 1 else math.nan
 
     @property
     def time_to_target(self) -> float:
@@ -67,18 +75,34 @@ class Comparison:
     runs: dict[str, tuple[Run, ...]]
 
     @property
+    def equal_time_s(self) -> float:
+        """The virtual time that all runs have: that of the shortest."""
+        return min(run.time_s for runs in self.runs.values() for run in runs)
+
+    @property
     def summaries(self) -> tuple[Summary, ...]:
         """One summary per method."""
-        return tuple(self._summarise(method, runs) for method, runs in self.runs.items())
+        alone = [self._summarise(method, runs) for method, runs in self.runs.items()]
+        return tuple(_against_rival(summary, alone) for summary in alone)
+
+    def speed_up(self, summary: Summary) -> float | None:
+        """Return how much sooner than by waiting for everyone the target is reached; None where one of them never."""
+        waiting = next((other for other in self.summaries if other.method == "fedavg"), None)
+        if waiting is None or math.isinf(waiting.time_to_target) or math.isinf(summary.time_to_target):
+            return None
+        return waiting.time_to_target / summary.time_to_target
 
     def _summarise(self, method: str, runs: Sequence[Run]) -> Summary:
         kept = [record.work_kept for run in runs for record in run.records if record.work_kept is not None]
         return Summary(
             method,
             tuple(run.accuracy for run in runs),
+            tuple(accuracy_at(run.records, self.equal_time_s) for run in runs),
             fmean(run.time_s for run in runs),
             tuple(time_to_accuracy(run.records, self.target) for run in runs),
             fmean(kept) if kept else math.nan,
+            fmean(sum(record.bytes_down for record in run.records) for run in runs),
+            fmean(sum(record.bytes_up for record in run.records) for run in runs),
         )
 
 
@@ -90,130 +114,67 @@ def compare(
     *,
     resume: bool = False,
     jobs: int = 1,
-    watch: Callable[[int], None] | None = None,
+    watch: Watch = None,
+    learning_rates: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Run `experiment` by each of `methods` with `seeds` seeds, counted up from the experiment's own.
 
     Each run is kept in `out/METHOD/seed-N` if a folder is given; `resume` goes on with those that are there. With
-    `jobs` above 1 that many processes share the runs. Each run computes on one thread, so that its results do not
-    depend on `jobs`. `watch` is called with the number of rounds done so far.
+    `jobs` above 1 that many processes share the runs. `watch` is called with the number of rounds done so far.
+    `learning_rates` gives methods a `client.lr` of their own.
 
     Raises the first error of any run, once the others have stopped and saved what they have.
     """
-    if seeds < 1:
-        raise InvalidSetting(f"seeds is {seeds}; a comparison needs at least 1")
-    if not methods or len(set(methods)) < len(methods):
-        raise InvalidSetting(f"methods are {', '.join(methods) or 'none'}; name each method to compare once")
+    check_methods(methods, seeds)
     planned = [
-        replace(experiment.with_method(method), seed=experiment.seed + number)
+        replace(with_learning_rate(experiment.with_method(method), learning_rates), seed=experiment.seed + number)
         for method in methods
         for number in range(seeds)
     ]
-    tasks = [(one, None if out is None else out / one.method.name / f"seed-{one.seed}") for one in planned]
-    for one, folder in tasks:
-        if folder is not None:
-            RunFolder.check(folder, one, resume=resume)
-    runs = _run_here(tasks, resume, watch) if jobs == 1 else _run_in_processes(tasks, resume, watch, jobs)
+    runs = run_all(
+        [
+            Assignment(one, None if out is None else out / one.method.name / f"seed-{one.seed}", resume)
+            for one in planned
+        ],
+        jobs=jobs,
+        watch=watch,
+    )
     found = {method: tuple(run for run in runs if run.experiment.method.name == method) for method in methods}
     return Comparison(experiment, _target(experiment, found), found)
 
 
-def _run_here(tasks: Sequence[_Task], resume: bool, watch: _Watch) -> list[Run]:  # noqa: FBT001
-    done = count(1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [
-            run_experiment(one, folder, resume, watch=lambda _: None if watch is None else watch(next(done)))
-            for one, folder in tasks
-        ]
-    finally:
-        torch.set_num_threads(threads)
+def check_methods(methods: Sequence[str], seeds: int) -> None:
+    """Raise `InvalidSetting` unless there is something to compare."""
+    if seeds < 1:
+        raise InvalidSetting(f"seeds is {seeds}; a comparison needs at least 1")
+    if not methods or len(set(methods)) < len(methods):
+        raise InvalidSetting(f"methods are {', '.join(methods) or 'none'}; name each method to compare once")
 
 
-def _run_in_processes(tasks: Sequence[_Task], resume: bool, watch: _Watch, jobs: int) -> list[Run]:  # noqa: FBT001
-    # A process is started afresh, not forked: torch's threads do not survive a fork.
-    context = get_context("spawn")
-    stop, done = context.Event(), context.Value("q", 0)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_become_worker, initargs=(stop, done)) as pool:
-        try:
-            with _interrupts_ignored():
-                futures = [pool.submit(_run_in_worker, one, folder, resume) for one, folder in tasks]
-            _wait(futures, done, watch)
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise SalfError(
-                "a process of the comparison died (was the memory used up?); share the runs among fewer processes "
-                "(--jobs), and go on with those that were kept (--resume)"
-            ) from error
-        finally:
-            # Nothing is left to do, or somebody failed: the others stop after the round they are in.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+def with_learning_rate(experiment: Experiment, rates: Mapping[str, float] | None) -> Experiment:
+    """Return the experiment with the learning rate that its method was given, if any."""
+    rate = (rates or {}).get(experiment.method.name)
+    return experiment if rate is None else replace(experiment, client=replace(experiment.client, lr=rate))
 
 
-def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: _Watch) -> None:
-    """Wait until all runs have ended or one has failed, telling `watch` how many rounds were played."""
-    pending = True
-    while pending:
-        pending = bool(wait(futures, timeout=0.25, return_when=FIRST_EXCEPTION).not_done)
-        for future in futures:
-            if future.done():
-                future.result()
-        if watch is not None:
-            watch(done.value)
+def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
+    """Add the best of the other methods at equal virtual time, and how sure the difference is."""
+    others = [other for other in everyone if other.method != summary.method]
+    if not others:
+        return summary
+    rival = max(others, key=lambda other: other.equal_time_accuracy)
+    chance = _paired_p_value(summary.equal_time_accuracies, rival.equal_time_accuracies)
+    return replace(summary, rival=rival.method, p_value=chance)
 
 
-class _Stopped(Exception):
-    """The comparison was given up while this run was going on."""
-
-
-@dataclass(frozen=True)
-class _Ties:
-    """What ties a worker to the process that started it."""
-
-    stop: Event
-    done: "Synchronized[int]"
-
-
-_ties: _Ties | None = None  # set in worker processes only, which cannot be given it in any other way
-
-
-def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
-    global _ties  # noqa: PLW0603
-    _ties = _Ties(stop, done)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers stops them
-    torch.set_num_threads(1)
-
-
-def _run_in_worker(experiment: Experiment, folder: Path | None, resume: bool) -> Run:  # noqa: FBT001
-    return run_experiment(experiment, folder, resume, watch=_count_round)
-
-
-def _count_round(_: RoundRecord) -> None:
-    """Count a round, unless the comparison was given up or the process that asked for it is dead."""
-    if _ties is None:
-        return
-    parent = parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)
-    if _ties.stop.is_set():
-        raise _Stopped
-    with _ties.done.get_lock():
-        _ties.done.value += 1
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C from their first moment on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the p-value of a paired t-test, two sides; None for less than two pairs, or pairs that were not tested."""
+    differences = np.subtract(one, other)
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    if np.ptp(differences) == 0:  # no spread at all, of which the test makes nothing or certainty
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(ttest_rel(one, other).pvalue)
 
 
 def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:

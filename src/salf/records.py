@@ -65,3 +65,13 @@ def time_to_accuracy(records: Iterable[RoundRecord], target: float) -> float:
     """
     reached = (record.time_s for record in records if record.accuracy is not None and record.accuracy >= target)
     return next(reached, math.inf)
+
+
+def accuracy_at(records: Iterable[RoundRecord], seconds: float) -> float:
+    """Return the last accuracy that was evaluated within `seconds` of virtual time; NaN if none was.
+
+    >>> records = [RoundRecord(number, float(number), None, 1, (1,), 1.0, accuracy=number / 10) for number in (1, 2, 3)]
+    >>> accuracy_at(records, 2.5)
+    0.2
+    """
+    return final_accuracy(record for record in records if record.time_s <= seconds)

@@ -250,7 +250,7 @@ def test_a_comparison_is_told_as_a_table_and_kept_as_json(tmp_path: Path) -> Non
     result = salf("compare", *settings(seed=2), *arguments, "--out", tmp_path)
     assert (result.code, result.err) == (0, "")
     assert "digits: 6 rounds, 4 clients, 2 seeds" in result.out
-    assert "target: 95.0 %" in plain(result.out)
+    assert "to 95.0 %: mean virtual time to that target;" in plain(result.out)
     found = only_json(salf("compare", *settings(seed=2), *arguments, "--out", tmp_path, "--resume", "--json"))
     assert json.loads((tmp_path / "comparison.json").read_text()) == found
     assert {key: found[key] for key in ("experiment", "seeds", "target")} == {
@@ -260,16 +260,23 @@ def test_a_comparison_is_told_as_a_table_and_kept_as_json(tmp_path: Path) -> Non
     }
     for row, summary in zip(found["methods"], comparison.summaries, strict=True):
         assert summary.method in result.out
-        assert f"{100 * summary.accuracy:.1f} % ± {100 * summary.deviation:.1f}" in result.out
+        assert f"{100 * summary.accuracy:.1f} ±{100 * summary.deviation:.1f}" in result.out
         assert row == {
             "method": summary.method,
+            "lr": 0.2,
             "accuracies": list(summary.accuracies),
             "accuracy": summary.accuracy,
             "deviation": summary.deviation,
+            "equal_time_accuracies": list(summary.equal_time_accuracies),
+            "equal_time_accuracy": summary.equal_time_accuracy,
             "time_s": summary.time_s,
             "time_to_target_s": None,
             "speed_up": None,
             "work_kept": summary.work_kept,
+            "bytes_down": summary.bytes_down,
+            "bytes_up": summary.bytes_up,
+            "rival": summary.rival,
+            "p_value": summary.p_value,
         }
         records = [RunFolder.read_records(tmp_path / summary.method / f"seed-{seed}") for seed in (2, 3)]
         assert [run.records for run in comparison.runs[summary.method]] == [tuple(some) for some in records]
@@ -310,7 +317,10 @@ def test_a_comparison_is_kept_in_a_folder_of_its_name(tmp_path: Path, monkeypatc
         (["--seeds", "-1"], "seeds is -1; a comparison needs at least 1"),
         (["--methods", ","], "methods are none; name each method to compare once"),
         (["--methods", "salf,salf"], "methods are salf, salf; name each method to compare once"),
-        (["--methods", "salf,dorp"], "there is no method 'dorp' (did you mean 'drop'?); known are fedavg, drop, overselection, fedprox"),
+        (
+            ["--methods", "salf,dorp"],
+            "there is no method 'dorp' (did you mean 'drop'?); known are fedavg",
+        ),
         (["nothing"], "there is no preset 'nothing'"),
         (["--set", "data.name=mnist", "--set", "data.root=/nowhere", "--jobs", "1"], "not found in /nowhere"),
         (["--out", "file/below", "--jobs", "1"], "cannot make the folder file/below/fedavg/seed-0: Not a directory"),

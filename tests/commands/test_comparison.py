@@ -53,7 +53,7 @@ def test_runs_compute_on_one_thread_whatever_their_number(monkeypatch: pytest.Mo
     before, during = torch.get_num_threads(), set[int]()
     torch.set_num_threads(2)
     # Larger models would be shared among threads by themselves.
-    monkeypatch.setattr("salf.simulation._WORTH_THREADS", 0)
+    monkeypatch.setattr("salf.federation._WORTH_THREADS", 0)
     try:
         compare(tiny(rounds=1), METHODS, 1, watch=lambda _: during.add(torch.get_num_threads()))
         assert during == {1}
@@ -108,7 +108,11 @@ def test_folders_are_looked_at_before_anything_is_run(tmp_path: Path) -> None:
         (METHODS, -2, "seeds is -2; a comparison needs at least 1"),
         ([], 1, "methods are none; name each method to compare once"),
         (["salf", "drop", "salf"], 1, "methods are salf, drop, salf; name each method to compare once"),
-        (["salf", "dorp"], 1, r"there is no method 'dorp' \(did you mean 'drop'\?\); known are fedavg, drop, salf"),
+        (
+            ["salf", "dorp"],
+            1,
+            r"there is no method 'dorp' \(did you mean 'drop'\?\); known are fedavg, .*, salf",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods: list[str], seeds: int, message: str) -> None:
@@ -219,4 +223,32 @@ def test_a_summary_without_numbers_says_so() -> None:
     assert math.isnan(salf.deviation)
     assert math.isnan(salf.work_kept)
     assert math.isinf(salf.time_to_target)
-    assert drop == Summary("drop", (0.9,), 4.0, (4.0,), 0.5)
+    assert drop == Summary("drop", (0.9,), (0.9,), 4.0, (4.0,), 0.5, 0.0, 0.0, rival="salf")
+    assert (salf.rival, salf.p_value) == ("drop", None)
+
+
+def test_methods_are_compared_at_equal_virtual_time_with_their_best_rival() -> None:
+    experiment = tiny()
+    quick = tuple(made_up(experiment, [0.2, accuracy]) for accuracy in (0.5, 0.6, 0.4))
+    slow = tuple(made_up(experiment, [0.1, accuracy, 0.9]) for accuracy in (0.3, 0.5, 0.1))
+    bad = tuple(made_up(experiment, [0.1, 0.1]) for _ in range(3))
+    comparison = Comparison(experiment, 0.6, {"salf": quick, "fedavg": slow, "drop": bad})
+    assert comparison.equal_time_s == quick[0].time_s < slow[0].time_s
+    salf, fedavg, drop = comparison.summaries
+    assert salf.equal_time_accuracies == (0.5, 0.6, 0.4)
+    assert fedavg.equal_time_accuracies == (0.3, 0.5, 0.1)
+    assert fedavg.accuracies == (0.9, 0.9, 0.9)
+    assert (salf.rival, fedavg.rival, drop.rival) == ("fedavg", "salf", "salf")
+    # Differences 0.2, 0.1, 0.3: mean 0.2, standard error 0.1/√3, two degrees of freedom.
+    t = 0.2 / (0.1 / math.sqrt(3))
+    assert salf.p_value == fedavg.p_value == pytest.approx(1 - t / math.sqrt(t * t + 2))
+
+
+def test_differences_without_spread_are_certain_or_nothing() -> None:
+    experiment = tiny()
+    runs = {
+        name: tuple(made_up(experiment, [0.1, accuracy]) for _ in range(2))
+        for name, accuracy in (("salf", 0.5), ("fedavg", 0.5), ("drop", 0.25))
+    }
+    salf, _, drop = Comparison(experiment, 0.6, runs).summaries
+    assert (salf.p_value, drop.p_value) == (1.0, 0.0)

@@ -11,7 +11,7 @@ import pytest
 from salf import simulate
 from salf.errors import InvalidSetting
 from salf.experiment import DataSettings, Expected, Experiment
-from salf.methods import DropStragglers, FedAvg, Salf
+from salf.methods import METHODS, DropStragglers, FedAvg, Salf
 from salf.models import Cnn, Mlp
 from salf.rules import Corrected, Memory
 from salf.settings import preset_names
@@ -19,7 +19,8 @@ from salf.settings import preset_names
 DIGITS = "preset 'digits' with overrides: "
 RULES = "corrected, contributors, everyone, inverse-probability, memory"
 MODELS = "mlp, cnn, vgg11, vgg13, vgg16, vgg19, residual, transformer, factory"
-SECTIONS = "data, model, client, devices, method, evaluate, expected"
+SECTIONS = "data, model, client, devices, method, server, evaluate, expected"
+METHOD_NAMES = ", ".join(METHODS)
 
 
 def problem(key: str, value: object) -> str:
@@ -49,9 +50,13 @@ def test_every_preset_is_valid_and_called_by_its_name(name: str) -> None:
             "remember",
             f"method.rule = 'remember' must be one of {RULES}",
         ),
-        ("method.name", "slaf", "method.name = 'slaf' must be one of fedavg, drop, salf (did you mean 'salf'?)"),
-        ("method.name", "X", "method.name = 'X' must be one of fedavg, drop, salf"),
-        ("method.name", 3, "method.name = 3 must be one of fedavg, drop, salf"),
+        (
+            "method.name",
+            "slaf",
+            f"method.name = 'slaf' must be one of {METHOD_NAMES} (did you mean 'salf'?)",
+        ),
+        ("method.name", "X", f"method.name = 'X' must be one of {METHOD_NAMES}"),
+        ("method.name", 3, f"method.name = 3 must be one of {METHOD_NAMES}"),
         (
             "model.name",
             "vgg12",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from salf.cli.console import (
     Settings,
     counted,
     finite,
+    megabytes,
     parse_settings,
     percent,
     print_json,
@@ -28,12 +30,18 @@ from salf.cli.console import (
 )
 from salf.comparison import Comparison, Summary
 from salf.comparison import compare as compare_methods
+from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.plots import plot_accuracy, save_figure
+from salf.tuning import Tuning
+from salf.tuning import tune as tune_methods
 
 Methods = Annotated[
-    str, typer.Option(metavar="NAME,…", help=f"The mechanisms to compare, separated by commas: {', '.join(METHODS)}.")
+    str,
+    typer.Option(
+        metavar="NAME,…", help=f"The mechanisms to compare, separated by commas, or all: {', '.join(METHODS)}."
+    ),
 ]
 Seeds = Annotated[int, typer.Option(metavar="N", help="How many seeds, counted up from the experiment's own.")]
 Out = Annotated[
@@ -47,6 +55,13 @@ Jobs = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="How many processes share the runs; by default one per core."),
 ]
+Tune = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LR,…",
+        help="First try these learning rates with each method, on held-out training examples; compare its best.",
+    ),
+]
 
 
 def compare(
@@ -57,6 +72,7 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     jobs: Jobs = None,
+    tune: Tune = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on equal terms: same data, seeds and devices, accuracy against virtual time.
@@ -66,12 +82,27 @@ def compare(
     For example: salf compare digits --methods fedavg,salf --seeds 3
     """
     chosen = Experiment.load(experiment, **parse_settings(settings))
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [*METHODS] if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    rates = _rates(tune)
     folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{chosen.name}-comparison") if out is None else out
-    workers = min(jobs or os.cpu_count() or 1, max(1, len(names) * seeds))
-    with progress_bar(chosen.name, chosen.rounds * len(names) * seeds, shown=not as_json) as bar:
-        comparison = compare_methods(chosen, names, seeds, folder, resume=resume, jobs=workers, watch=bar.show)
-    result = _as_object(comparison)
+    workers = min(jobs or os.cpu_count() or 1, max(1, len(names) * max(seeds, len(rates))))
+    with progress_bar(chosen.name, chosen.rounds * len(names) * (seeds + len(rates)), shown=not as_json) as bar:
+        tuning, done = None, 0
+        if rates:
+            seed = chosen.seed + seeds  # the first that is not compared
+            tuning = tune_methods(chosen, names, rates, seed, folder, resume=resume, jobs=workers, watch=bar.show)
+            done = chosen.rounds * len(names) * len(rates)
+        comparison = compare_methods(
+            chosen,
+            names,
+            seeds,
+            folder,
+            resume=resume,
+            jobs=workers,
+            watch=lambda played: bar.show(done + played),
+            learning_rates=None if tuning is None else tuning.learning_rates,
+        )
+    result = _as_object(comparison, tuning)
     write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
     figure = plot_accuracy(curves, f"{chosen.name}: {counted(seeds, 'seed')}", comparison.target)
@@ -81,32 +112,59 @@ def compare(
         print_json(result)
     else:
         show(_table(comparison))
+        tell(_legend(comparison))
+        if tuning is not None:
+            best = ", ".join(f"{method} {rate:g}" for method, rate in tuning.learning_rates.items())
+            tell(f"learning rates, each the best of {tune} on held-out examples: {best}")
         tell(f"plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
+
+
+def _rates(text: str | None) -> list[float]:
+    """Read the learning rates to try."""
+    try:
+        return [float(rate) for rate in (text or "").split(",") if rate.strip()]
+    except ValueError as error:
+        raise InvalidSetting(f"--tune is '{text}'; give numbers separated by commas, such as 0.03,0.1,0.3") from error
 
 
 def _table(comparison: Comparison) -> Table:
     experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
     extent = (counted(experiment.rounds, "round"), counted(experiment.data.clients, "client"), counted(count, "seed"))
-    chosen = "" if experiment.evaluate.target else ", 95 % of the best method (set evaluate.target)"
-    table = Table(
-        title=Text(f"{experiment.name}: {', '.join(extent)}"),
-        caption=f"accuracy: mean ± standard deviation over seeds; target: {percent(comparison.target)}{chosen}; "
-        "time to target: mean over seeds, on the virtual clock; speed-up: against fedavg",
-    )
-    table.add_column("method", style="bold")
-    for heading in ("test accuracy", "time of the run", "time to target", "speed-up", "work kept"):
-        table.add_column(heading, justify="right")
+    table = Table(title=Text(f"{experiment.name}: {', '.join(extent)}"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", style="bold", no_wrap=True)
+    headings = ("accuracy %", f"at {seconds(comparison.equal_time_s)}", f"to {percent(comparison.target)}")
+    for heading in (*headings, "speed-up", "kept", "down/up", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for summary in comparison.summaries:
-        speed_up = _speed_up(comparison, summary)
+        speed_up = comparison.speed_up(summary)
         table.add_row(
             summary.method,
-            percent(summary.accuracy, summary.deviation),
-            seconds(summary.time_s),
+            _accuracy(summary.accuracy, summary.deviation),
+            _accuracy(summary.equal_time_accuracy, summary.equal_time_deviation),
             _time_to_target(summary),
             "–" if speed_up is None else f"{speed_up:.1f}×",
-            percent(summary.work_kept),
+            "–" if math.isnan(summary.work_kept) else f"{100 * summary.work_kept:.0f} %",
+            f"{megabytes(summary.bytes_down)}/{megabytes(summary.bytes_up)}",
+            "–" if summary.p_value is None else f"{summary.p_value:.2g}",
         )
     return table
+
+
+def _accuracy(mean: float, deviation: float) -> str:
+    """Write an accuracy in per cent, without the sign."""
+    return percent(mean, deviation).replace(" %", "").replace("± ", "±")
+
+
+def _legend(comparison: Comparison) -> str:
+    """Say what the columns are."""
+    best = max(comparison.summaries, key=lambda summary: summary.equal_time_accuracy).method
+    chosen = "" if comparison.experiment.evaluate.target else ", 95 % of the best method (set evaluate.target)"
+    return (
+        "accuracy on the test data, mean ± standard deviation over seeds: at the end of the run, and at equal virtual "
+        f"time; to {percent(comparison.target)}: mean virtual time to that target{chosen}; speed-up: against fedavg; "
+        "kept: share of the clients' finished work that entered the model; down/up: MB sent and received by the "
+        f"server; p: paired t-test against the best other method at equal virtual time (best of all: {best})"
+    )
 
 
 def _time_to_target(summary: Summary) -> str:
@@ -117,30 +175,40 @@ def _time_to_target(summary: Summary) -> str:
     return seconds(summary.time_to_target)
 
 
-def _speed_up(comparison: Comparison, summary: Summary) -> float | None:
-    """Return how much sooner than by waiting for everyone the target is reached."""
-    waiting = next((other for other in comparison.summaries if other.method == "fedavg"), None)
-    if waiting is None or math.isinf(waiting.time_to_target) or math.isinf(summary.time_to_target):
-        return None
-    return waiting.time_to_target / summary.time_to_target
-
-
-def _as_object(comparison: Comparison) -> dict[str, object]:
+def _as_object(comparison: Comparison, tuning: Tuning | None) -> dict[str, object]:
     return {
         "experiment": comparison.experiment.name,
         "seeds": [run.experiment.seed for run in next(iter(comparison.runs.values()))],
         "target": comparison.target,
-        "methods": [
-            {
-                "method": summary.method,
-                "accuracies": list(summary.accuracies),
-                "accuracy": summary.accuracy,
-                "deviation": finite(summary.deviation),
-                "time_s": summary.time_s,
-                "time_to_target_s": finite(summary.time_to_target),
-                "speed_up": _speed_up(comparison, summary),
-                "work_kept": finite(summary.work_kept),
-            }
-            for summary in comparison.summaries
-        ],
+        "equal_time_s": comparison.equal_time_s,
+        "methods": [_summary_as_object(comparison, summary) for summary in comparison.summaries],
+        "tuning": None if tuning is None else _tuning_as_object(tuning),
     }
+
+
+def _summary_as_object(comparison: Comparison, summary: Summary) -> dict[str, object]:
+    return {
+        "method": summary.method,
+        "lr": comparison.runs[summary.method][0].experiment.client.lr,
+        "accuracies": list(summary.accuracies),
+        "accuracy": summary.accuracy,
+        "deviation": finite(summary.deviation),
+        "equal_time_accuracies": [finite(accuracy) for accuracy in summary.equal_time_accuracies],
+        "equal_time_accuracy": finite(summary.equal_time_accuracy),
+        "time_s": summary.time_s,
+        "time_to_target_s": finite(summary.time_to_target),
+        "speed_up": comparison.speed_up(summary),
+        "work_kept": finite(summary.work_kept),
+        "bytes_down": summary.bytes_down,
+        "bytes_up": summary.bytes_up,
+        "rival": summary.rival,
+        "p_value": summary.p_value,
+    }
+
+
+def _tuning_as_object(tuning: Tuning) -> list[dict[str, object]]:
+    return [
+        {"method": method, "lr": rate, "held_out_accuracy": accuracy}
+        for method, tried in tuning.accuracies.items()
+        for rate, accuracy in tried.items()
+    ]

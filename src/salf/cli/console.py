@@ -166,3 +166,13 @@ def seconds(value: float) -> str:
     if math.isinf(value):
         return "never"
     return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
+
+
+def megabytes(size: float) -> str:
+    """Write a number of bytes in MB, without the unit.
+
+    >>> megabytes(1_234_567), megabytes(123_456_789)
+    ('1.2', '123')
+    """
+    value = size / 1e6
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"

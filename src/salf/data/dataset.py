@@ -1,10 +1,11 @@
 """A data set in memory: examples to train on, examples to test on, and how many classes there are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 
+from salf import seeds
 from salf.errors import InvalidSetting
 
 
@@ -56,6 +57,24 @@ class Dataset:
         labels, test_labels = _converted(labels), _converted(test_labels)
         classes = 1 + max(int(labels.max()), int(test_labels.max()))
         return cls(name, _converted(inputs), labels, _converted(test_inputs), test_labels, classes)
+
+    def held_out(self, seed: int, share: float = 0.1) -> Self:
+        """Return a data set whose test data is a share of the training examples, chosen by `seed` and taken out there.
+
+        >>> data = Dataset.from_tensors(torch.ones(20, 2), torch.arange(20), torch.ones(3, 2), torch.arange(3))
+        >>> len(data.held_out(seed=1)), len(data.held_out(seed=1).test_labels)
+        (18, 2)
+        """
+        chosen = torch.from_numpy(seeds.stream(seed, "held-out").permutation(len(self)))
+        cut = max(1, round(share * len(self)))
+        out, kept = chosen[:cut].sort().values, chosen[cut:].sort().values
+        return replace(
+            self,
+            inputs=self.inputs[kept],
+            labels=self.labels[kept],
+            test_inputs=self.inputs[out],
+            test_labels=self.labels[out],
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

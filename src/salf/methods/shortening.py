@@ -17,8 +17,8 @@ class FedProx(SynchronousMethod):
 
     Clients minimise F_u(w) + `mu`/2 ‖w − w_t‖², which keeps those who do more steps from running away; the result is
     the mean over whoever finished one step. 1 is what the paper uses for MNIST, FEMNIST and synthetic data; it tunes it
-    over 0.001, 0.01, 0.1 and 1. With one local step there is nothing to shorten, and it drops stragglers.
-    `deadline` is in seconds; without one it is the usual time of the experiment's devices.
+    over 0.001, 0.01, 0.1 and 1. With one local step there is nothing to shorten: a straggler counts if it has finished
+    that. `deadline` is in seconds; without one it is the usual time of the experiment's devices.
     """
 
     name: Literal["fedprox"] = "fedprox"
@@ -46,8 +46,8 @@ class FedNova(SynchronousMethod):
 
     Stragglers convey the local steps they have finished. Each client's change is divided by the sum ‖a_u‖₁ of the
     weights with which its gradients enter it (its number of steps, for SGD without momentum), and the mean is
-    multiplied by their mean. With one local step there is nothing to shorten, and it drops stragglers. `deadline` is in
-    seconds; without one it is the usual time of the experiment's devices.
+    multiplied by their mean. With one local step there is nothing to shorten: a straggler counts if it has finished
+    that. `deadline` is in seconds; without one it is the usual time of the experiment's devices.
     """
 
     name: Literal["fednova"] = "fednova"

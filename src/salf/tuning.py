@@ -1,0 +1,69 @@
+"""A learning rate for each method of a comparison, so that no competitor is handicapped by another's."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from salf.comparison import check_methods, with_learning_rate
+from salf.errors import InvalidSetting
+from salf.experiment import Experiment
+from salf.records import accuracy_at
+from salf.runs import Run
+from salf.workers import Assignment, Watch, run_all
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What each learning rate reached for each method: `accuracies[method][rate]`, and the best of them."""
+
+    accuracies: dict[str, dict[float, float]]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The best rate of each method; the smallest of equally good ones."""
+        return {method: max(sorted(tried), key=lambda rate: tried[rate]) for method, tried in self.accuracies.items()}
+
+
+def tune(
+    experiment: Experiment,
+    methods: Sequence[str],
+    rates: Sequence[float],
+    seed: int,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    watch: Watch = None,
+) -> Tuning:
+    """Try every rate with every method, and judge each by its accuracy at equal virtual time.
+
+    They are judged by a tenth of the training examples, which is held out, not by the test data, and with a `seed` that
+    should not be one of those to be compared. Runs are kept in `out/METHOD/tuning/lr-RATE` if a folder is given. Raises
+    `InvalidSetting` for rates that are no positive numbers.
+    """
+    check_methods(methods, 1)
+    wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
+    if not rates or wrong or len(set(rates)) < len(rates):
+        raise InvalidSetting(f"learning rates are {[*rates]}; name different positive numbers, such as 0.03, 0.1, 0.3")
+    planned = [
+        replace(with_learning_rate(experiment.with_method(method), {method: rate}), seed=seed)
+        for method in methods
+        for rate in rates
+    ]
+    runs = run_all(
+        [Assignment(one, _folder(one, out), resume, validate=True) for one in planned], jobs=jobs, watch=watch
+    )
+    equal = min(run.time_s for run in runs)
+    return Tuning({method: _judge(runs, method, equal) for method in methods})
+
+
+def _folder(experiment: Experiment, out: Path | None) -> Path | None:
+    return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr:g}"
+
+
+def _judge(runs: Sequence[Run], method: str, seconds: float) -> dict[float, float]:
+    """Return the accuracy of each rate at a time; one that was not tested by then counts as nothing."""
+    tried = {run.experiment.client.lr: run for run in runs if run.experiment.method.name == method}
+    found = {rate: accuracy_at(run.records, seconds) for rate, run in tried.items()}
+    return {rate: 0.0 if math.isnan(accuracy) else accuracy for rate, accuracy in found.items()}
