@@ -105,12 +105,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The clients of one round: their numbers, out of `population`, and the address of their random draws."""
+    """The clients of one round: their numbers, out of `population`, and the address of their random draws.
+
+    `effort`, of shape (clients,), is the share of its batch that each computes on; None: all of it.
+    """
 
     clients: npt.NDArray[np.int64]
     population: int
     round: int
     seed: int
+    effort: Floats | None = None
 
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
         """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
@@ -119,6 +123,12 @@ class Cohort:
     def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
         """Draw one standard normal number per client, the same in every round if `lasting`; shape (clients,)."""
         return np.asarray(ndtri(self.uniforms(purpose, 1, lasting=lasting)[:, 0]), dtype=np.float64)
+
+    def computing(self, times: Floats) -> Floats:
+        """Shorten times of computing on whole batches, whose first axis is that of the clients, to the share given."""
+        if self.effort is None:
+            return times
+        return np.asarray(times * self.effort.reshape(-1, *[1] * (times.ndim - 1)), dtype=np.float64)
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -171,6 +181,7 @@ class UniformDepth(Devices):
         ready = self._ready(job, self._depths(layers, cohort))
         late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
         late *= job.shares.sum() / layers
+        ready, late = cohort.computing(ready), cohort.computing(late)
         return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
 
     def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
@@ -211,6 +222,40 @@ class UniformDepth(Devices):
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
+class GradedSpeeds(Devices):
+    """Devices that are slow for ever, from one that never answers to one that is just fast enough.
+
+    Of U clients, client u = 0, 1, … has u/(U − 1) of the speed at which the whole job takes `seconds`, all its layers
+    alike. A layer counts as complete at the middle of its time, so that by then client u has completed L · u/(U − 1) of
+    L layers, rounded. Whoever waits for everyone gives up client 0 after (U − 1) · `seconds`, when all others are done.
+
+    With data divided by label order this is the experiment of docs/experiments.md on persistent stragglers.
+    """
+
+    kind: Literal["graded"] = "graded"
+    seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Say when the clients of a round finish what; see the class."""
+        fastest = max(cohort.population - 1, 1)
+        speed = (cohort.clients if cohort.population > 1 else cohort.clients + 1) / fastest
+        done = job.shares[::-1].cumsum()[::-1]
+        place = np.arange(job.local_steps)[:, None] * done[0] + done - job.shares / 2
+        whole = job.local_steps * job.costs.num_layers
+        with np.errstate(divide="ignore"):
+            ready = cohort.computing(self.seconds * place / (whole * speed[:, None, None]))
+        return Times(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
+
+    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+        """Return `seconds`."""
+        return self.seconds
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: 0 or 1, as nothing is left to chance."""
+        return np.asarray(self.times(job, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
 class ExponentialLayers(Devices):
     """The model of the paper's analysis: each layer's backward pass takes an independent exponential time.
 
@@ -225,7 +270,7 @@ class ExponentialLayers(Devices):
         layers, steps = job.costs.num_layers, job.local_steps
         draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
         draws *= np.tile(job.shares[::-1], steps)
-        ready = draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1]
+        ready = cohort.computing(draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1])
         return Times(ready, ready, ready[:, -1, 0])
 
     def typical_seconds(self, job: Job) -> float:
@@ -283,7 +328,8 @@ class Physical(Devices):
         slow = slow * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
         link_sigma = math.log(self.bandwidth_ratio) / (2 * _P90)
         link = self._bytes_per_second * np.exp(link_sigma * cohort.normals("bandwidth", lasting=lasting))
-        busy = self._download_bytes(job) / link[:, None, None] + slow[:, None, None] * self._computing(job)
+        computing = cohort.computing(slow[:, None, None] * self._computing(job))
+        busy = self._download_bytes(job) / link[:, None, None] + computing
         sending = _conveyed_bytes(job) / link[:, None, None]
         ready, conveyed = busy, busy + sending
         if self.availability == "on-off":
@@ -325,7 +371,7 @@ class Physical(Devices):
         return stretched
 
 
-AnyDevices = Annotated[UniformDepth | ExponentialLayers | Physical, Field(discriminator="kind")]
+AnyDevices = Annotated[UniformDepth | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
 

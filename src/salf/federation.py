@@ -81,12 +81,15 @@ class Federation:
         """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
         client = self.experiment.client
         sizes = self.partition.sizes[cohort.clients]
+        given = np.minimum(sizes, client.batch_size)
+        if cohort.effort is not None:
+            given = np.maximum(1, np.rint(given * cohort.effort)).astype(np.int64)
         wanted = client.batch_size * client.local_steps
         drawn = seeds.permuted(cohort.seed, "batch", cohort.round, cohort.clients, sizes, wanted)
         chosen = self.partition.order[self.partition.offsets[cohort.clients][:, None] + drawn]
         batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
-        for batch in np.unique(np.minimum(sizes, client.batch_size)).tolist():
-            alike = np.minimum(sizes, client.batch_size) == batch
+        for batch in np.unique(given).tolist():
+            alike = given == batch
             own = chosen[alike, : batch * client.local_steps]
             batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
         return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal)
