@@ -15,6 +15,7 @@ from torch import Tensor
 from salf.aggregation import Remembered
 from salf.errors import RunFolderError
 from salf.reach import ObservedReach
+from salf.speeds import ObservedSpeeds
 from salf.state import ServerState
 
 _FORMAT = "salf-checkpoint-2"
@@ -86,6 +87,8 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
         yield f"weights/{name}", tensor
     for name, array in state.observed.to_arrays().items():
         yield f"observed/{name}", torch.from_numpy(array)
+    for name, values in state.speeds.to_arrays().items():
+        yield f"speeds/{name}", torch.from_numpy(values)
     for parameter, moments in state.optimizer.items():
         for moment, tensor in plain_tensors(moments).items():
             yield f"optimizer/{moment}/{parameter}", tensor
@@ -105,11 +108,14 @@ def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Se
         for client, layers in description["memory"].items()
     }
     seen = ObservedReach.from_arrays({name: tensor.numpy() for name, tensor in observed.items()})
+    speeds = ObservedSpeeds.from_arrays({name: one.numpy() for name, one in _under("speeds/", tensors).items()})
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
         moment, _, parameter = name.partition("/")
         optimizer.setdefault(parameter, {})[moment] = tensor
-    return ServerState(int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer)
+    return ServerState(
+        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

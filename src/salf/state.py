@@ -8,6 +8,7 @@ from torch import Tensor
 from salf.aggregation import ClientMemory
 from salf.reach import ObservedReach
 from salf.server import OptimizerState
+from salf.speeds import ObservedSpeeds
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class ServerState:
     """All that one round hands on to the next: with the experiment, it determines the rest of the run.
 
     `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
-    `optimizer` is what the server's optimizer remembers.
+    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were.
     """
 
     round: int
@@ -24,3 +25,4 @@ class ServerState:
     observed: ObservedReach
     memory: ClientMemory = field(default_factory=dict)
     optimizer: OptimizerState = field(default_factory=dict)
+    speeds: ObservedSpeeds = field(default_factory=ObservedSpeeds)

@@ -1,27 +1,30 @@
 """Rounds in which everyone is asked at once and the server aggregates once, on a virtual clock."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from salf.aggregation import Aggregated, Aggregation
-from salf.devices import Cohort, Floats
+from salf.devices import Cohort, Floats, Times
 from salf.engines import Tasks
 from salf.federation import Federation
 from salf.methods import Schedule, Situation, SynchronousMethod
 from salf.records import RoundRecord
 from salf.server import OptimizerState
+from salf.speeds import ObservedSpeeds
 from salf.state import ServerState
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is asked in a round, and what counts of what they do."""
+    """Who is asked in a round, what counts of what they do, and what is known of their speeds afterwards."""
 
     cohort: Cohort
     schedule: Schedule
+    speeds: ObservedSpeeds
 
 
 class SynchronousRounds:
@@ -47,6 +50,7 @@ class SynchronousRounds:
             state.observed.observe(cohort.clients, conveyed & accepted[:, None]),
             result.memory,
             optimizer,
+            plan.speeds,
         )
         accuracy, loss = self._federation.evaluate(after.round, weights)
         record = RoundRecord(
@@ -73,9 +77,20 @@ class SynchronousRounds:
     def plan(self, state: ServerState) -> Plan:
         """Draw who is asked in the round after `state`, and how far they get."""
         devices = self._federation.experiment.devices
+        usual = devices.typical_seconds(self._federation.job)
         cohort = self._federation.draw_cohort(state.round + 1)
+        effort = self._method.effort(state.speeds.of(cohort.clients), usual)
+        if effort is not None:
+            cohort = replace(cohort, effort=effort)
         options = [devices.times(job, cohort) for job in self._jobs]
-        return Plan(cohort, self._method.schedule(options, devices.typical_seconds(self._federation.job)))
+        schedule = self._method.in_round(cohort.round, usual).schedule(options, usual)
+        return Plan(cohort, schedule, self._speeds(state, cohort, options))
+
+    def _speeds(self, state: ServerState, cohort: Cohort, options: Sequence[Times]) -> ObservedSpeeds:
+        """Return what is known of the clients' speeds after a round: each tells at what pace it worked."""
+        if cohort.effort is None:
+            return state.speeds
+        return state.speeds.observe(cohort.clients, cohort.effort / options[0].whole)
 
     def tasks(self, plan: Plan) -> Tasks:
         """Return what the clients of a round compute."""

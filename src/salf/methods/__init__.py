@@ -1,6 +1,6 @@
 """The mechanisms against stragglers, each a frozen value whose fields are its hyper-parameters."""
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
@@ -11,17 +11,20 @@ from salf.methods.method import Method as Method
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
 from salf.methods.method import SynchronousMethod as SynchronousMethod
+from salf.methods.persistent import Remembering as Remembering
+from salf.methods.persistent import SalfPlus as SalfPlus
 from salf.methods.shortening import FedNova as FedNova
 from salf.methods.shortening import FedProx as FedProx
 from salf.methods.waiting import FedAvg as FedAvg
 from salf.methods.waiting import OverSelection as OverSelection
 
-AnyMethod = Annotated[
-    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf, Field(discriminator="name")
-]
+OneMethod: TypeAlias = (
+    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf | Remembering | SalfPlus
+)
+AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
 # Every method by the name under which experiment files and the command line know it.
-METHODS: dict[str, type[FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf]] = {
+METHODS: dict[str, type[OneMethod]] = {
     "fedavg": FedAvg,
     "drop": DropStragglers,
     "overselection": OverSelection,
@@ -29,4 +32,6 @@ METHODS: dict[str, type[FedAvg | DropStragglers | OverSelection | FedProx | FedN
     "fednova": FedNova,
     "timelyfl": TimelyFL,
     "salf": Salf,
+    "memory": Remembering,
+    "salfplus": SalfPlus,
 }

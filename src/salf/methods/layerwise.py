@@ -1,5 +1,6 @@
 """Straggler-aware layer-wise federated learning."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -19,29 +20,34 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class Salf(SynchronousMethod):
-    """SALF (arXiv 2403.18375): at the deadline each client conveys the layers it has finished.
+NamedRule = Annotated[AnyRule, BeforeValidator(_named)]
 
-    `rule` says how a layer moves that not everyone reached. The chances that it uses are estimated from earlier rounds
-    (`reach_from="observed"`), as a real federation must, or taken from the experiment's device model (`"known"`) where
-    that has a closed form for them. `deadline` is in seconds; without one it is the usual time of the experiment's
-    devices.
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class LayerWise(SynchronousMethod):
+    """A method in which each client conveys the layers that it has finished at the deadline.
+
+    The chances that its rule uses are estimated from earlier rounds (`reach_from="observed"`), as a real federation
+    must, or taken from the experiment's device model (`"known"`) where that has a closed form for them. `deadline` is
+    in seconds; without one it is the usual time of the experiment's devices.
     """
 
-    name: Literal["salf"] = "salf"
     deadline: Deadline | None = None
-    rule: Annotated[AnyRule, BeforeValidator(_named)] = Field(default_factory=Corrected)
     reach_from: Literal["observed", "known"] = "observed"
+
+    @property
+    @abstractmethod
+    def own_rule(self) -> Rule:
+        """How far a layer moves that not everyone reached."""
+
+    @property
+    def aggregation_rule(self) -> Rule:
+        """The method's rule, weighted as is asked for."""
+        return replace(self.own_rule, weight_by_examples=self.weight_by_examples or self.own_rule.weight_by_examples)
 
     def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
         """Count every layer that is conveyed by the deadline."""
         return until_deadline(options[0], self.deadline or usual_seconds)
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The chosen rule."""
-        return replace(self.rule, weight_by_examples=self.weight_by_examples or self.rule.weight_by_examples)
 
     def reach(self, situation: Situation) -> Floats | None:
         """Return the chances π_{u,l}: certain without a deadline, else observed or known."""
@@ -56,3 +62,19 @@ class Salf(SynchronousMethod):
                 "method.reach_from is 'known', but these devices have no closed form for it; set it to 'observed'"
             )
         return known
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Salf(LayerWise):
+    """SALF (arXiv 2403.18375): at the deadline each client conveys the layers it has finished.
+
+    `rule` says how a layer moves that not everyone reached.
+    """
+
+    name: Literal["salf"] = "salf"
+    rule: NamedRule = Field(default_factory=Corrected)
+
+    @property
+    def own_rule(self) -> Rule:
+        """The chosen rule."""
+        return self.rule

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,17 @@ class Method(ABC):
 @validated(frozen=True, kw_only=True, config=STRICT)
 class SynchronousMethod(Method):
     """A method that asks everyone of a round at once, and aggregates once."""
+
+    def in_round(self, round: int, usual_seconds: float) -> Self:  # noqa: ARG002
+        """Return what the method is in one round, the first of which is 1; itself where all are alike."""
+        return self
+
+    def effort(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002
+        """Return the share of its batch that each client is given, shape (clients,); None: all of it.
+
+        `speeds`, of that shape, are those that were observed in earlier rounds, in jobs per second, NaN where unknown.
+        """
+        return None
 
     def jobs(self, job: Job) -> tuple[Job, ...]:
         """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""

@@ -1,0 +1,72 @@
+"""Against devices that are slow for ever: long rounds now and then, memory, smaller batches for the slow."""
+
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from salf.devices import Floats
+from salf.methods.layerwise import LayerWise, NamedRule
+from salf.methods.method import STRICT
+from salf.rules import Corrected, Memory, Rule
+
+_SHORTEST = 1e-3  # of a batch; whoever is given less computes on one example
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class LongRounds(LayerWise):
+    """A layer-wise method in which every `long_every`-th round lasts `long_factor` times as long (None: no round).
+
+    The devices that never get to the layers near the input get there then.
+    """
+
+    long_every: Annotated[int, Field(ge=2)] | None = 10
+    long_factor: Annotated[float, Field(ge=1)] = 5.0
+
+    def in_round(self, round: int, usual_seconds: float) -> Self:
+        """Prolong the deadline when it is the turn."""
+        if self.long_every is None or round % self.long_every:
+            return self
+        return replace(self, deadline=(self.deadline or usual_seconds) * self.long_factor)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Remembering(LongRounds):
+    """Layer-wise updates with memory: who does not reach a layer counts with what it last conveyed for it.
+
+    The rule is `Memory`, after MIFA (Gu et al., 2021). Every client must reach every layer now and then, hence the long
+    rounds: every `long_every`-th round lasts `long_factor` times as long.
+    """
+
+    name: Literal["memory"] = "memory"
+
+    @property
+    def own_rule(self) -> Rule:
+        """Everyone's last word."""
+        return Memory()
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class SalfPlus(LongRounds):
+    """SALF for devices that are slow for ever: the slow ones compute on smaller batches.
+
+    A client is given the share of a batch with which, at the speed it had in earlier rounds, it finishes its job by the
+    deadline; so everyone's depth has about the same distribution, which is what makes the paper's correction unbiased
+    (ADEL-FL, arXiv 2505.23973, does this for known speeds), and the slow ones' data count as much as the others'. One
+    whose batch is down to one example, and is too slow even so, gets its turn in the long rounds.
+    """
+
+    name: Literal["salfplus"] = "salfplus"
+    rule: NamedRule = Field(default_factory=Corrected)
+
+    @property
+    def own_rule(self) -> Rule:
+        """The chosen rule."""
+        return self.rule
+
+    def effort(self, speeds: Floats, usual_seconds: float) -> Floats:
+        """Give each client as much as it finishes by the deadline, and all to one that is not known yet."""
+        known = np.where(np.isnan(speeds), np.inf, speeds)
+        return np.clip(known * (self.deadline or usual_seconds), _SHORTEST, 1.0)
