@@ -11,22 +11,25 @@ from salf.methods.method import Method as Method
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
 from salf.methods.method import SynchronousMethod as SynchronousMethod
+from salf.methods.narrowing import HeteroFL as HeteroFL
 from salf.methods.shortening import FedNova as FedNova
 from salf.methods.shortening import FedProx as FedProx
 from salf.methods.waiting import FedAvg as FedAvg
 from salf.methods.waiting import OverSelection as OverSelection
 
 AnyMethod = Annotated[
-    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf, Field(discriminator="name")
+    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | HeteroFL | TimelyFL | Salf,
+    Field(discriminator="name"),
 ]
 
 # Every method by the name under which experiment files and the command line know it.
-METHODS: dict[str, type[FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf]] = {
+METHODS: dict[str, type[FedAvg | DropStragglers | OverSelection | FedProx | FedNova | HeteroFL | TimelyFL | Salf]] = {
     "fedavg": FedAvg,
     "drop": DropStragglers,
     "overselection": OverSelection,
     "fedprox": FedProx,
     "fednova": FedNova,
+    "heterofl": HeteroFL,
     "timelyfl": TimelyFL,
     "salf": Salf,
 }
