@@ -99,38 +99,39 @@ class SynchronousRounds:
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         plan = self.plan(state)
-        cohort, schedule = plan.cohort, plan.schedule
         trained = self._training.train(state, plan)
-        result, accepted = trained.result, trained.accepted
         weights, optimizer = self._move(state, trained)
-        weights = self._training.complete(cohort.round, weights)
-        conveyed = schedule.steps > 0
+        conveyed = (plan.schedule.steps > 0) & trained.accepted[:, None]
         after = ServerState(
-            cohort.round,
-            state.time_s + schedule.seconds,
-            weights,
-            state.observed.observe(cohort.clients, conveyed & accepted[:, None]),
-            result.memory,
+            plan.cohort.round,
+            state.time_s + plan.schedule.seconds,
+            self._training.complete(plan.cohort.round, weights),
+            state.observed.observe(plan.cohort.clients, conveyed),
+            trained.result.memory,
             optimizer,
         )
-        accuracy, loss = self._federation.evaluate(after.round, weights)
-        given = np.zeros(len(cohort.clients), dtype=np.int64) if schedule.jobs is None else schedule.jobs
-        record = RoundRecord(
+        return after, self._record(after, plan, trained)
+
+    def _record(self, after: ServerState, plan: Plan, trained: Trained) -> RoundRecord:
+        """Return the record of the round that led to a state."""
+        schedule, conveyed = plan.schedule, plan.schedule.steps > 0
+        given = np.zeros(len(conveyed), dtype=np.int64) if schedule.jobs is None else schedule.jobs
+        accuracy, loss = self._federation.evaluate(after.round, after.weights)
+        return RoundRecord(
             round=after.round,
             time_s=after.time_s,
             deadline_s=schedule.deadline_seconds,
-            clients=len(cohort.clients),
-            contributors=result.contributors,
+            clients=len(conveyed),
+            contributors=trained.result.contributors,
             depths=tuple(np.bincount(conveyed.sum(axis=1), minlength=conveyed.shape[1] + 1).tolist()),
-            work_kept=work_kept(schedule, self._costs[given], accepted),
+            work_kept=work_kept(schedule, self._costs[given], trained.accepted),
             bytes_down=int(self._sizes[given].sum()),
             bytes_up=int((conveyed * self._sizes[given]).sum()),
-            rejected=int((~accepted).sum()),
+            rejected=int((~trained.accepted).sum()),
             accuracy=accuracy,
             loss=loss,
             engine=self._federation.engine.name,
         )
-        return after, record
 
     def plan(self, state: ServerState) -> Plan:
         """Draw who is asked in the round after `state`, and how far they get."""
