@@ -235,10 +235,9 @@ def test_where_nobody_is_in_time_nothing_changes(server: dict[str, Any]) -> None
 
 
 def test_updates_that_are_not_finite_are_left_out() -> None:
-    inputs = DATA.inputs.clone()
-    simulation = Simulation(small_experiment(HETEROFL), dataset=DATA)
-    inputs[simulation.federation.partition[2]] = 1e38
-    spoilt = Dataset.from_tensors(inputs, DATA.labels, DATA.test_inputs, DATA.test_labels)
+    partition = Simulation(small_experiment(HETEROFL), dataset=DATA).federation.partition
+    spoilt = Dataset.from_tensors(DATA.inputs.clone(), DATA.labels, DATA.test_inputs, DATA.test_labels)
+    spoilt.inputs[partition[2]] = float("nan")
     state, records = play({**HETEROFL, "devices.stragglers": 0.0}, dataset=spoilt)
     assert [record.rejected for record in records] == [1, 1, 1]
     assert records[0].contributors == (5, 5, 5)
