@@ -18,6 +18,7 @@ from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers
+from salf.methods import HeteroFL
 
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
 # they save on small tensors.
@@ -94,9 +95,13 @@ class Federation:
             batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
         return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal)
 
+    def is_tested(self, round: int) -> bool:
+        """Say whether the global model is tested after a round."""
+        return round % self.experiment.evaluate.every == 0 or round >= self.experiment.rounds
+
     def evaluate(self, round: int, weights: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
         """Return accuracy and loss where `round` is one to be tested; a loss that is not finite counts as none."""
-        if round % self.experiment.evaluate.every and round < self.experiment.rounds:
+        if not self.is_tested(round):
             return None, None
         self.model.load_state_dict(weights)
         accuracy, loss = evaluate(self.model, self.dataset.test_inputs, self.dataset.test_labels)
@@ -115,7 +120,9 @@ class Federation:
             batch,
             client.local_steps,
         )
-        return choose_engine(self.experiment.engine, training, self.rule)
+        # Clients of HeteroFL train sub-models, on engines of their own: there is nothing to choose or to check.
+        chosen = "plain" if isinstance(self.experiment.method, HeteroFL) else self.experiment.engine
+        return choose_engine(chosen, training, self.rule)
 
 
 def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:

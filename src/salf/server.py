@@ -50,11 +50,13 @@ class ServerOptimisation:
         moved: Collection[str],
         state: OptimizerState,
         aliases: Mapping[str, str] | None = None,
+        held: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], OptimizerState]:
         """Return the new global state and what the optimizer remembers; nothing that is given changes.
 
         `aggregate` is the global state that averaging would give, `moved` names the parameters that somebody conveyed,
-        `aliases` maps further names of a tied parameter to the one in `moved`.
+        `aliases` maps further names of a tied parameter to the one in `moved`. `held` says, by parameter, which of its
+        elements somebody conveyed, where not all: the others neither move nor forget.
 
         >>> server = ServerOptimisation(lr=0.5, momentum=0.9)
         >>> new, memory = server.step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, ["w"], {})
@@ -66,23 +68,31 @@ class ServerOptimisation:
             return dict(aggregate), state
         new, remembered = dict(aggregate), dict(state)
         for name in moved:
-            moments = self._moments(aggregate[name] - before[name], state.get(name))
-            remembered[name] = moments
+            known = state.get(name) or self._first_moments(before[name])
+            moments = self._moments(aggregate[name] - before[name], known)
             scale = 1.0 if self.optimizer == "sgd" else moments["v"].sqrt() + self.tau
             new[name] = before[name] + self.lr * moments["m"] / scale
+            own = (held or {}).get(name)
+            if own is not None:
+                new[name] = torch.where(own, new[name], before[name])
+                moments = {moment: torch.where(own, value, known[moment]) for moment, value in moments.items()}
+            remembered[name] = moments
         new |= {alias: new[name] for alias, name in (aliases or {}).items() if name in moved}
         return new, remembered
 
-    def _moments(self, change: Tensor, known: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    def _first_moments(self, like: Tensor) -> dict[str, Tensor]:
+        """Return the moments of a parameter before its first change."""
+        first = {"m": torch.zeros_like(like)}
+        return first if self.optimizer == "sgd" else {**first, "v": torch.full_like(like, self.tau**2)}
+
+    def _moments(self, change: Tensor, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the moments after a change."""
-        first = torch.zeros_like(change) if known is None else known["m"]
         if self.optimizer == "sgd":
-            return {"m": self.momentum * first + change}
-        second = torch.full_like(change, self.tau**2) if known is None else known["v"]
-        square = change.square()
+            return {"m": self.momentum * known["m"] + change}
+        square, second = change.square(), known["v"]
         adam = self.optimizer == "adam"
         towards = square - second if adam else square * torch.sign(square - second)
         return {
-            "m": self.beta1 * first + (1 - self.beta1) * change,
+            "m": self.beta1 * known["m"] + (1 - self.beta1) * change,
             "v": second + (1 - self.beta2) * towards,
         }

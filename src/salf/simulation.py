@@ -8,9 +8,11 @@ from salf import data
 from salf.engines import Tasks
 from salf.experiment import Experiment
 from salf.federation import Federation
+from salf.methods import HeteroFL
 from salf.reach import ObservedReach
 from salf.records import RoundRecord
 from salf.state import ServerState
+from salf.submodels import Submodels
 from salf.synchronous import SynchronousRounds
 
 
@@ -26,7 +28,9 @@ class Simulation:
     ) -> None:
         self.federation = Federation(experiment, model=model, dataset=dataset)
         self.experiment, self.layers, self.job = experiment, self.federation.layers, self.federation.job
-        self._rounds = SynchronousRounds(self.federation, experiment.method)
+        method = experiment.method
+        training = Submodels(self.federation, method) if isinstance(method, HeteroFL) else None
+        self._rounds = SynchronousRounds(self.federation, method, training)
 
     def initial_state(self) -> ServerState:
         """Return the state before the first round."""

@@ -1,14 +1,15 @@
 """Rounds in which everyone is asked at once and the server aggregates once, on a virtual clock."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from salf.aggregation import Aggregated, Aggregation
-from salf.devices import Cohort, Floats, Times
+from salf.devices import Cohort, Floats, Job, Times
 from salf.engines import Tasks
 from salf.federation import Federation
 from salf.methods import Schedule, Situation, SynchronousMethod
@@ -27,52 +28,113 @@ class Plan:
     speeds: ObservedSpeeds
 
 
-class SynchronousRounds:
-    """The rounds of a synchronous method; `play` takes a state one round further."""
+@dataclass(frozen=True)
+class Trained:
+    """What a round's clients make of the global model: the aggregate, and whose updates were accepted, (clients,).
+
+    `held` says, by parameter, which of its elements somebody conveyed, where that may be less than all.
+    """
+
+    result: Aggregated
+    accepted: npt.NDArray[np.bool_]
+    held: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class CohortTraining(Protocol):
+    """How the clients of a round train; `jobs` are those among which the method chooses for each."""
+
+    jobs: tuple[Job, ...]
+
+    def train(self, state: ServerState, plan: Plan) -> Trained:
+        """Let the cohort train, and aggregate what it conveys."""
+        ...
+
+    def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the global state after a round with what else it takes to test it."""
+        ...
+
+
+class WholeModels:
+    """Every client trains the global model, or the last layers of it."""
 
     def __init__(self, federation: Federation, method: SynchronousMethod) -> None:
         self._federation, self._method = federation, method
-        self._jobs = method.jobs(federation.job)
+        self.jobs = method.jobs(federation.job)
+
+    def train(self, state: ServerState, plan: Plan) -> Trained:
+        """Let the cohort train, and aggregate what it conveys."""
+        federation, cohort = self._federation, plan.cohort
+        devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
+        running = Aggregation(
+            state.weights,
+            federation.layers,
+            federation.rule,
+            reach=self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed)),
+            clients=cohort.clients.tolist(),
+            memory=state.memory,
+            momentum=federation.experiment.client.momentum,
+        )
+        tasks = federation.tasks(cohort, plan.schedule.steps, self._method.proximal)
+        accepted = federation.engine.contribute(state.weights, tasks, running)
+        return Trained(running.finish(len(cohort.clients)), accepted)
+
+    def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the state as it is."""
+        return weights
+
+
+class SynchronousRounds:
+    """The rounds of a synchronous method; `play` takes a state one round further.
+
+    `training` is how the clients train: `WholeModels` unless it is given.
+    """
+
+    def __init__(
+        self, federation: Federation, method: SynchronousMethod, training: CohortTraining | None = None
+    ) -> None:
+        self._federation, self._method = federation, method
+        self._training = training or WholeModels(federation, method)
+        self._jobs = self._training.jobs
         self._costs = np.stack([job.backward for job in self._jobs])
-        self._sizes = np.asarray(federation.job.costs.layer_bytes, dtype=np.int64)
+        self._sizes = np.array([job.costs.layer_bytes for job in self._jobs], dtype=np.int64)
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         plan = self.plan(state)
-        cohort, schedule = plan.cohort, plan.schedule
-        result, accepted = self._train(state, plan)
-        weights, optimizer = self._move(state, result)
-        conveyed = schedule.steps > 0
+        trained = self._training.train(state, plan)
+        weights, optimizer = self._move(state, trained)
+        conveyed = (plan.schedule.steps > 0) & trained.accepted[:, None]
         after = ServerState(
-            cohort.round,
-            state.time_s + schedule.seconds,
-            weights,
-            state.observed.observe(cohort.clients, conveyed & accepted[:, None]),
-            result.memory,
+            plan.cohort.round,
+            state.time_s + plan.schedule.seconds,
+            self._training.complete(plan.cohort.round, weights),
+            state.observed.observe(plan.cohort.clients, conveyed),
+            trained.result.memory,
             optimizer,
             plan.speeds,
         )
-        accuracy, loss = self._federation.evaluate(after.round, weights)
-        record = RoundRecord(
+        return after, self._record(after, plan, trained)
+
+    def _record(self, after: ServerState, plan: Plan, trained: Trained) -> RoundRecord:
+        """Return the record of the round that led to a state."""
+        schedule, conveyed = plan.schedule, plan.schedule.steps > 0
+        given = np.zeros(len(conveyed), dtype=np.int64) if schedule.jobs is None else schedule.jobs
+        accuracy, loss = self._federation.evaluate(after.round, after.weights)
+        return RoundRecord(
             round=after.round,
             time_s=after.time_s,
             deadline_s=schedule.deadline_seconds,
-            clients=len(cohort.clients),
-            contributors=result.contributors,
-            depths=tuple(np.bincount(conveyed.sum(axis=1), minlength=len(self._sizes) + 1).tolist()),
-            work_kept=work_kept(schedule, self._costs_of(schedule), accepted),
-            bytes_down=int(self._sizes.sum()) * len(cohort.clients),
-            bytes_up=int((conveyed @ self._sizes).sum()),
-            rejected=int((~accepted).sum()),
+            clients=len(conveyed),
+            contributors=trained.result.contributors,
+            depths=tuple(np.bincount(conveyed.sum(axis=1), minlength=conveyed.shape[1] + 1).tolist()),
+            work_kept=work_kept(schedule, self._costs[given], trained.accepted),
+            bytes_down=int(self._sizes[given].sum()),
+            bytes_up=int((conveyed * self._sizes[given]).sum()),
+            rejected=int((~trained.accepted).sum()),
             accuracy=accuracy,
             loss=loss,
             engine=self._federation.engine.name,
         )
-        return after, record
-
-    def _costs_of(self, schedule: Schedule) -> Floats:
-        """Return the operations of a step of each layer in the job that each client was given."""
-        return self._costs[0] if schedule.jobs is None else np.asarray(self._costs[schedule.jobs], dtype=np.float64)
 
     def plan(self, state: ServerState) -> Plan:
         """Draw who is asked in the round after `state`, and how far they get."""
@@ -96,25 +158,9 @@ class SynchronousRounds:
         """Return what the clients of a round compute."""
         return self._federation.tasks(plan.cohort, plan.schedule.steps, self._method.proximal)
 
-    def _train(self, state: ServerState, plan: Plan) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
-        """Let the cohort train, and aggregate what it conveys; return the result and whose updates were accepted."""
-        federation, cohort = self._federation, plan.cohort
-        devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
-        running = Aggregation(
-            state.weights,
-            federation.layers,
-            federation.rule,
-            reach=self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed)),
-            clients=cohort.clients.tolist(),
-            memory=state.memory,
-            momentum=federation.experiment.client.momentum,
-        )
-        accepted = federation.engine.contribute(state.weights, self.tasks(plan), running)
-        return running.finish(len(cohort.clients)), accepted
-
-    def _move(self, state: ServerState, result: Aggregated) -> tuple[dict[str, Tensor], OptimizerState]:
+    def _move(self, state: ServerState, trained: Trained) -> tuple[dict[str, Tensor], OptimizerState]:
         """Take the server's step towards the aggregate."""
-        server, federation = self._federation.experiment.server, self._federation
+        server, federation, result = self._federation.experiment.server, self._federation, trained.result
         if server.averages:
             return result.state, state.optimizer
         enough = federation.rule.min_contributors
@@ -124,7 +170,8 @@ class SynchronousRounds:
             if count >= enough and layer.name not in result.overflowed
             for name in layer.parameters
         ]
-        return server.step(state.weights, result.state, moved, state.optimizer, federation.layers.aliases)
+        aliases = federation.layers.aliases
+        return server.step(state.weights, result.state, moved, state.optimizer, aliases, trained.held)
 
 
 def work_kept(schedule: Schedule, costs: Floats, accepted: npt.NDArray[np.bool_]) -> float | None:

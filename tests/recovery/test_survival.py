@@ -11,10 +11,11 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
 
-def test_runs_killed_again_and_again_end_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["salf", "heterofl"])
+def test_runs_killed_again_and_again_end_with_the_same_bytes(method: str, tmp_path: Path) -> None:
     program = Path(__file__).with_name("lives.py")
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(program), str(tmp_path), method], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kills"] >= 10

@@ -206,7 +206,9 @@ def test_another_loss_can_be_minimised() -> None:
     model = nn.Linear(3, 2)
     inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
     layers = find_layers(model, inputs)
-    engine = PlainEngine(model, layers, inputs, targets, Optimisation(lr=1.0), loss=nn.functional.mse_loss)
+    engine = PlainEngine(
+        model, layers, inputs, targets, Optimisation(lr=1.0), loss_of=lambda client: nn.functional.mse_loss
+    )
     task = ClientTask(0, np.array([1]), np.arange(5)[None], 5, 0)
     (update,) = engine.updates(values_of(model), [task])
     error = (inputs @ model.weight.T + model.bias - targets).detach()

@@ -18,10 +18,16 @@ from salf.updates import Update
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def cross_entropy_of(client: int) -> Loss:  # noqa: ARG001 - everyone's
+    """Return the loss that every client minimises unless it is given one of its own."""
+    return nn.functional.cross_entropy
+
+
 class PlainEngine:
     """Trains a cohort's clients in turn, each from the global weights, backpropagating only as deep as it got.
 
-    The model that it is given is copied, never changed.
+    `loss_of` gives, by its number, the loss that a client minimises. The model that it is given is copied, never
+    changed.
     """
 
     name = "plain"
@@ -34,10 +40,10 @@ class PlainEngine:
         inputs: Tensor,
         labels: Tensor,
         optimisation: Optimisation,
-        loss: Loss = nn.functional.cross_entropy,
+        loss_of: Callable[[int], Loss] = cross_entropy_of,
     ) -> None:
         self._model = copy.deepcopy(model).train()
-        self._layers, self._inputs, self._labels, self._loss = layers, inputs, labels, loss
+        self._layers, self._inputs, self._labels, self._loss_of = layers, inputs, labels, loss_of
         self._parameters = dict(self._model.named_parameters())
         self._buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
         self._trained = [self._parameters[name] for layer in layers for name in layer.parameters]
@@ -66,7 +72,7 @@ class PlainEngine:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(task.seed)
             for step in range(int(task.steps.max())):
-                self._take_step(task.batches[step], int((task.steps > step).sum()), task.proximal, weights)
+                self._take_step(task, step, weights)
         conveyed = [layer for layer, steps in zip(self._layers, task.steps, strict=True) if steps]
         names = [name for layer in conveyed for name in layer.parameters]
         with torch.no_grad():
@@ -83,18 +89,17 @@ class PlainEngine:
                 self._model.get_buffer(name).copy_(weights.get(name, initial))
         self._optimizer.state.clear()
 
-    def _take_step(
-        self, batch: npt.NDArray[np.int64], depth: int, proximal: float, anchor: Mapping[str, Tensor]
-    ) -> None:
-        """Take one optimizer step over the last `depth` layers; the others keep their weights and their buffers."""
-        index = torch.as_tensor(batch, device=self._inputs.device)
+    def _take_step(self, task: ClientTask, step: int, anchor: Mapping[str, Tensor]) -> None:
+        """Take an optimizer step over the layers that get so many; the others keep their weights and their buffers."""
+        depth = int((task.steps > step).sum())
+        index = torch.as_tensor(task.batches[step], device=self._inputs.device)
         kept = self._copy_buffers(self._layers[: len(self._layers) - depth])
-        loss = self._loss(self._model(self._inputs[index]), self._labels[index])
+        loss = self._loss_of(task.client)(self._model(self._inputs[index]), self._labels[index])
         for name, gradient in truncated_gradients(loss, self._parameters, self._layers, depth).items():
             parameter = self._parameters[name]
             parameter.grad = gradient
-            if proximal:
-                parameter.grad = gradient + proximal * (parameter.detach() - anchor[name])
+            if task.proximal:
+                parameter.grad = gradient + task.proximal * (parameter.detach() - anchor[name])
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """What an engine is asked to compute, and what every engine is."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -55,6 +55,16 @@ class Tasks:
     def __iter__(self) -> Iterator[ClientTask]:
         """Yield each client's task."""
         return map(self.task, range(len(self.clients)))
+
+    def select(self, places: Whole) -> "Tasks":
+        """Return the tasks of the clients in some of the rows."""
+        return replace(
+            self,
+            clients=self.clients[places],
+            steps=self.steps[places],
+            batches=self.batches[places],
+            num_examples=self.num_examples[places],
+        )
 
     def task(self, place: int) -> ClientTask:
         """Return the task of the client in one row."""

@@ -11,6 +11,7 @@ from salf.methods.method import Method as Method
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
 from salf.methods.method import SynchronousMethod as SynchronousMethod
+from salf.methods.narrowing import HeteroFL as HeteroFL
 from salf.methods.persistent import Remembering as Remembering
 from salf.methods.persistent import SalfPlus as SalfPlus
 from salf.methods.shortening import FedNova as FedNova
@@ -19,7 +20,7 @@ from salf.methods.waiting import FedAvg as FedAvg
 from salf.methods.waiting import OverSelection as OverSelection
 
 OneMethod: TypeAlias = (
-    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | TimelyFL | Salf | Remembering | SalfPlus
+    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | HeteroFL | TimelyFL | Salf | Remembering | SalfPlus
 )
 AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
@@ -30,6 +31,7 @@ METHODS: dict[str, type[OneMethod]] = {
     "overselection": OverSelection,
     "fedprox": FedProx,
     "fednova": FedNova,
+    "heterofl": HeteroFL,
     "timelyfl": TimelyFL,
     "salf": Salf,
     "memory": Remembering,

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Job, Times
-from salf.methods.method import STRICT, Deadline, Schedule, SynchronousMethod
+from salf.methods.method import STRICT, Deadline, Schedule, SynchronousMethod, largest_jobs_by
 from salf.rules import Contributors, Rule
 
 
@@ -32,16 +32,10 @@ class TimelyFL(SynchronousMethod):
 
     def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
         """Give each client the deepest job that it finishes in time, and the shallowest if it finishes none."""
-        deadline = self.deadline or usual_seconds
-        whole = np.stack([times.whole for times in options])
-        in_time = (whole <= deadline).sum(axis=0)  # a deeper job never takes less time
-        given = np.maximum(in_time, 1) - 1
-        clients, layers = np.arange(len(given)), len(options)
-        trained = np.arange(layers) >= layers - 1 - given[:, None]
-        ready = np.stack([times.steps_ready_by(deadline) for times in options])[given, clients]
-        steps = options[0].ready.shape[1] * (trained & (in_time > 0)[:, None])
-        seconds = min(deadline, float(whole[given, clients].max()))
-        return Schedule(steps.astype(np.int64), ready * trained, seconds, deadline, given)
+        given = largest_jobs_by(options, self.deadline or usual_seconds)
+        layers = len(options)
+        trained = np.arange(layers) >= layers - 1 - np.asarray(given.jobs)[:, None]
+        return replace(given, steps=given.steps * trained, finished=given.finished * trained)
 
     @property
     def aggregation_rule(self) -> Rule:

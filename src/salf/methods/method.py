@@ -110,3 +110,19 @@ def whole_steps_by(times: Times, seconds: float) -> Schedule:
     partial = until_deadline(times, seconds)
     steps = np.broadcast_to(partial.steps.min(axis=1, keepdims=True), partial.steps.shape)
     return Schedule(steps.copy(), partial.finished, partial.seconds, seconds)
+
+
+def largest_jobs_by(options: Sequence[Times], seconds: float) -> Schedule:
+    """Give each client the largest job that it has conveyed whole by a deadline, and nobody part of one.
+
+    `options` are the times of the jobs from the smallest to the largest. A client that is too slow even for the
+    smallest is given that, and conveys nothing.
+    """
+    in_time = np.stack([times.whole for times in options]) <= seconds
+    given = np.where(in_time.any(axis=0), len(options) - 1 - in_time[::-1].argmax(axis=0), 0)
+    clients = np.arange(len(given))
+    whole = np.stack([times.whole for times in options])[given, clients]
+    finished = np.stack([times.steps_ready_by(seconds) for times in options])[given, clients]
+    steps = np.zeros_like(finished)
+    steps[whole <= seconds] = options[0].ready.shape[1]
+    return Schedule(steps, finished, min(seconds, float(whole.max())), seconds, given)

@@ -6,6 +6,8 @@ from salf.models.cnn import Cnn as Cnn
 from salf.models.factory import Factory as Factory
 from salf.models.factory import import_callable as import_callable
 from salf.models.mlp import Mlp as Mlp
+from salf.models.narrow import narrow as narrow
+from salf.models.narrow import prefixes as prefixes
 from salf.models.residual import ResidualNet as ResidualNet
 from salf.models.transformer import Transformer as Transformer
 from salf.models.vgg import Vgg as Vgg
