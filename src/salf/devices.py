@@ -320,14 +320,9 @@ class Physical(Devices):
 
     def times(self, job: Job, cohort: Cohort) -> Times:
         """Draw when the clients of a round finish what; see the class."""
-        lasting = self.drawn == "once"
-        slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
-        if self.stragglers:
-            slow = np.where(_straggling(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
-        own_sigma = math.sqrt(math.log1p(self.jitter**2))
-        slow = slow * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
-        link_sigma = math.log(self.bandwidth_ratio) / (2 * _P90)
-        link = self._bytes_per_second * np.exp(link_sigma * cohort.normals("bandwidth", lasting=lasting))
+        own_sigma = self._jitter_sigma
+        slow = self._slowness(cohort) * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
+        link = self._links(cohort)
         computing = cohort.computing(slow[:, None, None] * self._computing(job))
         busy = self._download_bytes(job) / link[:, None, None] + computing
         sending = _conveyed_bytes(job) / link[:, None, None]
@@ -336,10 +331,57 @@ class Physical(Devices):
             ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
         return Times(ready, conveyed, conveyed[:, -1, 0])
 
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: log-normal times, of a client's own rounds or of one among all. None for "on-off"."""
+        if self.availability == "on-off":
+            return None
+        computing = self._computing(job)[0] * math.exp(-(self._jitter_sigma**2) / 2)
+        transfer = (self._download_bytes(job) + _conveyed_bytes(job)[0]) / self._bytes_per_second
+        if self.drawn == "once":
+            return theory.log_normal_reach(
+                computing_seconds=self._slowness(cohort)[:, None] * computing,
+                transfer_seconds=self._bytes_per_second / self._links(cohort)[:, None] * transfer,
+                speed_sigma=self._jitter_sigma,
+                link_sigma=0.0,
+                deadline_seconds=deadline_seconds,
+            )
+        usual, slowed = (
+            theory.log_normal_reach(
+                computing_seconds=factor * computing,
+                transfer_seconds=transfer,
+                speed_sigma=math.hypot(self.speed_sigma, self._jitter_sigma),
+                link_sigma=self._link_sigma,
+                deadline_seconds=deadline_seconds,
+            )
+            for factor in (1.0, self.slowdown)
+        )
+        return np.tile((1 - self.stragglers) * usual + self.stragglers * slowed, (len(cohort.clients), 1))
+
     def typical_seconds(self, job: Job) -> float:
         """Return the time of the whole job on the median device over the median link, switched on."""
         transfer = (self._download_bytes(job) + sum(job.costs.layer_bytes)) / self._bytes_per_second
         return transfer + float(self._computing(job).max())
+
+    def _slowness(self, cohort: Cohort) -> Floats:
+        """Return by which factor each client computes slower than the median one, but for its jitter."""
+        lasting = self.drawn == "once"
+        slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
+        if self.stragglers:
+            slow = np.where(_straggling(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
+        return np.asarray(slow, dtype=np.float64)
+
+    def _links(self, cohort: Cohort) -> Floats:
+        """Return each client's bytes per second."""
+        normals = cohort.normals("bandwidth", lasting=self.drawn == "once")
+        return np.asarray(self._bytes_per_second * np.exp(self._link_sigma * normals), dtype=np.float64)
+
+    @property
+    def _jitter_sigma(self) -> float:
+        return math.sqrt(math.log1p(self.jitter**2))
+
+    @property
+    def _link_sigma(self) -> float:
+        return math.log(self.bandwidth_ratio) / (2 * _P90)
 
     @property
     def _bytes_per_second(self) -> float:
