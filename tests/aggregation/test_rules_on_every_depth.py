@@ -1,8 +1,7 @@
 """Every rule on every distribution of depths: mean and variance by simulation through the aggregation itself.
 
 One large model holds many draws of a model of four layers; draw by draw, clients get as deep as the distribution says.
-Seeds are fixed. Of the comparisons here, a hundredth of the mean and a few hundredths of the variance are more than two
-and a half standard errors off by chance.
+Seeds are fixed: of the 240 comparisons about one would by chance be more than three standard errors off.
 """
 
 import math
@@ -31,7 +30,7 @@ from salf.updates import Update
 Array = npt.NDArray[np.float64]
 
 STANDARD_ERRORS = 3
-DRAWS, DEEP, CLIENTS = 3000, 4, 5
+DRAWS, DEEP, CLIENTS = 2000, 4, 5
 NAMES = [f"{draw}.{layer}" for draw in range(DRAWS) for layer in range(DEEP)]
 LAYERS = Layers(tuple(Layer(name, (name,)) for name in NAMES))
 GRADIENTS = np.random.default_rng(1).normal(loc=[1.0, -0.5], size=(CLIENTS, 2))
@@ -104,8 +103,12 @@ def stated(rule: Rule, q: float) -> Stated:
         return Stated(q * mean, q * (1 - q) * squares / CLIENTS**2)
     if isinstance(rule, InverseProbability):
         return Stated(mean, (1 - q) / q * squares / CLIENTS**2)
-    changes = float(((GRADIENTS - EARLIER) ** 2).sum())
-    return Stated(q * mean + (1 - q) * EARLIER.mean(axis=0), q * (1 - q) * changes / CLIENTS**2)
+    # Memory: (1/U) Σ_u M_u, where M_u is the gradient or the earlier one; a layer that nobody conveyed stays, however.
+    earlier, nobody = EARLIER.mean(axis=0), 1 - someone
+    mixed = q * mean + (1 - q) * earlier
+    second = q * (1 - q) * float(((GRADIENTS - EARLIER) ** 2).sum()) / CLIENTS**2 + float(mixed @ mixed)
+    kept = mixed - nobody * earlier
+    return Stated(kept, second - nobody * float(earlier @ earlier) - float(kept @ kept))
 
 
 @pytest.mark.parametrize("depth", DEPTHS.values(), ids=DEPTHS.keys())

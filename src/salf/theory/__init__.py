@@ -15,6 +15,7 @@ from salf.theory.convergence import deadline_noise as deadline_noise
 from salf.theory.convergence import decaying_steps as decaying_steps
 from salf.theory.convergence import error_weights as error_weights
 from salf.theory.convergence import recursion as recursion
+from salf.theory.convergence import variance_noise as variance_noise
 from salf.theory.depths import DepthDistribution as DepthDistribution
 from salf.theory.depths import EmpiricalDepth as EmpiricalDepth
 from salf.theory.depths import ExponentialDepth as ExponentialDepth
@@ -28,6 +29,7 @@ from salf.theory.rounds import round_seconds as round_seconds
 from salf.theory.schedules import AdaptiveDeadlines as AdaptiveDeadlines
 from salf.theory.schedules import adaptive_deadlines as adaptive_deadlines
 from salf.theory.schedules import allocate_seconds as allocate_seconds
+from salf.theory.schedules import lower_hull as lower_hull
 from salf.theory.schedules import scaled_batches as scaled_batches
 from salf.theory.variance import estimator_variance as estimator_variance
 from salf.theory.variance import imbalance as imbalance

@@ -92,6 +92,25 @@ def deadline_noise(*, constants: Constants, empty: npt.ArrayLike) -> Array:
     return np.asarray(4 * constants.second_moment * clients / max(clients - 1, 1) * layers, dtype=np.float64)
 
 
+def variance_noise(*, constants: Constants, factor: npt.ArrayLike, empty: npt.ArrayLike) -> float:
+    """Return G² (1/L) Σ_l max(a_l, p_l/(1 − p_l)), which the exact variance of the corrected mean cannot exceed.
+
+    `factor` holds a_l of `variance_factor`, `empty` p_l, both of shape (layers,), and every layer's gradient is taken
+    to have the same share of G². Unlike `deadline_noise` it falls as more clients contribute.
+
+    >>> constants = Constants(
+    ...     smoothness=2, strong_convexity=1, gradient_variance=1, second_moment=0.5, heterogeneity=0, num_clients=2
+    ... )
+    >>> variance_noise(constants=constants, factor=[0.9, 0.0], empty=[0.25, 0.0])
+    0.225
+    """
+    spread, chances = np.asarray(factor, dtype=np.float64), np.asarray(empty, dtype=np.float64)
+    if spread.shape != chances.shape or spread.ndim != 1 or not ((chances >= 0) & (chances <= 1)).all():
+        raise ValueError("factor and empty must have shape (layers,), and empty hold probabilities")
+    with np.errstate(divide="ignore"):
+        return constants.second_moment * float(np.maximum(spread, chances / (1 - chances)).mean())
+
+
 def bound(
     *,
     constants: Constants,

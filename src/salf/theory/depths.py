@@ -218,4 +218,5 @@ def _empty_of_some(chances: Array, asked: int, min_contributors: int) -> Array:
         so_far = so_far - drawn
         so_far[1:] += drawn[:-1] * (1 - client)
         so_far[1:, 1:] += drawn[:-1, :-1] * client
-    return np.asarray(so_far[asked].sum(axis=0), dtype=np.float64)
+    empty: Array = np.clip(so_far[asked].sum(axis=0), 0.0, 1.0)  # rounding may leave it a little outside
+    return empty

@@ -135,13 +135,12 @@ def allocate_seconds(
     """
     lengths, left = np.asarray(seconds, dtype=np.float64), np.asarray(noise, dtype=np.float64)
     shares = np.asarray(weights, dtype=np.float64)
-    possible = np.isfinite(left)
-    if lengths.shape != left.shape or lengths.ndim != 1 or (np.diff(lengths) <= 0).any() or not possible.any():
+    if lengths.shape != left.shape or lengths.ndim != 1 or (np.diff(lengths) <= 0).any() or not np.isfinite(left).any():
         raise ValueError("seconds must increase, and noise state as many values, some of them finite")
     if not (shares > 0).all():
         raise ValueError("weights must be positive")
-    corners = _lower_hull(lengths[possible], left[possible])
-    lengths, left = lengths[possible][corners], left[possible][corners]
+    corners = lower_hull(seconds=lengths, noise=left)
+    lengths, left = lengths[corners], left[corners]
     rounds = len(shares)
     if total_seconds < rounds * lengths[0] * (1 - 1e-12):
         raise ValueError(
@@ -167,10 +166,17 @@ def allocate_seconds(
     return np.asarray(less + min(max(between, 0.0), 1.0) * (more - less), dtype=np.float64)
 
 
-def _lower_hull(places: Array, values: Array) -> list[int]:
-    """Return the corners of the lower convex hull of a table, as far as it falls (Andrew's monotone chain)."""
+def lower_hull(*, seconds: npt.ArrayLike, noise: npt.ArrayLike) -> list[int]:
+    """Return the indices of the corners of a table's lower convex hull, as far as it falls (Andrew's monotone chain).
+
+    Infinite noise is no corner; `seconds` increases.
+
+    >>> lower_hull(seconds=[1, 2, 3, 4, 5], noise=[np.inf, 8, 7, 2, 3])
+    [1, 3]
+    """
+    places, values = np.asarray(seconds, dtype=np.float64), np.asarray(noise, dtype=np.float64)
     corners: list[int] = []
-    for point in range(int(values.argmin()) + 1):
+    for point in np.flatnonzero(np.isfinite(values[: int(values.argmin()) + 1])).tolist():
         while len(corners) > 1:
             before, last = corners[-2:]
             run, rise = places[last] - places[before], values[last] - values[before]

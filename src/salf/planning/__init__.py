@@ -1,0 +1,12 @@
+"""Choosing a deadline before the first round: what each would do to a model on a mix of devices."""
+
+from salf.planning.fleet import Fleet as Fleet
+from salf.planning.measured import MeasuredTimes as MeasuredTimes
+from salf.planning.measured import read_times as read_times
+from salf.planning.outlook import ASSUMED as ASSUMED
+from salf.planning.outlook import STEPS as STEPS
+from salf.planning.outlook import Outlook as Outlook
+from salf.planning.outlook import Plan as Plan
+from salf.planning.outlook import Task as Task
+from salf.planning.outlook import look as look
+from salf.planning.outlook import make_plan as make_plan
