@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +21,7 @@ from salf.records import RoundRecord
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
+_MOST_NAMED = 12  # lines in a legend
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,6 +72,81 @@ def plot_growth(clients: Sequence[int], seconds: Sequence[float], title: str) ->
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
+
+
+class Forecast(Protocol):
+    """What `plot_deadlines` draws of one deadline, as in `salf.planning.Outlook`."""
+
+    @property
+    def deadline_seconds(self) -> float: ...  # noqa: D102
+    @property
+    def mean_depth(self) -> float: ...  # noqa: D102
+    @property
+    def empty(self) -> Floats: ...  # noqa: D102
+    @property
+    def kept(self) -> float: ...  # noqa: D102
+    @property
+    def kept_by_dropping(self) -> float: ...  # noqa: D102
+    @property
+    def variance_factor(self) -> Floats: ...  # noqa: D102
+    @property
+    def round_seconds(self) -> float: ...  # noqa: D102
+    @property
+    def bound(self) -> float: ...  # noqa: D102
+    @property
+    def estimate(self) -> float: ...  # noqa: D102
+
+
+def plot_deadlines(outlooks: Sequence[Forecast], layers: Sequence[str], best_seconds: float, title: str) -> Figure:
+    """Draw what becomes of depth, empty layers, work, variance, bound and round time as the deadline grows.
+
+    `layers` are the layers' names, input to output; a line marks the deadline `best_seconds`. What is infinite is left
+    out.
+    """
+    curves: dict[str, dict[str, Floats]] = {
+        "layers conveyed per client": {"": np.array([each.mean_depth for each in outlooks])},
+        "chance that nobody conveys a layer": dict(
+            zip(layers, np.array([each.empty for each in outlooks]).T, strict=True)
+        ),
+        "finished work kept (%)": {
+            "layer-wise": 100 * np.array([each.kept for each in outlooks]),
+            "dropping": 100 * np.array([each.kept_by_dropping for each in outlooks]),
+        },
+        "variance factor, worst layer": {"": np.array([each.variance_factor.max() for each in outlooks])},
+        "error after the budget": {
+            "bound": np.array([each.bound for each in outlooks]),
+            "estimate": np.array([each.estimate for each in outlooks]),
+        },
+        "duration of a round (s)": {"": np.array([each.round_seconds for each in outlooks])},
+    }
+    seconds = np.array([each.deadline_seconds for each in outlooks])
+    with _style():
+        figure = Figure(figsize=(11, 6.2), layout="constrained")
+        for axes, (heading, lines) in zip(figure.subplots(2, 3, sharex=True).flat, curves.items(), strict=True):
+            _draw_over_deadlines(axes, seconds, lines, heading, best_seconds)
+        figure.supxlabel("deadline (s)")
+        figure.suptitle(_short(title, 100), parse_math=False)
+    return figure
+
+
+def _draw_over_deadlines(
+    axes: Axes, seconds: Floats, lines: Mapping[str, Floats], heading: str, best_seconds: float
+) -> None:
+    looks = cycle((colour, line) for line in _LINES for colour in _COLOURS)
+    for (name, values), (colour, line) in zip(lines.items(), looks, strict=False):
+        known = np.where(np.isfinite(values), values, np.nan)
+        marker = "." if len(seconds) < 15 else None
+        axes.plot(seconds, known, color=colour, linestyle=line, marker=marker, label=_short(name, 24))
+    axes.axvline(best_seconds, color="#555555", linewidth=1, linestyle=":")
+    axes.set_xscale("log")
+    if heading.startswith(("error", "variance")) and any(np.isfinite(values).any() for values in lines.values()):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.set_title(heading, fontsize="medium")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if 1 < len(lines) <= _MOST_NAMED:
+        for text in axes.legend(frameon=False, fontsize="small").get_texts():
+            text.set_parse_math(False)
 
 
 def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour: str, marker: str, line: str) -> None:

@@ -2,35 +2,27 @@
 
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
 from salf.cli.console import AsJson, Settings, counted, parse_settings, percent, print_json, show, tell
+from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
 from salf.costs import measure_costs
-from salf.data import load
 from salf.devices import LayerCosts
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.layers import Layers, find_layers
 from salf.models import Factory, build
 
-Shape = Annotated[
-    str | None,
-    typer.Option(metavar="N,…", help="Shape of one example, without the batch, such as 3,32,32."),
-]
-
 
 def layers(
     model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", show_default=False)],
     settings: Settings = None,
     example_shape: Shape = None,
-    integers: Annotated[bool, typer.Option("--integers", help="Examples are whole numbers, such as tokens.")] = False,
-    group: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Modules that shall be one layer each, with all that is in them.")
-    ] = "",
+    integers: Integers = False,
+    group: Group = "",
     as_json: AsJson = False,
 ) -> None:
     """List a model's layers, from input to output: parameters, bytes, operations, share of the backward pass.
@@ -43,8 +35,8 @@ def layers(
     """
     network, example = _build(model, parse_settings(settings))
     if example_shape is not None:
-        example = _example(example_shape, integers=integers)
-    found = find_layers(network, example, [name.strip() for name in group.split(",") if name.strip()] or None)
+        example = example_of(example_shape, integers=integers)
+    found = find_layers(network, example, groups_of(group))
     costs = None if example is None else measure_costs(network, example, found)
     if as_json:
         print_json(_as_object(network, found, costs))
@@ -60,25 +52,7 @@ def _build(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor 
         if overrides:
             raise InvalidSetting("--set changes an experiment's settings, but a model of your own was named")
         return build(Factory(call=named), (), 2, seed=0), None
-    experiment = Experiment.load(named, **overrides)
-    dataset = load(experiment.data.name, experiment.data.root)
-    network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
-    return network, dataset.inputs[:2]
-
-
-def _example(shape: str, *, integers: bool) -> Tensor:
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-    except ValueError:
-        sizes = [0]
-    if min(sizes) < 1:
-        raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
-    try:
-        return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
-    except (RuntimeError, TypeError) as error:  # too much memory, or too large a number
-        raise InvalidSetting(
-            f"--example-shape is '{shape}', which does not fit into memory; give a smaller one"
-        ) from error
+    return model_of(Experiment.load(named, **overrides))
 
 
 def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:

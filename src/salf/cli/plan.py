@@ -1,0 +1,169 @@
+"""`salf plan`: which deadline to choose, before the first round."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor, nn
+
+from salf.cli.console import AsJson, Named, Settings, counted, parse_settings, print_json, show, tell
+from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
+from salf.cli.outlooks import advice, as_object, tables
+from salf.costs import measure_costs
+from salf.devices import Job
+from salf.errors import InvalidSetting
+from salf.experiment import Experiment
+from salf.layers import find_layers
+from salf.models import Factory, build
+from salf.planning import ASSUMED, STEPS, Fleet, MeasuredTimes, Task, make_plan, read_times
+from salf.plots import plot_deadlines, save_figure
+from salf.settings import did_you_mean
+from salf.theory import Constants
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:CALLABLE", help="A model of your own in place of the experiment's."),
+]
+Times = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.csv", help="Measured times in place of a device model: client,seconds in each row."),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="Virtual time to spend; by default what the experiment's rounds would take."),
+]
+Deadlines = Annotated[str, typer.Option(metavar="S,…", help="Consider these deadlines only, in seconds.")]
+ConstantsGiven = Annotated[
+    list[str] | None,
+    typer.Option("--constant", metavar="NAME=VALUE", help=f"A constant of the bound: {', '.join(ASSUMED)}."),
+]
+Steps = Annotated[str, typer.Option(metavar="NAME", help=f"How step sizes fall: {', '.join(STEPS)}.")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the plan into this file, .png or .svg.")]
+
+
+def plan(
+    experiment: Named = "digits",
+    settings: Settings = None,
+    model: Model = None,
+    example_shape: Shape = None,
+    integers: Integers = False,
+    group: Group = "",
+    times: Times = None,
+    budget: Budget = None,
+    deadlines: Deadlines = "",
+    constants: ConstantsGiven = None,
+    steps: Steps = "adel",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each deadline would do to a model on a mix of devices, and which one to choose.
+
+    The experiment, digits if nothing is named, says who takes part and on which devices; --model and --example-shape
+    put a model of your own in its place, --times the times of clients that were measured.
+
+    For example: salf plan digits --set devices.kind=physical --budget 600 --out plan.svg
+    """
+    if out is not None and out.suffix not in (".png", ".svg"):
+        raise InvalidSetting(f"--out is '{out}'; name a file that ends in .png or .svg")
+    wanted, known = _positive_numbers(deadlines), _constants(constants or [])
+    overrides = parse_settings(settings)
+    chosen = Experiment.load(experiment, **overrides)
+    network, example = _model(chosen, overrides, model, example_shape, integers=integers)
+    layers = find_layers(network, example, groups_of(group))
+    job = Job(measure_costs(network, example, layers), chosen.client.local_steps)
+    measured = None if times is None else read_times(times, layers.names, job)
+    fleet = _fleet(chosen, overrides, job, measured)
+    own = getattr(chosen.method, "deadline", None)
+    own = own if isinstance(own, float) and times is None else fleet.devices.typical_seconds(fleet.job)
+    made = make_plan(fleet, _task(fleet, known, budget, steps, chosen.rounds, own), own, wanted)
+    name = f"{model or chosen.name} on {times or chosen.devices.kind}"
+    if out is not None:
+        save_figure(plot_deadlines(made.outlooks, layers.names, made.best.deadline_seconds, name), out)
+    if as_json:
+        print_json(as_object(name, layers.names, fleet, own, made))
+        return
+    for table in tables(name, layers.names, fleet, own, made):
+        show(table)
+    for line in advice(layers.names, made):
+        tell(line)
+    if out is not None:
+        tell(f"plot: {out}")
+
+
+def _model(
+    experiment: Experiment, overrides: dict[str, object], named: str | None, shape: str | None, *, integers: bool
+) -> tuple[nn.Module, Tensor]:
+    """Return the model to plan for, with an example of its input."""
+    if named is None:
+        if shape is not None or integers:
+            raise InvalidSetting("--example-shape and --integers describe the input of a model named with --model")
+        return model_of(experiment)
+    if shape is None:
+        raise InvalidSetting(
+            f"--model {named} needs an example of its input, to count operations; add --example-shape 3,32,32"
+        )
+    settings = [key for key in overrides if key.split(".")[0] == "model"]
+    if settings:
+        raise InvalidSetting(f"--set {settings[0]} and --model both choose the model; give only one")
+    return build(Factory(call=named), (), 2, seed=0), example_of(shape, integers=integers)
+
+
+def _fleet(experiment: Experiment, overrides: dict[str, object], job: Job, measured: MeasuredTimes | None) -> Fleet:
+    """Return who takes part: the experiment's clients on its devices, or those that were measured."""
+    asked, population = experiment.client.cohort, experiment.data.clients
+    if measured is None:
+        return Fleet(experiment.devices, job, population, asked or population, experiment.seed)
+    for key in overrides:
+        if key == "data.clients" or key.split(".")[0] == "devices":
+            raise InvalidSetting(f"--set {key} and --times both say who takes part; give only one")
+    population = measured.num_clients
+    if asked is not None and asked > population:
+        raise InvalidSetting(f"client.cohort is {asked}, but times of {counted(population, 'client')} were measured")
+    return Fleet(measured, job, population, asked or population, experiment.seed)
+
+
+def _task(
+    fleet: Fleet, known: dict[str, float], budget: float | None, steps: str, rounds: int, deadline: float
+) -> Task:
+    """Return what the time is spent on; by default as much as the experiment's rounds take with its own deadline."""
+    if steps not in STEPS:
+        raise InvalidSetting(f"--steps is '{steps}'{did_you_mean(steps, STEPS)}; known are {', '.join(STEPS)}")
+    if budget is not None and not 0 < budget < math.inf:
+        raise InvalidSetting(f"--budget is {budget:g}; give a positive number of seconds")
+    values = {**ASSUMED, **known}
+    error = values.pop("initial_error")
+    try:
+        constants = Constants(num_clients=fleet.asked, **values)
+    except ValueError as error_found:
+        raise InvalidSetting(f"--constant: {error_found}") from error_found
+    time = rounds * fleet.rounds.round_seconds(deadline) if budget is None else budget
+    return Task(constants, error, time, steps)
+
+
+def _positive_numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = [0.0]
+    if not all(0 < number < math.inf for number in numbers):
+        raise InvalidSetting(f"--deadlines is '{text}'; give positive seconds, such as 0.5,1,2")
+    return numbers
+
+
+def _constants(pairs: Sequence[str]) -> dict[str, float]:
+    """Read NAME=VALUE pairs."""
+    given: dict[str, float] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in ASSUMED:
+            hint = did_you_mean(name, [*ASSUMED])
+            raise InvalidSetting(f"--constant names '{name}'{hint}; known are {', '.join(ASSUMED)}")
+        try:
+            given[name] = float(text)
+        except ValueError:
+            given[name] = math.nan
+        if not 0 <= given[name] < math.inf:
+            raise InvalidSetting(f"--constant {name} is '{text}'; give a number of at least 0")
+    return given
