@@ -157,19 +157,19 @@ def draw(measured: Measured) -> Figure:
     """Draw errors and bounds, and below them the price of the deadline."""
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    rounds = np.arange(1, len(measured.layered) + 1)
+    rounds = np.unique(np.geomspace(1, len(measured.layered), 500).astype(int))  # as many as can be told apart
     for values, label, colour, line in (
         (measured.bound, "bound, with the deadline", "#D55E00", "--"),
         (measured.bound_waiting, "bound, without a deadline", "#0072B2", "--"),
         (measured.layered, "measured, with the deadline (SALF)", "#D55E00", "-"),
         (measured.waiting, "measured, without a deadline", "#0072B2", "-"),
     ):
-        upper.loglog(rounds, values, label=label, color=colour, linestyle=line)
-    tail = rounds[len(rounds) // 100 :]
+        upper.loglog(rounds, values[rounds - 1], label=label, color=colour, linestyle=line)
+    tail = rounds[rounds >= rounds[-1] / 100]
     upper.loglog(tail, 0.5 * measured.waiting[-1] * rounds[-1] / tail, label="slope −1", color="#555555", linestyle=":")
     upper.set(ylabel="mean ‖w − w*‖²")
-    upper.legend(frameon=False, ncols=2)
-    lower.semilogx(rounds, measured.layered / measured.waiting, color="#000000")
+    upper.legend(frameon=False, loc="lower left")
+    lower.semilogx(rounds, (measured.layered / measured.waiting)[rounds - 1], color="#000000")
     lower.set(xlabel="round t", ylabel="ratio of the errors", ylim=(0, None))
     for axes in (upper, lower):
         _tidy(axes)

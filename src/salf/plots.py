@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from salf.errors import RunFolderError
 from salf.records import RoundRecord
@@ -22,6 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
 _MOST_NAMED = 12  # lines in a legend
+_NOTHING = 1e-9  # what is smaller is a rounding error, and left out where an axis is logarithmic
 
 Floats = npt.NDArray[np.float64]
 
@@ -133,14 +135,16 @@ def _draw_over_deadlines(
     axes: Axes, seconds: Floats, lines: Mapping[str, Floats], heading: str, best_seconds: float
 ) -> None:
     looks = cycle((colour, line) for line in _LINES for colour in _COLOURS)
+    logarithmic = heading.startswith(("error", "variance"))
     for (name, values), (colour, line) in zip(lines.items(), looks, strict=False):
-        known = np.where(np.isfinite(values), values, np.nan)
+        shown = np.isfinite(values) & (values > (_NOTHING if logarithmic else -1))
+        known = np.where(shown, values, np.nan)
         marker = "." if len(seconds) < 15 else None
         axes.plot(seconds, known, color=colour, linestyle=line, marker=marker, label=_short(name, 24))
     axes.axvline(best_seconds, color="#555555", linewidth=1, linestyle=":")
-    axes.set_xscale("log")
-    if heading.startswith(("error", "variance")) and any(np.isfinite(values).any() for values in lines.values()):
-        axes.set_yscale("log", nonpositive="mask")
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(heading, fontsize="medium")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -93,7 +93,7 @@ def advice(layers: Sequence[str], plan: Plan) -> Iterator[str]:
         yield (
             f"beware: clients take part unequally in layer {layers[worst]} (imbalance {best.imbalance[worst]:.2f}; "
             f"{percent(left_out)} of them hardly ever reach it), so it learns from the fast ones' data; give slow "
-            "clients smaller batches, choose a longer deadline, or a rule that accounts for it (inverse-probability, memory)"
+            "clients smaller batches, choose a longer deadline, or the rule inverse-probability or memory"
         )
 
 
@@ -155,13 +155,15 @@ def _some(count: int, most: int) -> list[int]:
 
 
 def _number(value: float) -> str:
-    """Write a number with two significant digits.
+    """Write a number with two significant digits; a rounding error is 0.
 
-    >>> _number(0.01234), _number(float("inf")), _number(float("nan"))
-    ('0.012', '∞', '–')
+    >>> _number(0.01234), _number(1e-17), _number(float("inf")), _number(float("nan"))
+    ('0.012', '0', '∞', '–')
     """
     if math.isnan(value):
         return "–"
+    if value < 1e-9:
+        return "0"
     return f"{value:.2g}" if math.isfinite(value) else "∞"
 
 

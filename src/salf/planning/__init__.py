@@ -1,6 +1,7 @@
 """Choosing a deadline before the first round: what each would do to a model on a mix of devices."""
 
 from salf.planning.fleet import Fleet as Fleet
+from salf.planning.fleet import Timing as Timing
 from salf.planning.measured import MeasuredTimes as MeasuredTimes
 from salf.planning.measured import read_times as read_times
 from salf.planning.outlook import ASSUMED as ASSUMED
