@@ -11,8 +11,8 @@ from simulator_cases import small_data, small_experiment
 from salf.planning import Outlook, look
 from salf.simulation import Simulation
 
-ROUNDS = 1500
-COMMON: dict[str, object] = {"rounds": ROUNDS, "data.clients": 12, "data.name": "tensors", "engine": "fused"}
+ROUNDS = 600
+COMMON: dict[str, object] = {"rounds": ROUNDS, "data.clients": 12, "client.batch_size": 1, "engine": "fused"}
 CASES: dict[str, dict[str, object]] = {
     "uniform": {"devices.kind": "uniform", "devices.stragglers": 0.9},
     "uniform, drawn in each round": {"devices.kind": "uniform", "devices.drawn": "round", "devices.lowest_depth": 0},
@@ -38,8 +38,8 @@ CASES: dict[str, dict[str, object]] = {
         "devices.kind": "physical",
         "devices.drawn": "round",
         "devices.stragglers": 0.5,
-        "devices.bandwidth_bits_per_second": 4e4,
-        "method.deadline": 0.4,
+        "devices.bandwidth_bits_per_second": 1e6,
+        "method.deadline": 0.9,
     },
     "physical, some of many": {"devices.kind": "physical", "client.cohort": 4, "method.deadline": 0.35},
     "physical, on and off": {
@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, object]] = {
         "devices.off_seconds": 5.0,
         "method.deadline": 3.0,
     },
-    "physical, several steps": {"devices.kind": "physical", "client.local_steps": 2, "engine": "plain"},
+    "physical, several steps": {"devices.kind": "physical", "client.local_steps": 2, "engine": "plain", "rounds": 300},
 }
 
 
