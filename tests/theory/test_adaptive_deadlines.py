@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, LinearConstraint, minimize
 from scipy.special import gammaincc
 
 from salf import theory
@@ -71,12 +71,12 @@ def test_no_general_optimiser_finds_a_better_schedule(steps: Array, fixed: float
     found = schedule(step_sizes=steps, layer_seconds=fixed, least_seconds=1.0)
     assert found.bound == pytest.approx(naive_bound(found.deadlines_seconds, found.layer_seconds, steps), rel=1e-9)
     assert found.deadlines_seconds.sum() == pytest.approx(15.0)
-    best = minimize(
+    best = minimize(  # type: ignore[call-overload]
         lambda x: naive_bound(x[:5], fixed or math.exp(x[5]), steps),
         np.array([3.0] * 5 + [0.0]),
         method="SLSQP",
-        bounds=[(1.0, 15.0)] * 5 + [(-3.0, math.log(3.0))],
-        constraints={"type": "ineq", "fun": lambda x: 15.0 - x[:5].sum()},
+        bounds=Bounds(np.array([1.0] * 5 + [-3.0]), np.array([15.0] * 5 + [math.log(3.0)])),
+        constraints=LinearConstraint(np.array([1.0] * 5 + [0.0]), -np.inf, 15.0),
         options={"ftol": 1e-14, "maxiter": 1000},
     )
     assert best.success
