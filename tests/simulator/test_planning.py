@@ -95,6 +95,13 @@ def test_devices_that_are_slow_for_ever_call_for_longer_deadlines() -> None:
     assert early.estimate > lasting.best.estimate
 
 
+def test_more_rounds_than_anybody_plays_are_planned_all_the_same() -> None:
+    fleet = fleet_of(ExponentialLayers(mean_layer_seconds=1e-3))
+    made = make_plan(fleet, task_of(fleet, 100.0, "constant"), 4e-3, [2e-3, 4e-3])
+    assert made.best.rounds > 20_000
+    assert made.adaptive.estimate <= made.best.estimate
+
+
 def test_very_many_clients_are_represented_by_some() -> None:
     fleet = fleet_of(ExponentialLayers(), clients=50_000, asked=10)
     outlook = look(fleet, task_of(fleet), 3.0)
@@ -107,7 +114,7 @@ def test_where_no_deadline_will_do_the_reason_is_told() -> None:
     fleet = fleet_of(ExponentialLayers())
     with pytest.raises(InvalidSetting, match=r"the budget of 0.5 s is shorter than a round of .* s; raise the budget"):
         plan_of(fleet, 0.5)
-    with pytest.raises(InvalidSetting, match=r"some layer is conveyed by nobody in most rounds; .*other deadlines"):
+    with pytest.raises(InvalidSetting, match=r"some layer is conveyed by nobody in most rounds; .*longer deadlines"):
         make_plan(fleet, task_of(fleet), 1.0, [0.1, 0.2])
 
 

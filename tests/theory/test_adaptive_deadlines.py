@@ -121,6 +121,17 @@ def test_a_thousand_rounds() -> None:
         assert naive_bound(moved, found.layer_seconds, steps) >= found.bound
 
 
+def test_rounds_whose_weight_underflows_are_as_short_as_may_be() -> None:
+    steps = np.full(30_000, 0.3)
+    weights = theory.error_weights(constants=CONSTANTS, step_sizes=steps)
+    assert weights[0] == 0
+    lengths = np.linspace(1, 9, 500)
+    found = theory.allocate_seconds(seconds=lengths, noise=1 / lengths, weights=weights, total_seconds=30_100.0)
+    assert found.sum() == pytest.approx(30_100.0)
+    assert found[0] == pytest.approx(1.0)
+    assert found[-1] > 5
+
+
 def test_a_single_round_gets_all_the_time() -> None:
     found = schedule(rounds=1, total_seconds=4.0, layer_seconds=1.0)
     assert found.deadlines_seconds.tolist() == [4.0]
@@ -181,7 +192,8 @@ def allocate(**changes: Any) -> Array:
         (lambda: schedule(num_layers=0), "num_layers and rounds must be at least 1, not 0 and 5"),
         (lambda: allocate(seconds=[2.0, 1.0]), "seconds must increase"),
         (lambda: allocate(noise=[math.inf, math.inf]), "some of them finite"),
-        (lambda: allocate(weights=[0.0]), "weights must be positive"),
+        (lambda: allocate(weights=[0.0]), "weights must be finite and not negative, and some of them positive"),
+        (lambda: allocate(weights=[-1.0]), "weights must be finite and not negative"),
         (lambda: allocate(total_seconds=0.5), "0.5 s are too little for 1 rounds of at least 1 s"),
         (
             lambda: theory.scaled_batches(

@@ -12,7 +12,7 @@ from salf.devices import Cohort, Floats, Job, Times
 
 _MOST_CLIENTS = 2000  # more are represented by a random sample
 _MOST_NUMBERS = 4_000_000  # of times in memory
-_ROUNDS = (100, 2000)  # at least and at most so many are drawn
+_ROUNDS = (20, 2000)  # at least and at most so many are drawn
 _FIRST_ROUND = 1_000_000_000  # drawn rounds are none that a run plays: this is a forecast, not a replay
 
 

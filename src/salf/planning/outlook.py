@@ -15,6 +15,7 @@ from salf.planning.fleet import Fleet
 _CANDIDATES = 40
 _MOST_EMPTY = 0.5  # beyond, the rule `Corrected` caps its correction and its step is too short
 _MOST_ROUNDS = 1_000_000
+_MOST_SCHEDULED = 20_000  # rounds in a schedule of changing deadlines
 
 # For a problem whose constants nobody knows: well conditioned, data alike but not equal. Ratios between deadlines are
 # what can be read off then, not the bounds themselves.
@@ -52,7 +53,7 @@ class Task:
         return float(theory.recursion(decay=decay, added=sizes**2 * noise, start=self.initial_error)[-1])
 
     def rounds(self, round_seconds: float) -> int:
-        """Return how many rounds of that length fit; 0 where not even one does."""
+        """Return how many rounds of that length fit, at most a million; 0 where not even one does."""
         return min(int(self.seconds / round_seconds * (1 + 1e-9)), _MOST_ROUNDS)
 
     def bias(self, imbalance: float) -> float:
@@ -116,17 +117,19 @@ def make_plan(fleet: Fleet, task: Task, own_deadline: float, deadlines: Iterable
     outlooks = tuple(look(fleet, task, deadline) for deadline in candidates)
     best = min(outlooks, key=lambda outlook: outlook.estimate)
     if not math.isfinite(best.estimate):
-        enough = [outlook.round_seconds for outlook in outlooks if outlook.empty.max() <= _MOST_EMPTY]
-        reason = (
-            f"the budget of {task.seconds:g} s is shorter than a round of {min(enough):g} s"
-            if enough
-            else ("by every deadline considered some layer is conveyed by nobody in most rounds")
-        )
-        raise InvalidSetting(f"{reason}; raise the budget or consider other deadlines")
+        raise InvalidSetting(_why_none(task, outlooks))
     waiting = fleet.rounds.round_seconds()
     rounds = task.rounds(waiting)
     without = task.error(np.full(rounds, task.constants.sampling_noise)) if rounds else math.inf
     return Plan(task, outlooks, best, _adapt(task, outlooks, best), waiting, without)
+
+
+def _why_none(task: Task, outlooks: Iterable[Outlook]) -> str:
+    """Say why no deadline will do, and what to change."""
+    enough = [outlook.round_seconds for outlook in outlooks if outlook.empty.max() <= _MOST_EMPTY]
+    if not enough:
+        return "by every deadline considered some layer is conveyed by nobody in most rounds; consider longer deadlines"
+    return f"the budget of {task.seconds:g} s is shorter than a round of {min(enough):g} s; raise the budget"
 
 
 def look(fleet: Fleet, task: Task, deadline_seconds: float) -> Outlook:
@@ -180,7 +183,7 @@ def _adapt(task: Task, outlooks: tuple[Outlook, ...], best: Outlook) -> Adaptive
     corners = theory.lower_hull(seconds=seconds, noise=noise)
     seconds, noise, deadlines = seconds[corners], noise[corners], deadlines[corners]
     found = Adaptive(np.full(best.rounds, best.deadline_seconds), best.estimate)
-    for rounds in sorted({task.rounds(length) for length in seconds.tolist()}):
+    for rounds in sorted({min(task.rounds(length), _MOST_SCHEDULED) for length in seconds.tolist()}):
         weights = theory.error_weights(constants=task.constants, step_sizes=task.step_sizes(rounds))
         lengths = theory.allocate_seconds(seconds=seconds, noise=noise, weights=weights, total_seconds=task.seconds)
         chosen = _mixed(lengths, seconds)

@@ -14,6 +14,7 @@ from salf.theory.convergence import Constants, deadline_noise, decaying_steps, e
 Array = npt.NDArray[np.float64]
 _POINTS = 2048  # deadlines tabulated between the shortest and the longest: 1 % apart for a range of 10⁹
 _SCAN = 24
+_FORGOTTEN = 1e-200  # a round that weighs less, relative to the one that weighs most, is as good as forgotten
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def allocate_seconds(
     shares = np.asarray(weights, dtype=np.float64)
     if lengths.shape != left.shape or lengths.ndim != 1 or (np.diff(lengths) <= 0).any() or not np.isfinite(left).any():
         raise ValueError("seconds must increase, and noise state as many values, some of them finite")
-    if not (shares > 0).all():
-        raise ValueError("weights must be positive")
+    if not (np.isfinite(shares) & (shares >= 0)).all() or not shares.any():
+        raise ValueError("weights must be finite and not negative, and some of them positive")
     corners = lower_hull(seconds=lengths, noise=left)
     lengths, left = lengths[corners], left[corners]
     rounds = len(shares)
@@ -153,7 +154,7 @@ def allocate_seconds(
     gains = np.log(-np.diff(left) / np.diff(lengths))
     gains = np.concatenate([gains[:1] + 1e-9, gains, gains[-1:] - 1e-9])
     middles = np.concatenate([lengths[:1], (lengths[1:] + lengths[:-1]) / 2, lengths[-1:]])
-    own = np.log(shares)
+    own = np.log(np.maximum(shares, shares.max() * _FORGOTTEN))
 
     def spent(price: float) -> Array:
         """Return how long each round lasts when a second costs e^price."""
