@@ -339,7 +339,7 @@ class Physical(Devices):
         transfer = (self._download_bytes(job) + _conveyed_bytes(job)[0]) / self._bytes_per_second
         if self.drawn == "once":
             return theory.log_normal_reach(
-                computing_seconds=self._slowness(cohort)[:, None] * computing,
+                computing_seconds=cohort.computing(self._slowness(cohort)[:, None] * computing),
                 transfer_seconds=self._bytes_per_second / self._links(cohort)[:, None] * transfer,
                 speed_sigma=self._jitter_sigma,
                 link_sigma=0.0,
@@ -347,7 +347,7 @@ class Physical(Devices):
             )
         usual, slowed = (
             theory.log_normal_reach(
-                computing_seconds=factor * computing,
+                computing_seconds=cohort.computing(np.tile(factor * computing, (len(cohort.clients), 1))),
                 transfer_seconds=transfer,
                 speed_sigma=math.hypot(self.speed_sigma, self._jitter_sigma),
                 link_sigma=self._link_sigma,
@@ -355,7 +355,7 @@ class Physical(Devices):
             )
             for factor in (1.0, self.slowdown)
         )
-        return np.tile((1 - self.stragglers) * usual + self.stragglers * slowed, (len(cohort.clients), 1))
+        return np.asarray((1 - self.stragglers) * usual + self.stragglers * slowed, dtype=np.float64)
 
     def typical_seconds(self, job: Job) -> float:
         """Return the time of the whole job on the median device over the median link, switched on."""

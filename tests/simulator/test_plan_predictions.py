@@ -17,6 +17,7 @@ CASES: dict[str, dict[str, object]] = {
     "uniform": {"devices.kind": "uniform", "devices.stragglers": 0.9},
     "uniform, drawn in each round": {"devices.kind": "uniform", "devices.drawn": "round", "devices.lowest_depth": 0},
     "uniform, for ever": {"devices.kind": "uniform", "devices.drawn": "persistent", "method.deadline": 1.6},
+    "graded": {"devices.kind": "graded", "method.deadline": 1.3, "rounds": 30},
     "exponential": {"devices.kind": "exponential", "method.deadline": 0.9},
     "exponential, mostly over early": {"devices.kind": "exponential", "method.deadline": 6.0},
     "exponential, some of many": {
