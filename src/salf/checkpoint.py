@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from salf.aggregation import Remembered
 from salf.errors import RunFolderError
+from salf.flights import Flight, Flights
+from salf.mixing import Buffer
 from salf.reach import ObservedReach
 from salf.speeds import ObservedSpeeds
 from salf.state import ServerState
 
-_FORMAT = "salf-checkpoint-2"
+_FORMAT = "salf-checkpoint-3"
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -79,7 +82,18 @@ def _describe(state: ServerState) -> str:
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
+    if state.flights is not None:
+        described["flights"] = _describe_flights(state.flights)
     return json.dumps(described, sort_keys=True)
+
+
+def _describe_flights(flights: Flights) -> dict[str, object]:
+    return {
+        "under_way": [asdict(flight) for flight in flights.under_way],
+        "jobs": dict(flights.jobs),
+        "version": flights.version,
+        "buffer": [flights.buffer.scale, flights.buffer.count],
+    }
 
 
 def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
@@ -96,6 +110,16 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
         for last in layers.values():
             for name, tensor in plain_tensors(last.deltas).items():
                 yield f"memory/{client}/{name}", tensor
+    if state.flights is not None:
+        yield from _flatten_flights(state.flights)
+
+
+def _flatten_flights(flights: Flights) -> Iterator[tuple[str, Tensor]]:
+    for version, weights in flights.starts.items():
+        for name, tensor in plain_tensors(weights).items():
+            yield f"start/{version}/{name}", tensor
+    for name, tensor in plain_tensors(flights.buffer.sums).items():
+        yield f"buffer/{name}", tensor
 
 
 def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> ServerState:
@@ -113,9 +137,19 @@ def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Se
     for name, tensor in _under("optimizer/", tensors).items():
         moment, _, parameter = name.partition("/")
         optimizer.setdefault(parameter, {})[moment] = tensor
+    flights = _unflatten_flights(tensors, description["flights"]) if "flights" in description else None
     return ServerState(
-        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds
+        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds, flights
     )
+
+
+def _unflatten_flights(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Flights:
+    scale, count = description["buffer"]
+    under_way = tuple(Flight(**flight) for flight in description["under_way"])
+    versions = {flight.version for flight in under_way if flight.answers}
+    starts = {version: _under(f"start/{version}/", tensors) for version in versions}
+    jobs = {int(client): begun for client, begun in description["jobs"].items()}
+    return Flights(under_way, starts, jobs, description["version"], Buffer(_under("buffer/", tensors), scale, count))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from salf.data import NAMES
 from salf.devices import AnyDevices, UniformDepth
 from salf.engines import EngineName, Optimisation
 from salf.errors import InvalidSetting
-from salf.methods import METHODS, AnyMethod, Salf
+from salf.methods import METHODS, AnyMethod, AsynchronousMethod, Salf
 from salf.models import Mlp, Model
 from salf.problems import describe
 from salf.server import ServerOptimisation
@@ -115,6 +115,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
             raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
+        if isinstance(self.method, AsynchronousMethod):
+            _check_without_rounds(self)
 
     @classmethod
     def load(cls, path_or_preset: str | Path, **dotted_overrides: object) -> "Experiment":
@@ -179,3 +181,19 @@ class Experiment:
         True
         """
         return tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+
+
+def _check_without_rounds(experiment: Experiment) -> None:
+    """Raise `InvalidSetting` for what an asynchronous method cannot heed."""
+    method, problems = experiment.method.name, []
+    if experiment.engine not in ("auto", "plain"):
+        problems.append(
+            f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
+        )
+    if experiment.server != ServerOptimisation():
+        problems.append(
+            f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
+            "choose a synchronous method"
+        )
+    if problems:
+        raise InvalidSetting("; ".join(problems))

@@ -18,7 +18,7 @@ from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers
-from salf.methods import HeteroFL
+from salf.methods import HeteroFL, SynchronousMethod
 
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
 # they save on small tensors.
@@ -29,7 +29,7 @@ class Federation:
     """The clients of an experiment and what they train; nothing in it changes from round to round.
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
-    never changed. `job` is what each client is asked to do, `engine` computes it, `rule` aggregates it.
+    never changed. `job` is what each client is asked to do, `engine` computes it.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Federation:
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
         client = experiment.client
-        self.rule = experiment.method.aggregation_rule
         _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
@@ -120,9 +119,11 @@ class Federation:
             batch,
             client.local_steps,
         )
+        method = self.experiment.method
         # Clients of HeteroFL train sub-models, on engines of their own: there is nothing to choose or to check.
-        chosen = "plain" if isinstance(self.experiment.method, HeteroFL) else self.experiment.engine
-        return choose_engine(chosen, training, self.rule)
+        chosen = "plain" if isinstance(method, HeteroFL) else self.experiment.engine
+        rule = method.aggregation_rule if isinstance(method, SynchronousMethod) else None
+        return choose_engine(chosen, training, rule)
 
 
 def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 class RoundRecord:
     """One round of a run.
 
-    `time_s` is the virtual time at its end, `deadline_s` the deadline (None: everyone was waited for), `clients` how
-    many were asked, `contributors` how many conveyed each layer, input to output, `depths` how many conveyed 0, 1, …
-    and all layers, `work_kept` the share of the finished backward work that entered the model (by floating-point
-    operations; None when none was finished), `bytes_down` and `bytes_up` what the server sent and what reached it in
-    time, `rejected` how many updates were refused. `accuracy` and `loss`, on the test data, are None where they were
-    not evaluated. `engine` names what computed the round.
+    `time_s` is the virtual time at its end, `deadline_s` the deadline (None: there was none), `clients` how many were
+    asked (where nobody waits: how many jobs were at work), `contributors` how many conveyed each layer, input to
+    output, `depths` how many conveyed 0, 1, … and all layers, `work_kept` the share of the finished backward work that
+    entered the model (by floating-point operations; None when none was finished), `bytes_down` and `bytes_up` what the
+    server sent and what reached it in time, `rejected` how many updates were refused. `accuracy` and `loss`, on the
+    test data, are None where they were not evaluated. `engine` names what computed the round.
     """
 
     round: int

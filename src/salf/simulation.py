@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from salf import data
+from salf.asynchronous import AsynchronousRounds
 from salf.engines import Tasks
+from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.federation import Federation
-from salf.methods import HeteroFL
+from salf.methods import AsynchronousMethod, HeteroFL
 from salf.reach import ObservedReach
 from salf.records import RoundRecord
 from salf.state import ServerState
@@ -28,9 +30,7 @@ class Simulation:
     ) -> None:
         self.federation = Federation(experiment, model=model, dataset=dataset)
         self.experiment, self.layers, self.job = experiment, self.federation.layers, self.federation.job
-        method = experiment.method
-        training = Submodels(self.federation, method) if isinstance(method, HeteroFL) else None
-        self._rounds = SynchronousRounds(self.federation, method, training)
+        self._rounds = _rounds(self.federation)
 
     def initial_state(self) -> ServerState:
         """Return the state before the first round."""
@@ -42,8 +42,19 @@ class Simulation:
             return self._rounds.play(state)
 
     def tasks(self, state: ServerState) -> Tasks:
-        """Return what the clients of the round after `state` compute."""
+        """Return what the clients of the round after `state` compute, by a synchronous method."""
+        if not isinstance(self._rounds, SynchronousRounds):
+            raise InvalidSetting(f"by '{self.experiment.method.name}' nobody is asked together; choose another method")
         return self._rounds.tasks(self._rounds.plan(state))
+
+
+def _rounds(federation: Federation) -> SynchronousRounds | AsynchronousRounds:
+    """Return the loop that the experiment's method plays in."""
+    method = federation.experiment.method
+    if isinstance(method, AsynchronousMethod):
+        return AsynchronousRounds(federation, method)
+    training = Submodels(federation, method) if isinstance(method, HeteroFL) else None
+    return SynchronousRounds(federation, method, training)
 
 
 def simulate(

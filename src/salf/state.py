@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from salf.aggregation import ClientMemory
+from salf.flights import Flights
 from salf.reach import ObservedReach
 from salf.server import OptimizerState
 from salf.speeds import ObservedSpeeds
@@ -16,7 +17,8 @@ class ServerState:
     """All that one round hands on to the next: with the experiment, it determines the rest of the run.
 
     `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
-    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were.
+    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were, `flights` who is at work
+    for an asynchronous method.
     """
 
     round: int
@@ -26,3 +28,4 @@ class ServerState:
     memory: ClientMemory = field(default_factory=dict)
     optimizer: OptimizerState = field(default_factory=dict)
     speeds: ObservedSpeeds = field(default_factory=ObservedSpeeds)
+    flights: Flights | None = None

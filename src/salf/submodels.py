@@ -78,7 +78,10 @@ class Submodels:
         for group in self._groups(plan):
             weights = prefixes(state.weights, group.submodel.parameters)
             running = Aggregation(
-                weights, self._layers, federation.rule, momentum=federation.experiment.client.momentum
+                weights,
+                self._layers,
+                self._method.aggregation_rule,
+                momentum=federation.experiment.client.momentum,
             )
             own = tasks.select(group.places)
             accepted[group.places] = group.submodel.engine.contribute(weights, own, running)

@@ -68,7 +68,7 @@ class WholeModels:
         running = Aggregation(
             state.weights,
             federation.layers,
-            federation.rule,
+            self._method.aggregation_rule,
             reach=self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed)),
             clients=cohort.clients.tolist(),
             memory=state.memory,
@@ -163,7 +163,7 @@ class SynchronousRounds:
         server, federation, result = self._federation.experiment.server, self._federation, trained.result
         if server.averages:
             return result.state, state.optimizer
-        enough = federation.rule.min_contributors
+        enough = self._method.aggregation_rule.min_contributors
         moved = [
             name
             for layer, count in zip(federation.layers, result.contributors, strict=True)

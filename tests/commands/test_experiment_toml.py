@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from salf.devices import ExponentialLayers, Physical, UniformDepth
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Expected, Experiment
-from salf.methods import METHODS, DropStragglers, FedAvg, Salf
+from salf.methods import METHODS, DropStragglers, FedAsync, FedAvg, FedBuff, Salf
 from salf.models import Cnn, Factory, Mlp, ResidualNet, Transformer, Vgg
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 
@@ -27,6 +27,8 @@ RULES = st.one_of(
 METHOD = st.one_of(
     st.builds(FedAvg, weight_by_examples=st.booleans()),
     st.builds(DropStragglers, deadline=st.none() | POSITIVE, normalise=st.sampled_from(["received", "everyone"])),
+    st.builds(FedAsync, deadline=st.none() | POSITIVE, alpha=SHARE, a=FRACTION, rho=FRACTION),
+    st.builds(FedBuff, deadline=st.none() | POSITIVE, buffer=COUNT, server_lr=POSITIVE),
     st.builds(Salf, deadline=st.none() | POSITIVE, rule=RULES, reach_from=st.sampled_from(["observed", "known"])),
 )
 MODEL: st.SearchStrategy[Any] = st.one_of(

@@ -19,11 +19,13 @@ from salf.experiment import Experiment
 from salf.runs import run_experiment
 
 FOLDERS, LIVES = 4, 4
-SETTINGS = {"data.clients": 12, "client.batch_size": 4, "client.cohort": 5, "evaluate.every": 20}
+SETTINGS = {"rounds": 40, "data.clients": 12, "client.batch_size": 4, "client.cohort": 5, "evaluate.every": 20}
 # What a method hands on from round to round besides the weights.
 MEMORIES: dict[str, dict[str, object]] = {
     "salf": {"method.rule": "memory"},
     "heterofl": {"method.name": "heterofl", "server.optimizer": "yogi", "server.lr": 0.1},
+    "fedasync": {"method.name": "fedasync", "devices.kind": "physical", "rounds": 20},
+    "fedbuff": {"method.name": "fedbuff", "devices.kind": "physical", "rounds": 20, "method.buffer": 7},
 }
 
 
@@ -31,7 +33,7 @@ def begin(folder: Path, method: str) -> int:
     """Play, or play on, in a child process; return its number."""
     child = os.fork()
     if child == 0:
-        run = Experiment.load("digits", rounds=40, **SETTINGS, **MEMORIES[method])
+        run = Experiment.load("digits", **{**SETTINGS, **MEMORIES[method]})
         run_experiment(run, folder, resume=True, checkpoint_seconds=0.0)
         os._exit(0)
     return child

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
 
-@pytest.mark.parametrize("method", ["salf", "heterofl"])
+@pytest.mark.parametrize("method", ["salf", "heterofl", "fedasync", "fedbuff"])
 def test_runs_killed_again_and_again_end_with_the_same_bytes(method: str, tmp_path: Path) -> None:
     program = Path(__file__).with_name("lives.py")
     done = subprocess.run(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from salf import models, seeds, simulate
 from salf.data import Dataset
 from salf.devices import Cohort
-from salf.methods import FedAvg, OverSelection
+from salf.methods import FedAvg, OverSelection, SynchronousMethod
 from salf.records import RoundRecord
 from salf.rules import Corrected
 from salf.simulation import Simulation
@@ -106,8 +106,9 @@ class Naive:
         return total / everyone
 
     def weight(self, client: int) -> float:
-        by_examples = self.simulation.experiment.method.weight_by_examples
-        return float(len(self.simulation.federation.partition[client])) if by_examples else 1.0
+        method = self.simulation.experiment.method
+        assert isinstance(method, SynchronousMethod)
+        return float(len(self.simulation.federation.partition[client])) if method.weight_by_examples else 1.0
 
     def train(self, state: ServerState, client: int) -> Update:
         experiment, layers = self.simulation.experiment, self.simulation.layers

@@ -15,6 +15,7 @@ from salf.rules import Contributors, Corrected, Everyone, InverseProbability
 from salf.simulation import Simulation
 
 NEVER = np.inf
+SYNCHRONOUS = {name: method for name, method in METHODS.items() if issubclass(method, SynchronousMethod)}
 
 
 def hand_made() -> Times:
@@ -90,10 +91,10 @@ def test_a_client_that_does_half_and_is_gone_counts_for_salf_alone() -> None:
     assert (waiting.steps.tolist(), waiting.finished.tolist(), waiting.seconds) == ([[0, 0, 0]], [[0, 1, 1]], 50.0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_weights_by_examples_reach_the_rule(name: str) -> None:
-    assert METHODS[name](weight_by_examples=True).aggregation_rule.weight_by_examples
-    assert not METHODS[name]().aggregation_rule.weight_by_examples
+    assert SYNCHRONOUS[name](weight_by_examples=True).aggregation_rule.weight_by_examples
+    assert not SYNCHRONOUS[name]().aggregation_rule.weight_by_examples
 
 
 def test_rules_of_the_methods() -> None:

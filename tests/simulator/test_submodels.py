@@ -21,7 +21,7 @@ from salf.models import narrow, prefixes
 from salf.records import RoundRecord
 from salf.simulation import Simulation
 from salf.state import ServerState
-from salf.synchronous import Plan
+from salf.synchronous import Plan, SynchronousRounds
 
 DATA = small_data()
 HETEROFL: dict[str, Any] = {"method.name": "heterofl", "data.partition": "shards", "client.lr": 0.3}
@@ -35,6 +35,7 @@ CNN: dict[str, Any] = {
 
 
 def plan_of(simulation: Simulation, state: ServerState) -> Plan:
+    assert isinstance(simulation._rounds, SynchronousRounds)
     return simulation._rounds.plan(state)
 
 

@@ -45,14 +45,18 @@ class Training:
     local_steps: int
 
 
-def choose_engine(name: EngineName, training: Training, rule: Rule) -> Engine:
+def choose_engine(name: EngineName, training: Training, rule: Rule | None) -> Engine:
     """Return the engine called `name`, or with "auto" the one that suits the run best.
+
+    Without a `rule` clients train one by one, as their turn comes, and there is nothing to choose.
 
     The choice depends on the run alone, not on how fast this machine is, so that a run is the same wherever it is
     resumed. An engine that does many clients at once is tried on a few of them beside the plain one first. If their
     results differ "auto" warns and goes on with the plain engine; an engine that was asked for by name raises
     `InvalidSetting`.
     """
+    if rule is None:
+        return _plain(training)
     wanted = _best(training, rule) if name == "auto" else name
     if wanted == "plain":
         return _plain(training)

@@ -4,9 +4,12 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from salf.methods.arriving import FedAsync as FedAsync
+from salf.methods.arriving import FedBuff as FedBuff
 from salf.methods.dropping import DropStragglers as DropStragglers
 from salf.methods.freezing import TimelyFL as TimelyFL
 from salf.methods.layerwise import Salf as Salf
+from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import Method as Method
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
@@ -20,7 +23,18 @@ from salf.methods.waiting import FedAvg as FedAvg
 from salf.methods.waiting import OverSelection as OverSelection
 
 OneMethod: TypeAlias = (
-    FedAvg | DropStragglers | OverSelection | FedProx | FedNova | HeteroFL | TimelyFL | Salf | Remembering | SalfPlus
+    FedAvg
+    | DropStragglers
+    | OverSelection
+    | FedProx
+    | FedNova
+    | HeteroFL
+    | TimelyFL
+    | FedAsync
+    | FedBuff
+    | Salf
+    | Remembering
+    | SalfPlus
 )
 AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
@@ -33,6 +47,8 @@ METHODS: dict[str, type[OneMethod]] = {
     "fednova": FedNova,
     "heterofl": HeteroFL,
     "timelyfl": TimelyFL,
+    "fedasync": FedAsync,
+    "fedbuff": FedBuff,
     "salf": Salf,
     "memory": Remembering,
     "salfplus": SalfPlus,

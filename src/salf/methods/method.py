@@ -1,7 +1,7 @@
-"""What a method is, and a synchronous one: what of a round counts, how long it lasts, by which rule it counts."""
+"""What a method is: a synchronous one says what of a round counts, an asynchronous one what becomes of each arrival."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices import Cohort, Devices, Floats, Job, Times
+from salf.mixing import Arrival, ServerModel
 from salf.reach import ObservedReach
 from salf.rules import Rule
 
@@ -48,15 +49,11 @@ class Situation:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class Method(ABC):
-    """A mechanism against stragglers. `weight_by_examples` weighs clients by their numbers of examples, not equally."""
+class Method:
+    """A mechanism against stragglers.
 
-    weight_by_examples: bool = False
-
-    @property
-    @abstractmethod
-    def aggregation_rule(self) -> Rule:
-        """The rule of aggregation."""
+    `weight_by_examples` weighs clients by their numbers of examples, not equally; asynchronous methods have no weights.
+    """
 
     @property
     def proximal(self) -> float:
@@ -65,8 +62,15 @@ class Method(ABC):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class SynchronousMethod(Method):
+class SynchronousMethod(Method, ABC):
     """A method that asks everyone of a round at once, and aggregates once."""
+
+    weight_by_examples: bool = False
+
+    @property
+    @abstractmethod
+    def aggregation_rule(self) -> Rule:
+        """The rule of aggregation."""
 
     def in_round(self, round: int, usual_seconds: float) -> Self:  # noqa: ARG002
         """Return what the method is in one round, the first of which is 1; itself where all are alike."""
@@ -93,6 +97,20 @@ class SynchronousMethod(Method):
     def reach(self, situation: Situation) -> Floats | None:  # noqa: ARG002
         """Return the chances π_{u,l} that the rule uses, shape (clients, layers); None for a rule that uses none."""
         return None
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class AsynchronousMethod(Method, ABC):
+    """A method that acts on whatever a client has conveyed, its whole job, at once; nobody waits for anybody.
+
+    What records call a round is a stretch of the virtual clock of `deadline` seconds, which cuts nobody short.
+    """
+
+    deadline: Deadline | None = None
+
+    @abstractmethod
+    def receive(self, server: ServerModel, arrival: Arrival, statistics: Collection[str]) -> ServerModel:
+        """Return what becomes of the server's model; `statistics` names the model's floating-point buffers."""
 
 
 def until_deadline(times: Times, seconds: float) -> Schedule:

@@ -36,11 +36,13 @@ class LongRounds(LayerWise):
 class Remembering(LongRounds):
     """Layer-wise updates with memory: who does not reach a layer counts with what it last conveyed for it.
 
-    The rule is `Memory`, after MIFA (Gu et al., 2021). Every client must reach every layer now and then, hence the long
-    rounds: every `long_every`-th round lasts `long_factor` times as long.
+    The rule is `Memory`, after MIFA (Gu et al., 2021). Every client must reach every layer now and then, or what it
+    last conveyed misleads: every `long_every`-th round waits for everyone, up to `long_factor` deadlines.
     """
 
     name: Literal["memory"] = "memory"
+    long_every: Annotated[int, Field(ge=2)] | None = 5
+    long_factor: Annotated[float, Field(ge=1)] = 30.0
 
     @property
     def own_rule(self) -> Rule:
