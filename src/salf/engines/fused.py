@@ -1,7 +1,7 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregation, Floats, LayerTotal
+from salf.engines.chain import find_chain
 from salf.engines.nested import NestedPass
 from salf.engines.plain import PlainEngine
 from salf.engines.rows import Crowd
@@ -55,11 +56,10 @@ class FusedEngine:
         traced = trace_rows(model, inputs[[0, min(1, len(inputs) - 1), 0]])
         each = max(1, traced.bytes_per_example)
         self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // each, _WORTH_A_PASS)))
-        self._pass = NestedPass(traced, layers)
+        self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
         self._plain = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._room = inputs.new_empty(0)
-        self._parameters = list(self._pass.parameters.values())
         owner = {name: index for index, layer in enumerate(layers) for name in layer.buffers}
         self._norms = [
             (norm, next((owner[name] for name in norm.names.values() if name in owner), None))
@@ -137,18 +137,8 @@ class FusedEngine:
         crowd = Crowd([0, *sizes.cumsum().tolist()], reaching.tolist(), self._factors(scales, sizes))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
-        outputs = self._pass.run(inputs, crowd)
-        each = torch.from_numpy(np.repeat(-self._optimisation.lr * scales[:, -1] / sizes, sizes)).to(outputs)
-        # The slope of the clients' mean cross-entropies is softmax minus one for the true class; it is weighed so that
-        # the gradient is the sum of their steps.
-        # (For few classes torch computes it several times faster along the first dimension.)
-        slope = torch.softmax(outputs.detach().t(), dim=0).t()
-        slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0)).mul_(each[:, None])
-        found = torch.autograd.grad(outputs, self._parameters, slope, allow_unused=True)
-        gradients = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(self._parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
-        ]
+        each = np.repeat(-self._optimisation.lr * scales[:, -1] / sizes, sizes)
+        gradients = self._pass.gradients(inputs, crowd, partial(_slope, labels, torch.from_numpy(each)))
         seen: dict[str, Tensor] = {}
         for norm, _ in self._norms:
             seen |= norm.sums(torch.from_numpy(clients), weights)
@@ -190,3 +180,14 @@ class FusedEngine:
             for name in layer.buffers
         }
         return LayerTotal(deltas, {name: buffers.get(name, value) for name, value in kept.items()})
+
+
+def _slope(labels: Tensor, each: Tensor, outputs: Tensor) -> Tensor:
+    """Return the gradient of the sum of the examples' cross-entropies, each of them times its own number.
+
+    It is softmax minus one for the true class. For few classes torch computes it several times faster along the first
+    dimension.
+    """
+    slope = torch.softmax(outputs.t(), dim=0).t()
+    slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0))
+    return slope.mul_(each.to(outputs)[:, None])
