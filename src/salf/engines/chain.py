@@ -8,6 +8,7 @@ comes before. That spares what a nested pass costs beyond the arithmetic, which 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -21,6 +22,9 @@ from salf.engines.rows import Crowd, Slope
 from salf.engines.tracing import Layout, Traced
 from salf.layers import Layers
 
+# Looking an operation up takes longer than a small one.
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
+_convolution_backward = torch.ops.aten.convolution_backward.default
 _FLATTENING: tuple[object, ...] = (torch.flatten, "flatten")
 _RECTIFYING: tuple[object, ...] = (torch.relu, functional.relu, "relu")
 
@@ -79,7 +83,7 @@ class Convolution(Weighted):
 
     def __init__(self, names: tuple[str, str | None], owner: Mapping[str, int], module: nn.Conv2d) -> None:
         super().__init__(names, owner)
-        self._how = module.stride, module.padding, module.dilation
+        self._how = module.stride, cast("tuple[int, ...]", module.padding), module.dilation
         self._groups = module.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ class Convolution(Weighted):
 
     def _backward(self, x: Tensor, slope: Tensor, wanted: tuple[bool, bool, bool]) -> Any:  # noqa: ANN401
         channels, transposed, output_padding = [len(self.weight)], False, (0, 0)
-        return torch.ops.aten.convolution_backward(
+        return _convolution_backward(
             slope, x, self.weight, channels, *self._how, transposed, output_padding, self._groups, wanted
         )
 
@@ -116,7 +120,7 @@ class Rectifier(Link):
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to `x`, in the memory of `slope`."""
-        result: Tensor = torch.ops.aten.threshold_backward.grad_input(slope, y, 0, grad_input=slope)
+        result: Tensor = _threshold_backward(slope, y, 0, grad_input=slope)
         return result
 
 
@@ -265,7 +269,7 @@ def _link_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, i
     if isinstance(module, nn.ReLU):
         return Rectifier(in_place)
     if isinstance(module, nn.Flatten):
-        return Flattening(module)
+        return Flattening(partial(torch.flatten, start_dim=module.start_dim, end_dim=module.end_dim))
     if isinstance(module, nn.MaxPool2d) and has_fast_form(module):
         return Pooling(FastPool(module))
     writes = getattr(module, "inplace", False)
@@ -274,7 +278,7 @@ def _link_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, i
 
 def _weighted(name: str, module: nn.Linear | nn.Conv2d, owner: Mapping[str, int]) -> Weighted | None:
     names = f"{name}.weight", None if module.bias is None else f"{name}.bias"
-    if len({owner[own] for own in names if own in owner}) > 1:
+    if len({owner[own] for own in names if own is not None and own in owner}) > 1:
         return None
     if isinstance(module, nn.Linear):
         return Dense(names, owner)
