@@ -44,7 +44,7 @@ class LayerTotal:
 
     With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
     `weighted_steps` Σ a_u τ_u. `deltas` holds Σ s_u Δ_u, where s_u is a_u, times what `Aggregation.boosts` may say, and
-    divided by τ_u under a rule that normalises by steps; `buffers` Σ a_u b_u, and the maximum of buffers of whole numbers.
+    divided by τ_u under a rule that normalises by steps; `buffers` Σ a_u b_u, and the maximum of whole numbers.
     """
 
     contributors: int
@@ -247,8 +247,10 @@ class Aggregation:
         empty = self._empty_probabilities(asked)
         # Clients asked that never answered weigh as much as the mean of those that did.
         weight_all = self._weight_received * asked / self._received if self._received else 0.0
-        changed: dict[str, Tensor] = {}
-        overflowed: list[str] = []
+        moving: list[Layer] = []
+        sums: dict[str, Tensor] = {}
+        factors: list[float] = []
+        means: dict[str, Tensor] = {}
         for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
             moved = self._recall(layer) if isinstance(self._rule, Memory) else total
             if total.contributors < self._rule.min_contributors:
@@ -256,19 +258,31 @@ class Aggregation:
             factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
             if self._rule.normalise == "steps":
                 factor *= moved.weighted_steps / moved.weight
-            tensors = {name: _moved(self._state[name], moved.deltas.pop(name), factor) for name in layer.parameters}
-            for name, value in total.buffers.items():
-                tensors[name] = _mean(self._state[name], value, total.buffer_weight)
-            if all_finite([*tensors.values()]):
-                changed |= tensors
-            else:
-                overflowed.append(layer.name)
+            moving.append(layer)
+            sums |= {name: moved.deltas.pop(name) for name in layer.parameters}
+            factors += [factor] * len(layer.parameters)
+            means |= {
+                name: _mean(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
+            }
+        changed = self._moved(sums, factors) | means
+        overflowed = _overflowed(moving, changed)
+        for layer in overflowed:
+            for name in (*layer.parameters, *layer.buffers):
+                changed.pop(name, None)
         first = {name: self._layers.aliases.get(name, name) for name in self._state}
         new = {
             name: changed[first[name]] if first[name] in changed else old.clone() for name, old in self._state.items()
         }
         contributors = tuple(total.contributors for total in self._sums)
-        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(overflowed))
+        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(layer.name for layer in overflowed))
+
+    def _moved(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
+        """Return old + factor · sum for some parameters, in their own type; the sums are used up."""
+        values, old = [*sums.values()], [self._state[name] for name in sums]
+        if values:
+            torch._foreach_mul_(values, factors)
+            torch._foreach_add_(values, old)
+        return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
     def _progress(self, steps: npt.ArrayLike) -> Floats:
         return local_progress(steps, self._momentum)
@@ -376,11 +390,12 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
         sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
 
 
-def _moved(old: Tensor, total: Tensor, factor: float) -> Tensor:
-    """Return old + factor · total in the type of `old`."""
-    if not math.isfinite(factor):
-        return torch.full_like(old, math.nan)
-    return total.mul_(factor).add_(old).to(old.dtype)
+def _overflowed(layers: Sequence[Layer], changed: Mapping[str, Tensor]) -> list[Layer]:
+    """Return the layers of which a value is not finite."""
+    if all_finite([*changed.values()]):
+        return []
+    names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in changed] for layer in layers}
+    return [layer for layer in layers if not all_finite([changed[name] for name in names[layer.name]])]
 
 
 def _mean(old: Tensor, total: Tensor, weight: float) -> Tensor:

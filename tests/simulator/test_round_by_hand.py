@@ -245,6 +245,23 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
             assert len(set(task.batches.ravel().tolist())) == 24
 
 
+@pytest.mark.parametrize("asked", [None, 10])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_drawing_for_several_rounds_at_once_changes_nothing(setup: str, asked: int | None) -> None:
+    some = {} if asked is None else {"client.cohort": asked}
+    simulation = Simulation(small_experiment({**SETUPS[setup], "data.clients": 30, **some}), dataset=DATA)
+    federation = simulation.federation
+    for turn in (40, 1, 2, federation.rounds_ahead, federation.rounds_ahead + 1):
+        drawn, alone = federation.draw_cohort(turn), federation._draw_cohort(turn)
+        assert (drawn.company is None, alone.company is None, drawn.round) == (False, True, turn)
+        assert np.array_equal(drawn.clients, alone.clients)
+        steps = np.ones((len(alone.clients), len(simulation.layers)), dtype=np.int64)
+        assert np.array_equal(federation.tasks(drawn, steps).batches, federation.tasks(alone, steps).batches)
+        found, expected = (federation.experiment.devices.times(simulation.job, cohort) for cohort in (drawn, alone))
+        assert np.array_equal(found.ready, expected.ready)
+        assert np.array_equal(found.whole, expected.whole)
+
+
 def test_cohorts_are_drawn_without_replacement_and_anew_each_round() -> None:
     simulation = Simulation(small_experiment({"data.clients": 30, "client.cohort": 10}), dataset=DATA)
     drawn = [simulation.federation.draw_cohort(turn).clients.tolist() for turn in range(1, 200)]
