@@ -69,7 +69,7 @@ def half_frozen() -> nn.Module:
         nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, CLASSES),
     )  # fmt: skip
     for name in ("0.weight", "0.bias", "2.weight", "5.bias", "7.weight", "7.bias"):
-        model.get_parameter(name).requires_grad_(requires_grad=False)
+        model.get_parameter(name).requires_grad_(False)
     return model
 
 

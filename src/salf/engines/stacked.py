@@ -134,8 +134,8 @@ class StackedEngine:
             outputs: Tensor = functional_call(self._model, {**own, **state}, (x,))
             return outputs
 
-        # The fused kernels of attention cannot be vectorised. Others that cannot, such as a GRU's cell, vmap calls for one
-        # client after another, with a warning that asks users to write to torch's developers.
+        # The fused kernels of attention cannot be vectorised. Others that cannot, such as a GRU's cell, vmap calls for
+        # one client after another, with a warning that asks users to write to the developers of torch.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             outputs: Tensor = torch.func.vmap(one)(dict(parameters), dict(buffers), inputs)
