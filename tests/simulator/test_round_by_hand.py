@@ -113,7 +113,8 @@ class Naive:
         experiment, layers = self.simulation.experiment, self.simulation.layers
         own = self.simulation.federation.partition[client]
         batch, local_steps = min(experiment.client.batch_size, len(own)), experiment.client.local_steps
-        drawn = seeds.permuted(experiment.seed, "batch", state.round + 1, [client], [len(own)], batch * local_steps)
+        uniforms = seeds.uniforms(experiment.seed, "batch", state.round + 1, [client], batch * local_steps)
+        drawn = seeds.permuted(uniforms, [len(own)])
         batches = [(DATA.inputs[own[places]], DATA.labels[own[places]]) for places in drawn.reshape(local_steps, batch)]
         seed = seeds.integer(experiment.seed, "model", state.round + 1, client)
         steps = self.steps(client, state.round + 1)
