@@ -22,6 +22,7 @@ from salf.updates import Update, all_finite, check_update
 
 Reach = npt.ArrayLike | DepthDistribution
 Floats = npt.NDArray[np.float64]
+_SINGLE_BYTES = torch.float32.itemsize
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ ClientMemory = Mapping[int, Mapping[str, Remembered]]
 class LayerTotal:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 
-    `deltas` holds Σ s_u Δ_u with the scales s_u of `Aggregation.scales`, `buffers` Σ a_u b_u with the weights a_u of
-    `Aggregation.weights`, and the maximum of buffers of whole numbers.
+    With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
+    `weighted_steps` Σ a_u τ_u. `deltas` holds Σ s_u Δ_u, where s_u is a_u, times what `Aggregation.boosts` may say, and
+    divided by τ_u under a rule that normalises by steps; `buffers` Σ a_u b_u, and the maximum of whole numbers.
     """
 
+    contributors: int
+    weight: float
+    weighted_steps: float
     deltas: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -119,15 +124,15 @@ class _Sum:
         for name, delta in deltas.items():
             _accumulate(self.deltas, name, delta, scale)
 
-    def add_total(self, total: LayerTotal, weights: Floats, steps: Floats) -> None:
-        self.contributors += len(weights)
-        self.weight += float(weights.sum())
-        self.weighted_steps += float((weights * steps).sum())
+    def add_total(self, total: LayerTotal) -> None:
+        self.contributors += total.contributors
+        self.weight += total.weight
+        self.weighted_steps += total.weighted_steps
         for name, delta in total.deltas.items():
-            wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
+            wide = _widened(delta)
             self.deltas[name] = self.deltas[name] + wide if name in self.deltas else wide
         if total.buffers:
-            self.buffer_weight += float(weights.sum())
+            self.buffer_weight += total.weight
         for name, value in total.buffers.items():
             self._add_buffer(name, value, 1.0)
 
@@ -204,36 +209,33 @@ class Aggregation:
         examples = np.asarray(num_examples, dtype=np.float64)
         return examples if self._rule.weight_by_examples else np.ones_like(examples)
 
-    def scales(self, num_examples: npt.ArrayLike, steps: npt.ArrayLike) -> Floats:
-        """Return by how much each client's Δ of each layer is multiplied in the sum, shape (clients, layers).
+    def boosts(self, steps: npt.ArrayLike) -> Floats | None:
+        """Return by how much more than its weight each client's Δ of each layer counts, shape (clients, layers).
 
-        `steps`, of that shape, counts the optimizer steps of each layer; the scale of a layer without any is 0. Raises
-        `InvalidSetting` for `Memory`, which needs each client's own update.
+        `steps`, of that shape, counts the optimizer steps of each layer; what is returned for a layer without any is 0.
+        None if every client counts by its weight alone. Raises `InvalidSetting` for `Memory`, which needs each client's
+        own update.
         """
         if isinstance(self._rule, Memory):
             raise InvalidSetting("the rule 'memory' needs each client's own update, not their sum")
-        counts = np.asarray(steps, dtype=np.float64)
-        scales = np.where(counts > 0, self.weights(num_examples)[:, None], 0.0)
-        if isinstance(self._rule, InverseProbability):
-            for row, layer in np.argwhere(counts > 0):
-                scales[row, layer] /= self._chance(int(row), int(layer))
-        return scales / self._progress(np.maximum(counts, 1)) if self._rule.normalise == "steps" else scales
+        if not isinstance(self._rule, InverseProbability):
+            return None
+        boosts = np.zeros(np.shape(steps))
+        for row, layer in np.argwhere(np.asarray(steps) > 0).tolist():
+            boosts[row, layer] = 1 / self._chance(row, layer)
+        return boosts
 
-    @torch.no_grad()
-    def add_totals(
-        self, num_examples: npt.ArrayLike, steps: npt.ArrayLike, totals: Iterable[LayerTotal | None]
-    ) -> None:
+    def add_totals(self, clients: int, weight: float, totals: Iterable[LayerTotal | None]) -> None:
         """Add all clients of a round at once, given the sums of what they conveyed, layer by layer.
 
-        `num_examples` and `steps` are those that `scales` was asked for, with one row for each client, including those
-        that convey nothing. A layer without contributors has no total; the totals are used up.
+        `clients` and `weight`, the sum of their weights, include those that convey nothing. A layer without
+        contributors has no total; the totals are used up.
         """
-        weights, counts = self.weights(num_examples), self._progress(steps)
-        for running, total, own in zip(self._sums, totals, counts.T, strict=True):
+        for running, total in zip(self._sums, totals, strict=True):
             if total is not None:
-                running.add_total(total, weights[own > 0], own[own > 0])
-        self._received += len(weights)
-        self._weight_received += float(weights.sum())
+                running.add_total(total)
+        self._received += clients
+        self._weight_received += weight
 
     @torch.no_grad()
     def finish(self, num_clients: int | None = None) -> Aggregated:
@@ -245,8 +247,10 @@ class Aggregation:
         empty = self._empty_probabilities(asked)
         # Clients asked that never answered weigh as much as the mean of those that did.
         weight_all = self._weight_received * asked / self._received if self._received else 0.0
-        changed: dict[str, Tensor] = {}
-        overflowed: list[str] = []
+        moving: list[Layer] = []
+        sums: dict[str, Tensor] = {}
+        factors: list[float] = []
+        means: dict[str, Tensor] = {}
         for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
             moved = self._recall(layer) if isinstance(self._rule, Memory) else total
             if total.contributors < self._rule.min_contributors:
@@ -254,19 +258,31 @@ class Aggregation:
             factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
             if self._rule.normalise == "steps":
                 factor *= moved.weighted_steps / moved.weight
-            tensors = {name: _moved(self._state[name], moved.deltas.pop(name), factor) for name in layer.parameters}
-            for name, value in total.buffers.items():
-                tensors[name] = _mean(self._state[name], value, total.buffer_weight)
-            if all_finite([*tensors.values()]):
-                changed |= tensors
-            else:
-                overflowed.append(layer.name)
+            moving.append(layer)
+            sums |= {name: moved.deltas.pop(name) for name in layer.parameters}
+            factors += [factor] * len(layer.parameters)
+            means |= {
+                name: _mean(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
+            }
+        changed = self._moved(sums, factors) | means
+        overflowed = _overflowed(moving, changed)
+        for layer in overflowed:
+            for name in (*layer.parameters, *layer.buffers):
+                changed.pop(name, None)
         first = {name: self._layers.aliases.get(name, name) for name in self._state}
         new = {
             name: changed[first[name]] if first[name] in changed else old.clone() for name, old in self._state.items()
         }
         contributors = tuple(total.contributors for total in self._sums)
-        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(overflowed))
+        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(layer.name for layer in overflowed))
+
+    def _moved(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
+        """Return old + factor · sum for some parameters, in their own type; the sums are used up."""
+        values, old = [*sums.values()], [self._state[name] for name in sums]
+        if values:
+            torch._foreach_mul_(values, factors)
+            torch._foreach_add_(values, old)
+        return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
     def _progress(self, steps: npt.ArrayLike) -> Floats:
         return local_progress(steps, self._momentum)
@@ -360,6 +376,11 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.fl
     return chances
 
 
+def _widened(value: Tensor) -> Tensor:
+    """Return the same in single precision if its own type is shorter."""
+    return value if value.dtype.itemsize >= _SINGLE_BYTES else value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float) -> None:
     """Add scale · value, in single precision where the tensor's own type is shorter."""
     wide = torch.promote_types(value.dtype, torch.float32)
@@ -369,11 +390,12 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
         sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
 
 
-def _moved(old: Tensor, total: Tensor, factor: float) -> Tensor:
-    """Return old + factor · total in the type of `old`."""
-    if not math.isfinite(factor):
-        return torch.full_like(old, math.nan)
-    return total.mul_(factor).add_(old).to(old.dtype)
+def _overflowed(layers: Sequence[Layer], changed: Mapping[str, Tensor]) -> list[Layer]:
+    """Return the layers of which a value is not finite."""
+    if all_finite([*changed.values()]):
+        return []
+    names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in changed] for layer in layers}
+    return [layer for layer in layers if not all_finite([changed[name] for name in names[layer.name]])]
 
 
 def _mean(old: Tensor, total: Tensor, weight: float) -> Tensor:

@@ -7,7 +7,8 @@ completes the last one first.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -107,7 +108,8 @@ class Times:
 class Cohort:
     """The clients of one round: their numbers, out of `population`, and the address of their random draws.
 
-    `effort`, of shape (clients,), is the share of its batch that each computes on; None: all of it.
+    `effort`, of shape (clients,), is the share of its batch that each computes on; None: all of it. `company` are the
+    cohorts together with which is drawn for this one, which changes nothing but the time that it takes.
     """
 
     clients: npt.NDArray[np.int64]
@@ -115,9 +117,12 @@ class Cohort:
     round: int
     seed: int
     effort: Floats | None = None
+    company: "Company | None" = None
 
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
         """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
+        if self.company is not None:
+            return self.company.uniforms(self.round, purpose, count, lasting=lasting)
         return seeds.uniforms(self.seed, purpose, 0 if lasting else self.round, self.clients, count)
 
     def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
@@ -129,6 +134,33 @@ class Cohort:
         if self.effort is None:
             return times
         return np.asarray(times * self.effort.reshape(-1, *[1] * (times.ndim - 1)), dtype=np.float64)
+
+
+class Company:
+    """Cohorts of several rounds, for all of which is drawn at once: a small draw takes hardly less time than a large.
+
+    `cohorts` are the given ones, with this as their company.
+    """
+
+    def __init__(self, cohorts: Sequence[Cohort]) -> None:
+        self.cohorts = [replace(cohort, company=self) for cohort in cohorts]
+        sizes = [len(cohort.clients) for cohort in cohorts]
+        ends = np.cumsum(sizes).tolist()
+        self._own = {
+            cohort.round: slice(end - size, end) for cohort, size, end in zip(cohorts, sizes, ends, strict=True)
+        }
+        self._seed = cohorts[0].seed
+        self._clients = np.concatenate([cohort.clients for cohort in cohorts])
+        self._rounds = np.repeat([cohort.round for cohort in cohorts], sizes)
+        self._drawn: dict[tuple[str, int, bool], Floats] = {}
+
+    def uniforms(self, round: int, purpose: str, count: int, *, lasting: bool) -> Floats:
+        """Return what `Cohort.uniforms` is to return to the cohort of a round."""
+        key = purpose, count, lasting
+        if key not in self._drawn:
+            rounds = 0 if lasting else self._rounds
+            self._drawn[key] = seeds.uniforms(self._seed, purpose, rounds, self._clients, count)
+        return self._drawn[key][self._own[round]]
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

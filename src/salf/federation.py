@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salf import data, models, seeds
 from salf.costs import measure_costs
-from salf.devices import Cohort, Job
+from salf.devices import Cohort, Company, Job
 from salf.engines import Engine, Tasks, Training, choose_engine
 from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
@@ -23,13 +23,16 @@ from salf.methods import HeteroFL, SynchronousMethod
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
 # they save on small tensors.
 _WORTH_THREADS = 2e8
+# For so many clients is drawn at once, rounds ahead where a round has fewer.
+_CLIENTS_AHEAD = 512
 
 
 class Federation:
     """The clients of an experiment and what they train; nothing in it changes from round to round.
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
-    never changed. `job` is what each client is asked to do, `engine` computes it.
+    never changed. `job` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
+    `rounds_ahead` rounds at once.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Federation:
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
             self.engine = self._choose_engine(model)
-        together = (client.cohort or settings.clients) if self.engine.at_once else 1
-        self._operations = together * batch
+        asked = client.cohort or settings.clients
+        self._operations = (asked if self.engine.at_once else 1) * batch
+        self.rounds_ahead = max(1, _CLIENTS_AHEAD // asked)
+        self._cohorts: dict[int, Cohort] = {}
 
     @contextmanager
     def suitable_threads(self) -> Iterator[None]:
@@ -68,7 +73,16 @@ class Federation:
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def draw_cohort(self, round: int) -> Cohort:
-        """Draw who is asked in a round."""
+        """Draw who is asked in a round, in the company of the rounds around it."""
+        if self.rounds_ahead == 1:
+            return self._draw_cohort(round)
+        if round not in self._cohorts:
+            first = round - (round - 1) % self.rounds_ahead
+            company = Company([self._draw_cohort(first + later) for later in range(self.rounds_ahead)])
+            self._cohorts = {cohort.round: cohort for cohort in company.cohorts}
+        return self._cohorts[round]
+
+    def _draw_cohort(self, round: int) -> Cohort:
         population, asked = self.experiment.data.clients, self.experiment.client.cohort
         if asked is None:
             clients = np.arange(population)
@@ -85,7 +99,7 @@ class Federation:
         if cohort.effort is not None:
             given = np.maximum(1, np.rint(given * cohort.effort)).astype(np.int64)
         wanted = client.batch_size * client.local_steps
-        drawn = seeds.permuted(cohort.seed, "batch", cohort.round, cohort.clients, sizes, wanted)
+        drawn = seeds.permuted(cohort.uniforms("batch", wanted), sizes)
         chosen = self.partition.order[self.partition.offsets[cohort.clients][:, None] + drawn]
         batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
         for batch in np.unique(given).tolist():

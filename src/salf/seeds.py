@@ -9,10 +9,16 @@ model), `uniforms` draws for many clients at once without a Python step per clie
 
 import hashlib
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+# One round for all clients, or one for each.
+Rounds = int | npt.ArrayLike
+
+# As many examples per swap are cheaper to list than to look up.
+_ROOMY = 8
 _WORD = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 # Multipliers and key increments of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
@@ -39,95 +45,75 @@ def integer(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
 def uniforms(
     seed: int,
     purpose: str,
-    round: int,
+    round: Rounds,
     clients: npt.ArrayLike,
     count: int,
 ) -> npt.NDArray[np.float64]:
     """Draw `count` numbers uniform on the open interval (0, 1) for each client, shape (clients, count).
 
-    A row depends on its own client alone, never on who else is in `clients`:
+    `round` is one for all of them, or holds one for each. A row depends on its own round and client alone, never on
+    what else is drawn:
 
-    >>> both = uniforms(7, "depth", round=3, clients=[4, 9], count=2)
-    >>> bool((uniforms(7, "depth", round=3, clients=[9], count=2) == both[1]).all())
+    >>> both = uniforms(7, "depth", round=[3, 5], clients=[4, 9], count=2)
+    >>> bool((uniforms(7, "depth", round=5, clients=[9], count=2) == both[1]).all())
     True
     """
     ids = np.asarray(clients, dtype=np.uint64).reshape(-1, 1)
-    blocks = np.arange(math.ceil(count / 2), dtype=np.uint64)
-    counter = np.empty((4, ids.shape[0], blocks.shape[0]), dtype=np.uint64)
-    counter[0] = blocks
+    blocks = math.ceil(count / 2)
+    counter = np.empty((4, len(ids), blocks), dtype=np.uint64)
+    counter[0] = np.arange(blocks)
     counter[1] = ids & _WORD
     counter[2] = ids >> _SHIFT
-    counter[3] = np.uint64(round)
+    counter[3] = np.asarray(round, dtype=np.uint64).reshape(-1, 1)
     first, second, third, fourth = _philox(counter, *_digest(seed, purpose)[:2])
     words = np.stack([(first << _SHIFT) | second, (third << _SHIFT) | fourth], axis=-1)
     # 52 random bits, moved to the middle of their interval so that neither 0 nor 1 occurs.
     drawn: npt.NDArray[np.float64] = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return drawn.reshape(ids.shape[0], 2 * blocks.shape[0])[:, :count]
+    return drawn.reshape(len(ids), 2 * blocks)[:, :count]
 
 
-def permuted(
-    seed: int,
-    purpose: str,
-    round: int,
-    clients: npt.ArrayLike,
-    sizes: npt.ArrayLike,
-    count: int,
-) -> npt.NDArray[np.int64]:
-    """Draw, for each client, `count` indices of its own examples: random passes through 0 … size − 1.
+def permuted(uniform: npt.NDArray[np.float64], sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Draw, for each client, indices of its own examples: random passes through 0 … size − 1.
 
-    A pass visits every example once before the next, in another order, begins; the result has shape (clients, count).
-    This is sampling without replacement with no state to keep between rounds.
+    `uniform` are numbers from `uniforms`, shape (clients, count), of which each makes one index. A pass visits every
+    example once before the next, in another order, begins; the result has the same shape. This is sampling without
+    replacement with no state to keep between rounds.
 
-    >>> sorted(permuted(1, "batch", round=0, clients=[5], sizes=[4], count=4)[0].tolist())
+    >>> sorted(permuted(uniforms(1, "batch", round=0, clients=[5], count=4), sizes=[4])[0].tolist())
     [0, 1, 2, 3]
     """
-    ids = np.asarray(clients, dtype=np.uint64).reshape(-1)
-    size = np.asarray(sizes, dtype=np.int64).reshape(-1, 1)
+    clients, count = uniform.shape
+    size = np.asarray(sizes, dtype=np.int64).reshape(-1)
     if count and (size < 1).any():
         raise ValueError("a client without examples cannot draw a batch")
-    place = np.broadcast_to(np.arange(count, dtype=np.int64), (ids.shape[0], count))
-    turn, source = np.divmod(place, size) if count else (place, place)
     # Fisher–Yates, for all clients at once: the example at `source` changes places with the one at a random `target`
-    # not before it.
-    target = source + (uniforms(seed, purpose, round, ids, count) * (size - source)).astype(np.int64)
-    return _swapped(turn, source, target)
+    # not before it. A row belongs to one place of every client's result.
+    source = np.arange(count)[:, None] % size if count else np.empty((0, clients), dtype=np.int64)
+    target = source + (uniform.T * (size - source)).astype(np.int64)
+    return _swapped(source, target, size)
 
 
 def _swapped(
-    turn: npt.NDArray[np.int64], source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]
+    source: npt.NDArray[np.int64], target: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return which example stands at each target when its turn comes; arrays of shape (clients, places).
-
-    A place is written only as the target of a swap, with the example that stood at its source. What stands somewhere is
-    therefore what the last swap with that target put there, which is found by following the swaps back.
-    """
-    clients, count = target.shape
-    if not target.size:
-        return target
-    highest = int(target.max()) + 1
-    pass_of = (np.arange(clients)[:, None] * (int(turn.max()) + 1) + turn) * highest
-    number = np.arange(count)
-    keys = ((pass_of + target) * count + number).ravel()
-    known = np.sort(keys)
-    earlier = [_last_before(known, ((pass_of + place) * count + number).ravel(), count) for place in (target, source)]
-    # The swap that put something at a swap's source, and at its target; -1 if nothing was put there before.
-    at_target, at_source = (found.reshape(clients, count) for found in earlier)
-    origin = np.where(at_source >= 0, at_source, number)
-    while True:  # follow the sources back, twice as far each time
-        further = np.take_along_axis(origin, origin, axis=1)
-        if (further == origin).all():
-            break
-        origin = further
-    brought = np.take_along_axis(source, origin, axis=1)
-    moved = np.take_along_axis(brought, np.maximum(at_target, 0), axis=1)
-    return np.where(at_target >= 0, moved, target)
-
-
-def _last_before(known: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return the number of the last swap before each key's that has the same target; -1 if there is none."""
-    before = np.searchsorted(known, keys) - 1
-    found = known[np.maximum(before, 0)]
-    return np.where((before >= 0) & (found // count == keys // count), found % count, -1)
+    """Return which example stands at each target when its turn comes, shape (clients, places)."""
+    ends = sizes.cumsum()
+    starts = ends - sizes
+    swaps = np.stack([source + starts, target + starts], axis=1)
+    # Beyond some size, room is made for examples that change places only.
+    total = int(sizes.sum())
+    places = np.arange(total) if total <= _ROOMY * swaps.size else np.unique(swaps)
+    if len(places) < total:
+        swaps = np.searchsorted(places, swaps)
+    standing = places.copy()
+    drawn = np.empty_like(target)
+    for turn, (here, there) in enumerate(swaps):
+        again = source[turn] == 0
+        if turn and again.any():  # another pass begins
+            standing = np.where(again[np.searchsorted(ends, places, side="right")], places, standing)
+        drawn[turn] = standing[there]
+        standing[there] = standing[here]
+    return (drawn - starts).T
 
 
 def _philox(counter: npt.NDArray[np.uint64], *key: int) -> npt.NDArray[np.uint64]:
@@ -136,21 +122,27 @@ def _philox(counter: npt.NDArray[np.uint64], *key: int) -> npt.NDArray[np.uint64
     The words multiplied in a round (the first and the third) are kept in one array, the other two in another.
     """
     shape = (2, *[1] * (counter.ndim - 1))
-    multiplied, mixed = counter[0::2].copy(), counter[1::2].copy()
-    keys = np.array(key, dtype=np.uint64).reshape(shape)
-    factors, increments = _MULTIPLY.reshape(shape), _INCREMENT.reshape(shape)
-    for _ in range(10):
-        product = multiplied * factors
-        mixed ^= keys
-        mixed ^= product[::-1] >> _SHIFT
-        product &= _WORD
-        multiplied, mixed = mixed, product[::-1].copy()
-        keys = (keys + increments) & _WORD
+    multiplied, mixed = counter[0::2], counter[1::2]
+    factors = _MULTIPLY.reshape(shape)
+    for keys in _key_schedule(*key):
+        product = (multiplied * factors)[::-1]
+        multiplied = product >> _SHIFT
+        multiplied ^= mixed
+        multiplied ^= keys.reshape(shape)
+        mixed = product & _WORD
     encrypted = np.empty_like(counter)
     encrypted[0::2], encrypted[1::2] = multiplied, mixed
     return encrypted
 
 
+@lru_cache(maxsize=64)
+def _key_schedule(*key: int) -> list[npt.NDArray[np.uint64]]:
+    """Return the keys of the ten rounds."""
+    first = np.array(key, dtype=np.uint64)
+    return [(first + np.uint64(turn) * _INCREMENT) & _WORD for turn in range(10)]
+
+
+@lru_cache(maxsize=64)
 def _digest(seed: int, purpose: str) -> tuple[int, int, int, int]:
     """Condense seed and purpose into four 32-bit words."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()

@@ -82,8 +82,8 @@ def test_cohort_and_order_do_not_matter(data: st.DataObject, clients: list[int],
     rows = [clients.index(client) for client in some]
     everyone = seeds.uniforms(3, "depth", 5, clients, count + 3)
     assert np.array_equal(seeds.uniforms(3, "depth", 5, some, count), everyone[rows, :count])
-    batches = seeds.permuted(3, "batch", 5, clients, list(sizes.values()), count + 3)
-    part = seeds.permuted(3, "batch", 5, some, [sizes[client] for client in some], count)
+    batches = seeds.permuted(seeds.uniforms(3, "batch", 5, clients, count + 3), list(sizes.values()))
+    part = seeds.permuted(seeds.uniforms(3, "batch", 5, some, count), [sizes[client] for client in some])
     assert np.array_equal(part, batches[rows, :count])
 
 
@@ -93,7 +93,7 @@ def test_the_extreme_words_stay_inside_the_open_interval(monkeypatch: pytest.Mon
         assert seeds.uniforms(0, "x", 0, [1], 2).tolist() == [[wanted, wanted]]
         assert 0 < wanted < 1
         for size in (1, 3, 7, 1000, 2**31 + 1):
-            last = seeds.permuted(0, "x", 0, [1], [size], 1).item()
+            last = seeds.permuted(seeds.uniforms(0, "x", 0, [1], 1), [size]).item()
             assert last == (0 if word == 0 else size - 1)
 
 
@@ -131,8 +131,8 @@ def plain_permuted(chosen: npt.NDArray[np.float64], size: int) -> list[int]:
 )
 def test_permuted_is_fisher_yates_pass_by_pass(seed: int, round: int, sizes: list[int], count: int) -> None:
     clients = np.arange(len(sizes)) * 1000
-    drawn = seeds.permuted(seed, "batch", round, clients, sizes, count)
     uniforms = seeds.uniforms(seed, "batch", round, clients, count)
+    drawn = seeds.permuted(uniforms, sizes)
     assert drawn.shape == (len(sizes), count)
     for row, uniform, size in zip(drawn.tolist(), uniforms, sizes, strict=True):
         assert row == plain_permuted(uniform, size)
@@ -142,9 +142,16 @@ def test_permuted_is_fisher_yates_pass_by_pass(seed: int, round: int, sizes: lis
             assert set(one_pass) <= set(range(size))
 
 
+def test_few_of_many_examples_are_drawn_like_many_of_few() -> None:
+    uniforms = seeds.uniforms(2, "batch", 1, [3, 8], 20)
+    for sizes in ([10**12, 7], [7, 10**6]):
+        for row, uniform, size in zip(seeds.permuted(uniforms, sizes), uniforms, sizes, strict=True):
+            assert np.array_equal(row, seeds.permuted(uniform[None], [size])[0])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_pair_of_examples_is_equally_likely(seed: int) -> None:
-    drawn = seeds.permuted(seed, "batch", 0, np.arange(6000), np.full(6000, 5), 10)
+    drawn = seeds.permuted(seeds.uniforms(seed, "batch", 0, np.arange(6000), 10), np.full(6000, 5))
     for first, second, cells in ((0, 1, 20), (3, 4, 20), (5, 9, 20), (4, 5, 25)):  # the last across two passes
         _, counts = np.unique(5 * drawn[:, first] + drawn[:, second], return_counts=True)
         assert len(counts) == cells
@@ -153,8 +160,8 @@ def test_every_pair_of_examples_is_equally_likely(seed: int) -> None:
 
 def test_a_client_without_examples_draws_nothing() -> None:
     with pytest.raises(ValueError, match="a client without examples cannot draw a batch"):
-        seeds.permuted(0, "batch", 0, [1, 2], [3, 0], 1)
-    assert seeds.permuted(0, "batch", 0, [1, 2], [3, 0], 0).shape == (2, 0)
+        seeds.permuted(np.full((2, 1), 0.5), [3, 0])
+    assert seeds.permuted(np.empty((2, 0)), [3, 0]).shape == (2, 0)
 
 
 def test_different_addresses_differ() -> None:
@@ -163,7 +170,7 @@ def test_different_addresses_differ() -> None:
     addresses = [(*source, *place) for source in sources for place in places]
     numbers = {seeds.integer(*address) for address in addresses}
     uniforms = {seeds.uniforms(*address, 1).item() for address in addresses}
-    orders = {tuple(seeds.permuted(*address, 50, 50)[0].tolist()) for address in addresses}
+    orders = {tuple(seeds.permuted(seeds.uniforms(*address, 50), [50])[0].tolist()) for address in addresses}
     assert len(numbers) == len(uniforms) == len(orders) == len(addresses)
     assert all(0 <= number < 2**63 for number in numbers)
 

@@ -139,6 +139,23 @@ def test_a_parameter_that_is_expanded_to_the_size_of_the_batch(kind: str) -> Non
     assert_equals_plain(kind, awkward(Classified, "tied"), Contributors())
 
 
+class Bags(nn.Module):
+    """Sums embeddings by an operation that torch cannot vectorise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.EmbeddingBag(TOKENS, WIDTH, mode="sum")
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.embed(x))
+        return scores
+
+
+def test_an_operation_that_cannot_be_vectorised_is_done_without_a_word() -> None:
+    assert_equals_plain("stacked", awkward(Bags, "tied"), Contributors())
+
+
 class Centring(nn.Module):
     """Writes into its inputs."""
 

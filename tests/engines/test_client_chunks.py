@@ -30,7 +30,9 @@ from engine_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.engines import Engine, FusedEngine, Optimisation, StackedEngine
+from salf.aggregation import Aggregation
+from salf.engines import Engine, FusedEngine, Optimisation, StackedEngine, Tasks
+from salf.engines.fused import _sorted
 from salf.rules import Contributors, InverseProbability, Memory
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
@@ -68,30 +70,28 @@ def test_the_least_memory_means_one_client_at_a_time() -> None:
     subject = prepared("cnn")
     tasks = tasks_of(steps_to([4, 4, 2, 0, 1], 4), [3, 4, 4, 2, 3])
     for kind, most in (("fused", 1), ("stacked", 1), ("fused", 10**9), ("stacked", 10**9)):
-        engine = limited(kind, subject, SGD, most)
-        assert isinstance(engine, (FusedEngine, StackedEngine))
-        busy = np.array([0, 1, 2, 4])
-        chunks = list(_chunks(engine, busy, tasks.batches, tasks))
-        whole = [4] if kind == "fused" else [2, 2]  # stacked clients have batches of one size
-        assert [len(chunk) for chunk in chunks] == ([1] * 4 if most == 1 else whole)
-        assert sorted(np.concatenate(chunks).tolist()) == busy.tolist()
+        sizes = _chunks(limited(kind, subject, SGD, most), subject, tasks)
+        whole = [[3, 4, 4, 3]] if kind == "fused" else [[3, 3], [4, 4]]  # stacked clients have batches of one size
+        assert sizes == ([[size] for chunk in whole for size in chunk] if most == 1 else whole)
 
 
-def _chunks(engine: FusedEngine | StackedEngine, clients: Any, batches: Any, tasks: Any) -> Iterator[Any]:
+def _chunks(engine: Engine, subject: Subject, tasks: Tasks) -> list[list[int]]:
+    """How many examples the clients of each chunk have."""
     if isinstance(engine, FusedEngine):
-        yield from engine._chunks(clients, batches)
-    else:
-        yield from engine._chunks(clients, tasks)
+        cohort = _sorted(tasks, Aggregation(subject.weights, subject.layers, Contributors()))
+        return [part.sizes.tolist() for part in cohort.parts(engine._most)]
+    assert isinstance(engine, StackedEngine)
+    busy = np.flatnonzero(tasks.steps.any(axis=1))
+    sizes = (tasks.batches[:, 0] >= 0).sum(axis=1)
+    return [sizes[chunk].tolist() for chunk in engine._chunks(busy, tasks)]
 
 
 def test_chunks_of_the_fused_engine_fit_the_memory_that_they_are_given() -> None:
     subject = prepared("cnn")
     engine = FusedEngine(subject.model, subject.layers, subject.inputs, subject.labels, SGD, memory_bytes=10**9)
     engine._most = 8
-    sizes = [3, 4, 1, 2, 4, 4, 4]
-    tasks = tasks_of(steps_to([4] * 7, 4), sizes)
-    chunks = list(engine._chunks(np.arange(7), tasks.batches))
-    assert [[sizes[client] for client in chunk] for chunk in chunks] == [[3, 4, 1], [2, 4], [4, 4]]
+    tasks = tasks_of(steps_to([4] * 7, 4), [3, 4, 1, 2, 4, 4, 4])
+    assert _chunks(engine, subject, tasks) == [[3, 4, 1], [2, 4], [4, 4]]
 
 
 @pytest.mark.parametrize("double", [True, False])

@@ -114,7 +114,8 @@ class Naive:
         experiment, layers = self.simulation.experiment, self.simulation.layers
         own = self.simulation.federation.partition[client]
         batch, local_steps = min(experiment.client.batch_size, len(own)), experiment.client.local_steps
-        drawn = seeds.permuted(experiment.seed, "batch", state.round + 1, [client], [len(own)], batch * local_steps)
+        uniforms = seeds.uniforms(experiment.seed, "batch", state.round + 1, [client], batch * local_steps)
+        drawn = seeds.permuted(uniforms, [len(own)])
         batches = [(DATA.inputs[own[places]], DATA.labels[own[places]]) for places in drawn.reshape(local_steps, batch)]
         seed = seeds.integer(experiment.seed, "model", state.round + 1, client)
         steps = self.steps(client, state.round + 1)
@@ -244,6 +245,23 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
             assert all(sorted(step.tolist()) == own for step in task.batches)
         elif len(own) >= 24:
             assert len(set(task.batches.ravel().tolist())) == 24
+
+
+@pytest.mark.parametrize("asked", [None, 10])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_drawing_for_several_rounds_at_once_changes_nothing(setup: str, asked: int | None) -> None:
+    some = {} if asked is None else {"client.cohort": asked}
+    simulation = Simulation(small_experiment({**SETUPS[setup], "data.clients": 30, **some}), dataset=DATA)
+    federation = simulation.federation
+    for turn in (40, 1, 2, federation.rounds_ahead, federation.rounds_ahead + 1):
+        drawn, alone = federation.draw_cohort(turn), federation._draw_cohort(turn)
+        assert (drawn.company is None, alone.company is None, drawn.round) == (False, True, turn)
+        assert np.array_equal(drawn.clients, alone.clients)
+        steps = np.ones((len(alone.clients), len(simulation.layers)), dtype=np.int64)
+        assert np.array_equal(federation.tasks(drawn, steps).batches, federation.tasks(alone, steps).batches)
+        found, expected = (federation.experiment.devices.times(simulation.job, cohort) for cohort in (drawn, alone))
+        assert np.array_equal(found.ready, expected.ready)
+        assert np.array_equal(found.whole, expected.whole)
 
 
 def test_cohorts_are_drawn_without_replacement_and_anew_each_round() -> None:

@@ -1,5 +1,7 @@
 """How much time and memory it takes to aggregate large updates as they arrive."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,7 @@ def _speed(seconds: float) -> Figure:
 
 def _memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
     """Count what torch holds at most: what the aggregation allocates, the state that it starts from, and one update."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells on stderr when it starts and stops
     state, layers, update = _parts()
     model_bytes = sum(value.nbytes for value in state.values())
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -15,6 +15,7 @@ from salf.work import Work
 _ROWS = 16
 _STEPS = 20
 _LATE = 1.05
+_BLOCKS, _FEWEST_BLOCKS = 100, 20
 
 
 def deadline_cases() -> list[Case]:
@@ -77,11 +78,11 @@ def _cost(seconds: float) -> Figure:
 
 
 def _punctuality(seconds: float) -> Figure:
-    """Try nine deadlines for equally many blocks; the figure is that of the worst of them."""
+    """Try nine deadlines for equally many blocks, fewer where time is short; the figure is that of the worst."""
     loop = _loop()
     for _ in range(3):
         loop.block(1, 1000.0)
-    count = max(20, round(seconds / (9 * 0.5 * loop.step_seconds)))
+    count = min(_BLOCKS, max(_FEWEST_BLOCKS, round(seconds / (9 * 0.5 * loop.step_seconds))))
     shares, depths = {}, {}
     for tenth in range(9, 0, -1):
         limit = loop.step_seconds * tenth / 10

@@ -139,8 +139,18 @@ def _fused(subject: Subject, seconds: float) -> Figure:
 
 
 def _whole(subject: Subject, seconds: float) -> Figure:
+    """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
     bench = _Bench(subject)
-    return compare(bench.play, bench.centralised, seconds)
+    times = bench.simulation.federation.rounds_ahead
+    return compare(_repeated(bench.play, times), _repeated(bench.centralised, times), seconds)
+
+
+def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:
+    def repeat() -> None:
+        for _ in range(times):
+            act()
+
+    return repeat
 
 
 def _loop(seconds: float) -> Figure:

@@ -1,7 +1,8 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregation, Floats, LayerTotal
+from salf.engines.chain import find_chain
 from salf.engines.nested import NestedPass
 from salf.engines.plain import PlainEngine
 from salf.engines.rows import Crowd
@@ -55,11 +57,10 @@ class FusedEngine:
         traced = trace_rows(model, inputs[[0, min(1, len(inputs) - 1), 0]])
         each = max(1, traced.bytes_per_example)
         self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // each, _WORTH_A_PASS)))
-        self._pass = NestedPass(traced, layers)
+        self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
         self._plain = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._room = inputs.new_empty(0)
-        self._parameters = list(self._pass.parameters.values())
         owner = {name: index for index, layer in enumerate(layers) for name in layer.buffers}
         self._norms = [
             (norm, next((owner[name] for name in norm.names.values() if name in owner), None))
@@ -75,28 +76,19 @@ class FusedEngine:
 
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,)."""
-        totals = self._totals(weights, tasks, running)
+        totals = self._totals(weights, cohort := _sorted(tasks, running))
         if totals is None:
             return self._plain.contribute(weights, tasks, running)
-        running.add_totals(tasks.num_examples, tasks.steps, totals)
+        running.add_totals(len(tasks.clients), cohort.weight_of_all, totals)
         return np.ones(len(tasks.clients), dtype=np.bool_)
 
-    def _totals(
-        self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation
-    ) -> list[LayerTotal | None] | None:
+    def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None] | None:
         """Return the sums of what the clients convey, None for layers without contributors; None if one overflows."""
-        steps = tasks.steps
-        if (steps[:, 1:] < steps[:, :-1]).any() or steps.max(initial=0) > 1:
-            raise InvalidSetting("the fused engine computes one step, of layers from the output on")
-        # By depth; and by number, so that the order in which the clients are named does not matter.
-        order = np.lexsort((tasks.clients, -steps.sum(axis=1)))
-        order = order[: int(steps[:, -1].sum())]
-        scales, clients = running.scales(tasks.num_examples, steps), running.weights(tasks.num_examples)
         self._pass.load(weights)
         moves: list[Tensor] = []
         buffers: dict[str, Tensor] = {}
-        for own in self._chunks(order, tasks.batches):
-            some, seen = self._backward(weights, steps[own], tasks.batches[own, 0], scales[own], clients[own])
+        for part in cohort.parts(self._most):
+            some, seen = self._backward(weights, part)
             if moves:
                 torch._foreach_add_(moves, some)
             else:
@@ -107,51 +99,20 @@ class FusedEngine:
         if not all_finite([*moves, *buffers.values()]):
             return None
         named = dict(zip(self._pass.parameters, moves, strict=bool(moves)))
-        sums, held = scales[order].sum(axis=0), np.where(steps > 0, clients[:, None], 0.0).sum(axis=0)
-        return [
-            self._total(weights, layer, named, buffers, float(scale), float(weight)) if reached else None
-            for layer, scale, weight, reached in zip(
-                self._layers, sums, held, np.atleast_1d(steps.any(axis=0)), strict=True
-            )
-        ]
+        return self._layer_totals(weights, cohort, named, buffers)
 
-    def _chunks(self, order: Whole, batches: Whole) -> Iterator[Whole]:
-        """Cut the clients in parts of as many examples as memory allows, but at least one client."""
-        ends = (batches[order, 0] >= 0).sum(axis=1).cumsum()
-        first = 0
-        while first < len(order):
-            before = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, before + self._most, side="right")))
-            yield order[first:last]
-            first = last
-
-    def _backward(
-        self, weights: Mapping[str, Tensor], steps: Whole, batches: Whole, scales: Floats, clients: Floats
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed, over one part's clients."""
-        own = batches >= 0
-        sizes = own.sum(axis=1)
-        index = torch.from_numpy(batches[own]).to(self._inputs.device)
+    def _backward(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed."""
+        index = torch.from_numpy(cohort.batches[cohort.batches >= 0]).to(self._inputs.device)
         inputs, labels = self._gather(index), self._labels.index_select(0, index)
-        reaching = steps.sum(axis=0)
-        crowd = Crowd([0, *sizes.cumsum().tolist()], reaching.tolist(), self._factors(scales, sizes))
+        crowd = Crowd([0, *cohort.sizes.cumsum().tolist()], cohort.steps.sum(axis=0).tolist(), self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
-        outputs = self._pass.run(inputs, crowd)
-        each = torch.from_numpy(np.repeat(-self._optimisation.lr * scales[:, -1] / sizes, sizes)).to(outputs)
-        # The slope of the clients' mean cross-entropies is softmax minus one for the true class; it is weighed so that
-        # the gradient is the sum of their steps.
-        # (For few classes torch computes it several times faster along the first dimension.)
-        slope = torch.softmax(outputs.detach().t(), dim=0).t()
-        slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0)).mul_(each[:, None])
-        found = torch.autograd.grad(outputs, self._parameters, slope, allow_unused=True)
-        gradients = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(self._parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
-        ]
+        each = np.repeat(cohort.scales * (-self._optimisation.lr / cohort.sizes), cohort.sizes)
+        gradients = self._pass.gradients(inputs, crowd, partial(_slope, labels, torch.from_numpy(each)))
         seen: dict[str, Tensor] = {}
         for norm, _ in self._norms:
-            seen |= norm.sums(torch.from_numpy(clients), weights)
+            seen |= norm.sums(torch.from_numpy(cohort.weights), weights)
         return gradients, seen
 
     def _gather(self, index: Tensor) -> Tensor:
@@ -161,32 +122,113 @@ class FusedEngine:
         found = torch.index_select(self._inputs, 0, index, out=self._room[: len(index)])
         return found.contiguous(memory_format=torch.channels_last) if self._channels_last else found
 
-    def _factors(self, scales: Floats, sizes: Whole) -> dict[int, Tensor]:
+    def _factors(self, cohort: "_Cohort") -> dict[int, Tensor]:
         """Return, for layers in which clients weigh otherwise than at the output, by how much, for each example."""
-        at_output = scales[:, -1:]
-        if ((scales == at_output) | (scales == 0)).all():
+        if cohort.boosts is None:
             return {}
-        relative = np.where(scales > 0, scales / at_output, 1.0)
+        relative = np.where(cohort.steps > 0, cohort.boosts / cohort.boosts[:, -1:], 1.0)
         return {
-            int(layer): torch.from_numpy(np.repeat(relative[:, layer], sizes)).to(self._inputs.device)
+            int(layer): torch.from_numpy(np.repeat(relative[:, layer], cohort.sizes)).to(self._inputs.device)
             for layer in np.flatnonzero((relative != 1).any(axis=0))
         }
 
-    def _total(
-        self,
-        weights: Mapping[str, Tensor],
-        layer: Layer,
-        moves: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        scale: float,
-        weight: float,
-    ) -> LayerTotal:
-        decay = -self._optimisation.lr * self._optimisation.weight_decay * scale
-        deltas = {
-            name: moves[name].add(weights[name], alpha=decay) if decay else moves[name] for name in layer.parameters
-        }
+    def _layer_totals(
+        self, weights: Mapping[str, Tensor], cohort: "_Cohort", moves: Mapping[str, Tensor], buffers: dict[str, Tensor]
+    ) -> list[LayerTotal | None]:
+        """Return the sums of each layer: the moves, with the decay of the weights, and all its buffers."""
+        reaching, held = cohort.steps.sum(axis=0).tolist(), (cohort.weights @ cohort.steps).tolist()
+        return [
+            self._total(weights, layer, LayerTotal(contributors, weight, weight, moves, buffers), decay)
+            if contributors
+            else None
+            for layer, contributors, weight, decay in zip(
+                self._layers, reaching, held, self._decays(cohort), strict=True
+            )
+        ]
+
+    def _total(self, weights: Mapping[str, Tensor], layer: Layer, of_all: LayerTotal, decay: float) -> LayerTotal:
+        """Return the sums of one layer, given those of all layers together."""
+        deltas = {name: of_all.deltas[name] for name in layer.parameters}
+        if decay:
+            deltas = {name: value.add(weights[name], alpha=decay) for name, value in deltas.items()}
         kept = {
-            name: weights[name] * weight if weights[name].is_floating_point() else weights[name]
+            name: weights[name] * of_all.weight if weights[name].is_floating_point() else weights[name]
             for name in layer.buffers
+            if name not in of_all.buffers
         }
-        return LayerTotal(deltas, {name: buffers.get(name, value) for name, value in kept.items()})
+        seen = {name: of_all.buffers[name] for name in layer.buffers if name not in kept}
+        return replace(of_all, deltas=deltas, buffers=kept | seen)
+
+    def _decays(self, cohort: "_Cohort") -> list[float]:
+        """Return the multiple of the weights that is added to the sum of each layer, for their decay."""
+        if not self._optimisation.weight_decay:
+            return [0.0] * len(self._layers)
+        boosts = cohort.steps if cohort.boosts is None else cohort.boosts
+        rate = -self._optimisation.lr * self._optimisation.weight_decay
+        return [rate * float(scale) for scale in cohort.weights @ boosts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cohort:
+    """The clients of a round that convey something, the deepest first; a row of each array belongs to one.
+
+    `batches` and `steps` are as in `Tasks`, `sizes` how many examples each has; `weights` and `boosts` are those of the
+    aggregation. `weight_of_all` includes those that convey nothing.
+    """
+
+    batches: Whole
+    sizes: Whole
+    steps: Whole
+    weights: Floats
+    boosts: Floats | None
+    weight_of_all: float
+
+    @property
+    def scales(self) -> Floats:
+        """By how much each client's Δ of the last layer is multiplied in the sum."""
+        return self.weights if self.boosts is None else self.weights * self.boosts[:, -1]
+
+    def parts(self, most: int) -> Iterator["_Cohort"]:
+        """Cut the clients in parts of `most` examples at most, but at least one client."""
+        ends = self.sizes.cumsum()
+        first = 0
+        while first < len(ends):
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+            yield self._part(slice(first, last))
+            first = last
+
+    def _part(self, own: slice) -> "_Cohort":
+        boosts = None if self.boosts is None else self.boosts[own]
+        return _Cohort(
+            self.batches[own], self.sizes[own], self.steps[own], self.weights[own], boosts, self.weight_of_all
+        )
+
+
+def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
+    """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
+    steps = tasks.steps
+    if (steps[:, 1:] < steps[:, :-1]).any() or steps.max(initial=0) > 1:
+        raise InvalidSetting("the fused engine computes one step, of layers from the output on")
+    # Also by number, so that the order in which the clients are named does not matter.
+    order = np.lexsort((tasks.clients, -steps.sum(axis=1)))[: np.count_nonzero(steps[:, -1])]
+    batches, weights, boosts = tasks.batches[order, 0], running.weights(tasks.num_examples), running.boosts(steps)
+    return _Cohort(
+        batches,
+        (batches >= 0).sum(axis=1),
+        steps[order],
+        weights[order],
+        None if boosts is None else boosts[order],
+        float(weights.sum()),
+    )
+
+
+def _slope(labels: Tensor, each: Tensor, outputs: Tensor) -> Tensor:
+    """Return the gradient of the sum of the examples' cross-entropies, each of them times its own number.
+
+    It is softmax minus one for the true class. For few classes torch computes it several times faster along the first
+    dimension.
+    """
+    slope = torch.softmax(outputs.t(), dim=0).t()
+    slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0))
+    return slope.mul_(each.to(outputs)[:, None])

@@ -7,11 +7,13 @@ backpropagation, and a *tail*, which does not. The head grows as the pass goes o
 
 import copy
 from collections.abc import Mapping
+from typing import cast
 
+import torch
 from torch import Tensor
 
 from salf.engines.client_norm import client_norms
-from salf.engines.rows import Crowd, Rows
+from salf.engines.rows import Crowd, Rows, Slope
 from salf.engines.steps import Compiler
 from salf.engines.tracing import Traced
 from salf.layers import Layers
@@ -51,7 +53,17 @@ class NestedPass:
                 for model in (self._live, self._frozen):
                     model.get_buffer(name).copy_(weights[name])
 
-    def run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
+    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[Tensor]:
+        """Return the sums over the crowd, in each layer over those that reach it, in the order of `parameters`."""
+        outputs = self._run(inputs, crowd)
+        parameters = [*self.parameters.values()]
+        found = torch.autograd.grad(outputs, parameters, slope_of(outputs.detach()), allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
+        ]
+
+    def _run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""
         values: list[object] = [Rows(None, inputs, 0)]
         for step, done_with in zip(self._steps[1:], self._done_with[1:], strict=True):

@@ -32,6 +32,10 @@ class FastPool:
         pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
         return pooled
 
+    def pull(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient with respect to `x`, given that with respect to what it was mapped to."""
+        return _pull(x, pooled, gradient, self._side)
+
 
 class _Pool(torch.autograd.Function):
     @staticmethod
@@ -46,19 +50,23 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (x,) = ctx.saved_tensors
         untouched = ctx.largest._version == ctx.writes  # noqa: SLF001
-        largest = ctx.largest if untouched else _largest(x, ctx.side)
-        result = torch.zeros_like(x)
-        rest = gradient.clone()
-        for values, target in zip(_slices(x, ctx.side), _slices(result, ctx.side), strict=True):
-            # As in max_pool2d, the gradient goes to the first of several that are equally large.
-            torch.mul(rest, (values == largest).to(rest.dtype), out=target)
-            rest -= target
-        return result, None
+        return _pull(x, ctx.largest if untouched else _largest(x, ctx.side), gradient, ctx.side), None
 
 
 def _largest(x: Tensor, side: int) -> Tensor:
     first, *others = _slices(x, side)
     return reduce(torch.maximum, others, first) if others else first.clone()
+
+
+def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
+    """Return the gradient with respect to `x`, given that with respect to the `largest` of each window."""
+    result = torch.zeros_like(x)
+    rest = gradient.clone()
+    for values, target in zip(_slices(x, side), _slices(result, side), strict=True):
+        # As in max_pool2d, the gradient goes to the first of several that are equally large.
+        torch.mul(rest, (values == largest).to(rest.dtype), out=target)
+        rest -= target
+    return result
 
 
 def _slices(x: Tensor, side: int) -> list[Tensor]:

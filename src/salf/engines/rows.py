@@ -1,6 +1,6 @@
 """Results of a nested pass: in two parts, of which the first takes part in backpropagation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from salf.engines.tracing import Layout, Shape
+
+# Returns the gradient of what the clients minimise with respect to the model's outputs, given these.
+Slope = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The engine for several local steps: the weights of many clients side by side, trained together."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -133,7 +134,10 @@ class StackedEngine:
             outputs: Tensor = functional_call(self._model, {**own, **state}, (x,))
             return outputs
 
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be vectorised
+        # The fused kernels of attention cannot be vectorised. Others that cannot, such as a GRU's cell, vmap calls for
+        # one client after another, with a warning that asks users to write to the developers of torch.
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             outputs: Tensor = torch.func.vmap(one)(dict(parameters), dict(buffers), inputs)
         return outputs
 
