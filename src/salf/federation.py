@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,12 @@ from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers
-from salf.methods import HeteroFL, SynchronousMethod
+from salf.methods import HeteroFL, Outset, SynchronousMethod
 
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
 # they save on small tensors.
 _WORTH_THREADS = 2e8
+_PILOTS, _PILOT_ROUNDS = 32, 2**31  # how many rounds are drawn to learn speeds, and where their numbers begin
 # For so many clients is drawn at once, rounds ahead where a round has fewer.
 _CLIENTS_AHEAD = 512
 
@@ -67,6 +69,15 @@ class Federation:
         """Compute on one thread where a round's passes are small."""
         with _suitable_threads(self._operations):
             yield
+
+    def outset(self) -> Outset:
+        """Return what is known before the first round; speeds are taken from rounds that are never played."""
+        devices, client = self.experiment.devices, self.experiment.client
+        first = self.draw_cohort(1)
+        pilots = (replace(first, round=_PILOT_ROUNDS + number, company=None) for number in range(_PILOTS))
+        speeds = np.mean([1 / devices.times(self.job, pilot).whole for pilot in pilots], axis=0)
+        usual = devices.typical_seconds(self.job)
+        return Outset(self.experiment.rounds, self.job, usual, client.batch_size, client.lr, speeds)
 
     def initial_weights(self) -> dict[str, Tensor]:
         """Return the global state dict before the first round."""

@@ -92,7 +92,7 @@ class SynchronousRounds:
     def __init__(
         self, federation: Federation, method: SynchronousMethod, training: CohortTraining | None = None
     ) -> None:
-        self._federation, self._method = federation, method
+        self._federation, self._method = federation, method.prepare(federation.outset())
         self._training = training or WholeModels(federation, method)
         self._jobs = self._training.jobs
         self._costs = np.stack([job.backward for job in self._jobs])

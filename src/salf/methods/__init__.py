@@ -4,6 +4,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from salf.methods.adaptive import AdelFL as AdelFL
 from salf.methods.arriving import FedAsync as FedAsync
 from salf.methods.arriving import FedBuff as FedBuff
 from salf.methods.dropping import DropStragglers as DropStragglers
@@ -11,6 +12,7 @@ from salf.methods.freezing import TimelyFL as TimelyFL
 from salf.methods.layerwise import Salf as Salf
 from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import Method as Method
+from salf.methods.method import Outset as Outset
 from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
 from salf.methods.method import SynchronousMethod as SynchronousMethod
@@ -35,6 +37,7 @@ OneMethod: TypeAlias = (
     | Salf
     | Remembering
     | SalfPlus
+    | AdelFL
 )
 AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
@@ -50,6 +53,7 @@ METHODS: dict[str, type[OneMethod]] = {
     "fedasync": FedAsync,
     "fedbuff": FedBuff,
     "salf": Salf,
+    "adel": AdelFL,
     "memory": Remembering,
     "salfplus": SalfPlus,
 }

@@ -48,6 +48,23 @@ class Situation:
     observed: ObservedReach
 
 
+@dataclass(frozen=True)
+class Outset:
+    """What is known of a run before its first round.
+
+    `rounds` that it will have, the `job` of each client, the `usual_seconds` that it takes, `batch_size` and step size
+    η (`step_size`) of a local step, and the mean `speeds` of the clients of a round, in jobs per second, shape
+    (clients,).
+    """
+
+    rounds: int
+    job: Job
+    usual_seconds: float
+    batch_size: int
+    step_size: float
+    speeds: Floats
+
+
 @validated(frozen=True, kw_only=True, config=STRICT)
 class Method:
     """A mechanism against stragglers.
@@ -71,6 +88,10 @@ class SynchronousMethod(Method, ABC):
     @abstractmethod
     def aggregation_rule(self) -> Rule:
         """The rule of aggregation."""
+
+    def prepare(self, outset: Outset) -> Self:  # noqa: ARG002
+        """Return the method with what it decides before the first round."""
+        return self
 
     def in_round(self, round: int, usual_seconds: float) -> Self:  # noqa: ARG002
         """Return what the method is in one round, the first of which is 1; itself where all are alike."""

@@ -70,5 +70,13 @@ class SalfPlus(LongRounds):
 
     def effort(self, speeds: Floats, usual_seconds: float) -> Floats:
         """Give each client as much as it finishes by the deadline, and all to one that is not known yet."""
-        known = np.where(np.isnan(speeds), np.inf, speeds)
-        return np.clip(known * (self.deadline or usual_seconds), _SHORTEST, 1.0)
+        return shortened(speeds, self.deadline or usual_seconds)
+
+
+def shortened(speeds: Floats, seconds: float) -> Floats:
+    """Return the share of its batch that each client finishes in some time; 1 where its speed, in jobs/s, is NaN.
+
+    >>> shortened(np.array([0.25, 4.0, np.nan]), seconds=2.0)
+    array([0.5, 1. , 1. ])
+    """
+    return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, _SHORTEST, 1.0)
