@@ -1,8 +1,9 @@
-"""Watchers of a run that log it to TensorBoard or MLflow; each gets every record, those before a resumption included."""
+"""Watchers of a run that log it to TensorBoard or MLflow; each gets every record, also those before a resumption."""
 
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from salf.settings import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from torch.utils.tensorboard import SummaryWriter
 
 Watch = Callable[[RoundRecord], None]
 _TAG = "salf.folder"  # of an MLflow run: the folder of the run that is logged
@@ -55,22 +57,25 @@ def tensorboard(folder: Path, experiment: Experiment, *, resume: bool) -> Iterat
         if earlier and not resume:
             raise RunFolderError(f"{folder} already holds the log of a run; choose another folder for --tensorboard")
         folder.mkdir(parents=True, exist_ok=True)
-        writer = writer_class(str(folder), filename_suffix=_SUFFIX)
-        for file in earlier:
-            file.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot log to {folder}: {error}; choose another folder for --tensorboard") from error
     table = "".join(f"| `{key}` | {value} |\n" for key, value in parameters(experiment).items())
+    with ExitStack() as opened:
 
-    def log(record: RoundRecord) -> None:
-        for name, value in metrics(record).items():
-            writer.add_scalar(name, value, record.round, walltime=record.time_s)
+        @cache  # at the first record: a run that is refused neither leaves a log nor takes an earlier one away
+        def writer() -> "SummaryWriter":
+            begun = writer_class(str(folder), filename_suffix=_SUFFIX)
+            opened.callback(begun.close)
+            for file in earlier:
+                file.unlink(missing_ok=True)
+            begun.add_text("experiment", f"| setting | value |\n|---|---|\n{table}", 0, walltime=0.0)
+            return begun
 
-    try:
-        writer.add_text("experiment", f"| setting | value |\n|---|---|\n{table}", 0, walltime=0.0)
+        def log(record: RoundRecord) -> None:
+            for name, value in metrics(record).items():
+                writer().add_scalar(name, value, record.round, walltime=record.time_s)
+
         yield log
-    finally:
-        writer.close()
 
 
 @contextmanager
@@ -79,7 +84,7 @@ def mlflow(place: str, experiment: Experiment, folder: Path | None, *, resume: b
 
     The step is the round, the time stamp the virtual time in milliseconds. `resume` goes on with the MLflow run that
     belongs to the run's `folder`, and leaves out what that has already. Raises `InvalidSetting` where MLflow is not
-    installed, and `RunFolderError` when it refuses.
+    installed, and `RunFolderError` when it refuses; rounds that it has not got are logged when the run is resumed.
     """
     client_class, entities = _need("mlflow").MlflowClient, _need("mlflow.entities")
     refused = _need("mlflow.exceptions").MlflowException
@@ -96,7 +101,10 @@ def mlflow(place: str, experiment: Experiment, folder: Path | None, *, resume: b
             return
         stamp = round(1000 * record.time_s)
         found = [entities.Metric(name, value, stamp, record.round) for name, value in metrics(record).items()]
-        client.log_batch(number, metrics=found)
+        try:
+            client.log_batch(number, metrics=found)
+        except refused as error:
+            raise RunFolderError(f"cannot log to {place}: {error}; mend that and go on") from error
 
     try:
         yield log

@@ -48,7 +48,7 @@ mark { background: var(--mark); color: var(--ink); }
 summary { cursor: pointer; padding: .25rem 0; }
 @media print { :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10pt; }
   figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .figures { grid-template-columns: 1fr 1fr; }
-  .wide, pre { overflow: visible; } th, td { padding: .15rem .4rem; white-space: normal; }
-  pre { white-space: pre-wrap; }
+  .wide, pre { overflow: visible; } th, td { padding: .15rem .3rem; font-size: 8pt; }
+  pre { white-space: pre-wrap; font-size: 8pt; columns: 2; }
   details::details-content { content-visibility: visible; block-size: auto; } * { print-color-adjust: exact; } }
 """
