@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from salf.curves import curve_of
+from salf.curves import Floats, curve_of
 from salf.errors import RunFolderError
 from salf.records import RoundRecord
 

@@ -64,7 +64,7 @@ def tensorboard(folder: Path, experiment: Experiment, *, resume: bool) -> Iterat
 
         @cache  # at the first record: a run that is refused neither leaves a log nor takes an earlier one away
         def writer() -> "SummaryWriter":
-            begun = writer_class(str(folder), filename_suffix=_SUFFIX)
+            begun: SummaryWriter = writer_class(str(folder), filename_suffix=_SUFFIX)
             opened.callback(begun.close)
             for file in earlier:
                 file.unlink(missing_ok=True)

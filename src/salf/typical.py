@@ -18,9 +18,7 @@ _LINES = 24  # clients that are kept: more than that are too thin to be told apa
 _STEPS = 4  # local steps that are kept layer by layer; of more, only each client's last
 
 
-def draw_timeline(
-    rounds: SynchronousRounds, initial: ServerState, layers: Sequence[str], planned: int
-) -> TimeLine:
+def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Sequence[str], planned: int) -> TimeLine:
     """Return the time-line of the round whose clients got, on average, as deep as those of the first 20 rounds.
 
     `initial` is the state before the first round, `layers` are the layers' names, input to output, `planned` is the
