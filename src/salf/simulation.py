@@ -44,7 +44,9 @@ class Simulation:
             return self._rounds.play(state)
 
     def timeline(self) -> TimeLine:
-        """Return who does what when in a typical round."""
+        """Return who does what when in a typical round; without a round where nobody is asked together."""
+        if not isinstance(self._rounds, SynchronousRounds):
+            return TimeLine(self.layers.names)
         return draw_timeline(self._rounds, self.initial_state(), self.layers.names, self.experiment.rounds)
 
     def tasks(self, state: ServerState) -> Tasks:

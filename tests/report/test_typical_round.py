@@ -10,6 +10,7 @@ import pytest
 from salf.experiment import Experiment
 from salf.simulation import Simulation
 from salf.state import ServerState
+from salf.synchronous import SynchronousRounds
 from salf.timeline import ClientLine, Span, TimeLine
 from salf.typical import draw_timeline
 
@@ -63,6 +64,7 @@ def test_the_times_of_a_phone_by_hand() -> None:
 def test_what_is_drawn_is_what_counts(method: str, steps: int) -> None:
     simulation, drawn = timeline(method, client__local_steps=steps, data__clients=20)
     assert drawn.round is not None
+    assert isinstance(simulation._rounds, SynchronousRounds)
     state = simulation.initial_state()
     while state.round < drawn.round - 1:
         before = simulation._rounds.plan(state)
@@ -81,6 +83,12 @@ def test_what_is_drawn_is_what_counts(method: str, steps: int) -> None:
         assert not any(span.cut for span in busy[:-1])
 
 
+@pytest.mark.parametrize("method", ["fedasync", "fedbuff"])
+def test_a_method_without_rounds_has_layers_but_no_round(method: str) -> None:
+    simulation, drawn = timeline(method)
+    assert drawn == TimeLine(simulation.layers.names)
+
+
 def test_lines_go_from_the_deepest_client_to_the_shallowest() -> None:
     _, drawn = timeline(data__clients=100)
     depths = [line.depth for line in drawn.lines]
@@ -96,6 +104,7 @@ class Rounds:
         self.depths = depths
 
     def plan(self, state: ServerState) -> object:
+        assert isinstance(self.simulation._rounds, SynchronousRounds)
         plan = self.simulation._rounds.plan(state)
         plan.schedule.steps[:] = np.arange(2) >= 2 - self.depths[state.round]
         return plan

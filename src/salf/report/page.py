@@ -82,7 +82,7 @@ def _rounds(groups: Sequence[Group]) -> Iterator[str]:
     drawn = "".join(map(gantt.draw_timeline, groups))
     yield "<h2>A typical round</h2>\n"
     if not drawn:
-        yield "<p>No time-line was kept with these runs.</p>\n"
+        yield "<p>No time-line was kept with these runs, or their methods have no rounds.</p>\n"
         return
     yield (
         '<p class="note">Of the first 20 rounds the one in which clients got about as deep as on average. Clients from '
