@@ -379,7 +379,10 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
         (DataUnavailable, {"data__name": "mnist", "data__root": str(tmp_path / "none")}),
         (InvalidSetting, {"data__name": "tensors"}),
         (UnsuitableModel, {"model__name": "factory", "model__call": "torch.nn:Identity"}),
-        (InvalidSetting, {"devices__kind": "physical", "method__reach_from": "known"}),
+        (
+            InvalidSetting,
+            {"devices__kind": "physical", "devices__availability": "on-off", "method__reach_from": "known"},
+        ),
     ):
         with pytest.raises(reason):
             tiny_run(tmp_path / "run", **changes)
