@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.records import accuracy_at, time_to_accuracy
+from salf.records import accuracy_at, mean_work_kept, time_to_accuracy
 from salf.runs import Run
 from salf.workers import Assignment, Watch, run_all
 
@@ -93,14 +93,13 @@ class Comparison:
         return waiting.time_to_target / summary.time_to_target
 
     def _summarise(self, method: str, runs: Sequence[Run]) -> Summary:
-        kept = [record.work_kept for run in runs for record in run.records if record.work_kept is not None]
         return Summary(
             method,
             tuple(run.accuracy for run in runs),
             tuple(accuracy_at(run.records, self.equal_time_s) for run in runs),
             fmean(run.time_s for run in runs),
             tuple(time_to_accuracy(run.records, self.target) for run in runs),
-            fmean(kept) if kept else math.nan,
+            mean_work_kept(record for run in runs for record in run.records),
             fmean(sum(record.bytes_down for record in run.records) for run in runs),
             fmean(sum(record.bytes_up for record in run.records) for run in runs),
         )

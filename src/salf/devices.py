@@ -88,12 +88,17 @@ class Times:
     it would have reached the server had the client stopped there. `whole`, of shape (clients,), is when a client has
     conveyed its whole job. Infinite means never. `give_up_seconds` is how long somebody who waits for everyone waits
     for those.
+
+    `received`, of shape (clients,), is when the model has arrived, `forwarded`, of shape (clients, local steps), when
+    each step's forward pass is done; None where the device model gives no time to them. They are for drawing only.
     """
 
     ready: Floats
     conveyed: Floats
     whole: Floats
     give_up_seconds: float = np.inf
+    received: Floats | None = None
+    forwarded: Floats | None = None
 
     def steps_by(self, seconds: float) -> npt.NDArray[np.int64]:
         """Count the steps of each layer that are conveyed within `seconds`, shape (clients, layers)."""
@@ -355,13 +360,14 @@ class Physical(Devices):
         own_sigma = self._jitter_sigma
         slow = self._slowness(cohort) * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
         link = self._links(cohort)
-        computing = cohort.computing(slow[:, None, None] * self._computing(job))
-        busy = self._download_bytes(job) / link[:, None, None] + computing
-        sending = _conveyed_bytes(job) / link[:, None, None]
-        ready, conveyed = busy, busy + sending
+        received = self._download_bytes(job) / link[:, None, None]
+        ready = received + cohort.computing(slow[:, None, None] * self._computing(job))
+        forwarded = received + cohort.computing(slow[:, None, None] * self._forward(job))
+        conveyed = ready + _conveyed_bytes(job) / link[:, None, None]
         if self.availability == "on-off":
             ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
-        return Times(ready, conveyed, conveyed[:, -1, 0])
+            received, forwarded = self._on_the_wall(received, cohort), self._on_the_wall(forwarded, cohort)
+        return Times(ready, conveyed, conveyed[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0])
 
     def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: log-normal times, of a client's own rounds or of one among all. None for "on-off"."""
@@ -424,12 +430,19 @@ class Physical(Devices):
 
     def _computing(self, job: Job) -> Floats:
         """Return when the median device completes each layer of each step, shape (local steps, layers)."""
+        return self._in_steps(job, job.costs.forward + job.backward[::-1].cumsum()[::-1])
+
+    def _forward(self, job: Job) -> Floats:
+        """Return when the median device completes the forward pass of each step, shape (local steps, 1)."""
+        return self._in_steps(job, np.array([job.costs.forward]))
+
+    def _in_steps(self, job: Job, done: Floats) -> Floats:
+        """Return when the median device has done that many operations of each step, shape (local steps, operations)."""
         whole = job.whole or job.costs
-        done = job.costs.forward + job.backward[::-1].cumsum()[::-1]
-        share = done / (whole.forward + np.asarray(whole.backward)[::-1].cumsum()[-1])
-        return np.asarray(
-            self.step_seconds * (np.arange(job.local_steps)[:, None] * share[0] + share), dtype=np.float64
-        )
+        all_layers = np.asarray(whole.backward)[::-1].cumsum()[-1]
+        step = (job.costs.forward + job.backward[::-1].cumsum()[-1]) / (whole.forward + all_layers)
+        share = done / (whole.forward + all_layers)
+        return np.asarray(self.step_seconds * (np.arange(job.local_steps)[:, None] * step + share), dtype=np.float64)
 
     def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
         """Stretch times of being busy by the times for which the device is off."""

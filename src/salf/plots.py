@@ -10,11 +10,11 @@ from typing import Protocol
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from salf.curves import Floats, curve_of
 from salf.errors import RunFolderError
 from salf.records import RoundRecord
 
@@ -24,8 +24,6 @@ _MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
 _MOST_NAMED = 12  # lines in a legend
 _NOTHING = 1e-9  # what is smaller is a rounding error, and left out where an axis is logarithmic
-
-Floats = npt.NDArray[np.float64]
 
 
 def plot_accuracy(
@@ -154,19 +152,18 @@ def _draw_over_deadlines(
 
 
 def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour: str, marker: str, line: str) -> None:
-    seconds, accuracy = _evaluated(runs)
+    curve = curve_of(runs, "accuracy")
     axes.plot(
-        seconds,
-        100 * accuracy.mean(axis=0),
+        curve.seconds,
+        100 * curve.mean,
         color=colour,
         linestyle=line,
         marker=marker,
-        markevery=max(1, len(seconds) // 8),
+        markevery=max(1, len(curve.seconds) // 8),
         markersize=5,
         label=_short(method, 60),
     )
-    low, high = 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0)
-    axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(curve.seconds, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _short(name: str, length: int) -> str:
@@ -206,13 +203,3 @@ def _render(figure: Figure, form: str) -> bytes:
 def _style() -> Iterator[None]:
     with mpl.rc_context({"font.size": 11, "svg.hashsalt": "salf", "svg.fonttype": "none"}):
         yield
-
-
-def _evaluated(runs: Sequence[Sequence[RoundRecord]]) -> tuple[Floats, Floats]:
-    """Return the mean times, shape (points,), and accuracies, shape (runs, points), of the rounds that were tested.
-
-    Runs of unequal lengths are compared over the rounds that all of them have.
-    """
-    tested = [[(record.time_s, record.accuracy) for record in run if record.accuracy is not None] for run in runs]
-    together = np.array([*zip(*tested, strict=False)], dtype=np.float64).reshape(-1, len(runs), 2)
-    return together[:, :, 0].mean(axis=1), together[:, :, 1].T

@@ -4,6 +4,10 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from statistics import fmean
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class RoundRecord:
     server sent and what reached it in time, `rejected` how many updates were refused. `accuracy` and `loss`, on the
     test data, are None where they were not evaluated. `engine` names what computed the round.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     round: int
     time_s: float
@@ -45,11 +51,17 @@ class RoundRecord:
     def from_json(cls, line: str) -> "RoundRecord":
         """Read what `to_json` wrote. Raises `ValueError` for anything else."""
         values = json.loads(line)
-        known = isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}
-        counts = ("contributors", "depths")
-        if not known or not all(isinstance(values[name], list) for name in counts):
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
             raise ValueError("this is not the record of a round")
-        return cls(**{**values, **{name: tuple(values[name]) for name in counts}})
+        try:
+            return _ADAPTER.validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"this is not the record of a round: {place}: {first['msg']}") from error
+
+
+_ADAPTER = TypeAdapter(RoundRecord)
 
 
 def final_accuracy(records: Iterable[RoundRecord]) -> float:
@@ -75,3 +87,9 @@ def accuracy_at(records: Iterable[RoundRecord], seconds: float) -> float:
     0.2
     """
     return final_accuracy(record for record in records if record.time_s <= seconds)
+
+
+def mean_work_kept(records: Iterable[RoundRecord]) -> float:
+    """Return the mean over rounds of the share of finished work that entered the model; NaN if none was finished."""
+    kept = [record.work_kept for record in records if record.work_kept is not None]
+    return fmean(kept) if kept else math.nan

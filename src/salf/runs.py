@@ -1,8 +1,9 @@
 """A run and its folder: what was asked, what happened, the model that came out, and how to go on after a crash.
 
-The folder holds `experiment.toml` (complete), `records.jsonl` (one line per round), `checkpoint/state.safetensors` and,
-at the end, `model.safetensors` and `report.html`. A process killed at any instant leaves a folder from which the run
-goes on as if it had never been killed: rounds after the last checkpoint are played again, with the same result.
+The folder holds `experiment.toml` (complete), `timeline.json` (a typical round), `records.jsonl` (one line per round),
+`checkpoint/state.safetensors` and, at the end, `model.safetensors` and `report.html`. A process killed at any instant
+leaves a folder from which the run goes on as if it had never been killed: rounds after the last checkpoint are played
+again, with the same result.
 """
 
 import math
@@ -25,9 +26,11 @@ from salf.data import Dataset
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
-from salf.report import render_report
+from salf.report import ReportedRun, render_report
+from salf.settings import flatten
 from salf.simulation import Simulation
 from salf.state import ServerState
+from salf.timeline import TimeLine
 
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that change nothing about what a run gives
@@ -78,6 +81,7 @@ def run_experiment(
         return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
     with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
         simulation = Simulation(experiment, model=model, dataset=dataset)
+        folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state())
         played = _play(simulation, state, records, watch, folder)
     return Run(experiment, tuple(played), folder.path)
@@ -191,6 +195,30 @@ class RunFolder:
                 )
         return records
 
+    @classmethod
+    def read(cls, path: Path) -> ReportedRun:
+        """Read what a report tells about the run in a folder, which need not be finished.
+
+        A folder without a time-line, which earlier versions left, is read without. Raises `RunFolderError` if there is
+        no run, no round of it has ended, or a file is damaged.
+        """
+        experiment, records = cls.read_experiment(path), cls.read_records(path)
+        if not records:
+            raise RunFolderError(f"no round of the run in {path} has ended yet: there is nothing to report")
+        folder = cls(path)
+        file = folder._timeline
+        try:
+            timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
+            return ReportedRun(experiment.to_toml(), tuple(records), timeline)
+        except OSError as error:
+            raise RunFolderError(f"cannot read {file}: {_reason(error)}") from error
+        except ValueError as error:
+            raise RunFolderError(f"{file} is damaged; without it the report has no time-line: remove it") from error
+
+    def keep_timeline(self, simulation: Simulation) -> None:
+        """Write who does what when in a typical round."""
+        write_atomically(self._timeline, simulation.timeline().to_json())
+
     def restore(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """Return the last checkpoint, or else the initial state, and the records up to it; later ones are dropped."""
         records = self.read_records(self.path)
@@ -228,10 +256,8 @@ class RunFolder:
         """Write the final model, and the page about the run."""
         self._save()
         write_atomically(self._model, save_tensors(plain_tensors(state.weights)))
-        experiment = _movable(simulation.experiment)
-        title = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
-        page = render_report(title, experiment.to_toml(), simulation.layers.names, records)
-        write_atomically(self.path / "report.html", page.encode())
+        run = ReportedRun(_movable(simulation.experiment).to_toml(), tuple(records), simulation.timeline())
+        write_atomically(self.path / "report.html", render_report([run]).encode())
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -266,6 +292,7 @@ class RunFolder:
         """Remove the folder of a run that never began."""
         with suppress(OSError):
             self._experiment.unlink(missing_ok=True)
+            self._timeline.unlink(missing_ok=True)
             self._record_file.unlink(missing_ok=True)
             self._checkpoint.parent.rmdir()
             self.path.rmdir()
@@ -273,6 +300,10 @@ class RunFolder:
     @property
     def _experiment(self) -> Path:
         return self.path / "experiment.toml"
+
+    @property
+    def _timeline(self) -> Path:
+        return self.path / "timeline.json"
 
     @property
     def _record_file(self) -> Path:
@@ -303,7 +334,7 @@ def _movable(experiment: Experiment) -> Experiment:
 
 def _differences(known: Experiment, asked: Experiment) -> list[str]:
     """Name the settings that differ, leaving out those on which the result does not depend."""
-    before, after = (_flat(tomllib.loads(experiment.to_toml())) for experiment in (known, asked))
+    before, after = (flatten(tomllib.loads(experiment.to_toml())) for experiment in (known, asked))
     changed = [
         key
         for key in sorted(before.keys() | after.keys())
@@ -318,10 +349,3 @@ def _shown(value: object) -> str:
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-
-
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

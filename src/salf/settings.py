@@ -208,6 +208,18 @@ def complete(table: Mapping[str, object], section: Section) -> Table:
     return filled
 
 
+def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested settings under their dotted names.
+
+    >>> flatten({"rounds": 3, "data": {"name": "digits"}})
+    {'rounds': 3, 'data.name': 'digits'}
+    """
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
     """Return a question to append to an error, if one of the known names is close; else nothing.
 

@@ -16,6 +16,8 @@ from salf.records import RoundRecord
 from salf.state import ServerState
 from salf.submodels import Submodels
 from salf.synchronous import SynchronousRounds
+from salf.timeline import TimeLine
+from salf.typical import draw_timeline
 
 
 class Simulation:
@@ -40,6 +42,12 @@ class Simulation:
         """Play the round after `state`; return the state after it and its record."""
         with self.federation.suitable_threads():
             return self._rounds.play(state)
+
+    def timeline(self) -> TimeLine:
+        """Return who does what when in a typical round; without a round where nobody is asked together."""
+        if not isinstance(self._rounds, SynchronousRounds):
+            return TimeLine(self.layers.names)
+        return draw_timeline(self._rounds, self.initial_state(), self.layers.names, self.experiment.rounds)
 
     def tasks(self, state: ServerState) -> Tasks:
         """Return what the clients of the round after `state` compute, by a synchronous method."""

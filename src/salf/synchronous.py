@@ -21,9 +21,13 @@ from salf.state import ServerState
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is asked in a round, what counts of what they do, and what is known of their speeds afterwards."""
+    """Who is asked in a round, and what counts of what they do.
+
+    `options` says how long each of the method's jobs would take them, `speeds` what is known of them afterwards.
+    """
 
     cohort: Cohort
+    options: tuple[Times, ...]
     schedule: Schedule
     speeds: ObservedSpeeds
 
@@ -144,9 +148,9 @@ class SynchronousRounds:
         effort = self._method.effort(state.speeds.of(cohort.clients), usual)
         if effort is not None:
             cohort = replace(cohort, effort=effort)
-        options = [devices.times(job, cohort) for job in self._jobs]
+        options = tuple(devices.times(job, cohort) for job in self._jobs)
         schedule = self._method.in_round(cohort.round, usual).schedule(options, usual)
-        return Plan(cohort, schedule, self._speeds(state, cohort, options))
+        return Plan(cohort, options, schedule, self._speeds(state, cohort, options))
 
     def _speeds(self, state: ServerState, cohort: Cohort, options: Sequence[Times]) -> ObservedSpeeds:
         """Return what is known of the clients' speeds after a round: each tells at what pace it worked."""

@@ -282,7 +282,7 @@ def test_a_comparison_is_told_as_a_table_and_kept_as_json(tmp_path: Path) -> Non
         assert [run.records for run in comparison.runs[summary.method]] == [tuple(some) for some in records]
         assert [_last_accuracy(some) for some in records] == row["accuracies"]
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"accuracy.png", "accuracy.svg", "comparison.json", "drop", "fedavg"}
+    assert names == {"accuracy.png", "accuracy.svg", "comparison.json", "drop", "fedavg", "report.html"}
 
 
 def _last_accuracy(records: list[RoundRecord]) -> float:

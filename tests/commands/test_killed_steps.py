@@ -18,8 +18,8 @@ def test_a_run_killed_at_any_step_of_writing_gives_the_same_bytes(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     steps = int(done.stdout)
-    # At least: two folders; settings, records, two checkpoints, model and report, each made sure of and named.
-    assert steps >= 14
+    # At least: two folders; settings, time-line, records, two checkpoints, model, report, each made sure of and named.
+    assert steps >= 16
     undisturbed = content(tmp_path / "undisturbed")
     assert list(undisturbed) == [
         "checkpoint/state.safetensors",
@@ -27,6 +27,7 @@ def test_a_run_killed_at_any_step_of_writing_gives_the_same_bytes(tmp_path: Path
         "model.safetensors",
         "records.jsonl",
         "report.html",
+        "timeline.json",
     ]
     for step in range(1, steps + 1):
         assert content(tmp_path / f"killed-{step}") == undisturbed, f"killed before step {step}"

@@ -25,7 +25,14 @@ from salf.records import RoundRecord
 from salf.runs import RunFolder, run_experiment
 from salf.state import ServerState
 
-PARTS = ["checkpoint/state.safetensors", "experiment.toml", "model.safetensors", "records.jsonl", "report.html"]
+PARTS = [
+    "checkpoint/state.safetensors",
+    "experiment.toml",
+    "model.safetensors",
+    "records.jsonl",
+    "report.html",
+    "timeline.json",
+]
 
 
 def files(folder: Path) -> list[str]:
@@ -153,7 +160,7 @@ def test_resuming_where_nothing_was_begun_begins(tmp_path: Path) -> None:
 
 def test_an_interrupt_saves_what_was_played(tmp_path: Path) -> None:
     interrupted(tmp_path, 3)
-    assert files(tmp_path) == ["checkpoint/state.safetensors", "experiment.toml", "records.jsonl"]
+    assert files(tmp_path) == ["checkpoint/state.safetensors", "experiment.toml", "records.jsonl", "timeline.json"]
     assert checkpoint.load_checkpoint(tmp_path / "checkpoint" / "state.safetensors").round == 3
     assert len(RunFolder.read_records(tmp_path)) == 3
 
@@ -372,7 +379,10 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
         (DataUnavailable, {"data__name": "mnist", "data__root": str(tmp_path / "none")}),
         (InvalidSetting, {"data__name": "tensors"}),
         (UnsuitableModel, {"model__name": "factory", "model__call": "torch.nn:Identity"}),
-        (InvalidSetting, {"devices__kind": "physical", "method__reach_from": "known"}),
+        (
+            InvalidSetting,
+            {"devices__kind": "physical", "devices__availability": "on-off", "method__reach_from": "known"},
+        ),
     ):
         with pytest.raises(reason):
             tiny_run(tmp_path / "run", **changes)

@@ -10,6 +10,7 @@ from salf.cli.compare import compare
 from salf.cli.console import mistakes_reported
 from salf.cli.layers import layers
 from salf.cli.plan import plan
+from salf.cli.report import report
 from salf.cli.run import run
 from salf.settings import preset_names
 
@@ -24,6 +25,7 @@ _presets = f"Presets: {', '.join(preset_names())}."
 app.command(epilog=_presets)(mistakes_reported()(run))
 app.command(epilog=_presets)(mistakes_reported()(compare))
 app.command(epilog=_presets)(mistakes_reported()(plan))
+app.command()(mistakes_reported()(report))
 app.command()(mistakes_reported()(layers))
 app.command()(mistakes_reported()(bench))
 

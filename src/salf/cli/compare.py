@@ -33,6 +33,7 @@ from salf.comparison import compare as compare_methods
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
+from salf.pages import write_page
 from salf.plots import plot_accuracy, save_figure
 from salf.tuning import Tuning
 from salf.tuning import tune as tune_methods
@@ -47,7 +48,8 @@ Seeds = Annotated[int, typer.Option(metavar="N", help="How many seeds, counted u
 Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep runs, table and plots in this new folder; by default runs/EXPERIMENT-comparison."
+        metavar="DIR",
+        help="Keep runs, table, plots and report in this new folder; by default runs/EXPERIMENT-comparison.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder already holds.")]
@@ -108,6 +110,8 @@ def compare(
     figure = plot_accuracy(curves, f"{chosen.name}: {counted(seeds, 'seed')}", comparison.target)
     for suffix in (".png", ".svg"):
         save_figure(figure, folder / f"accuracy{suffix}")
+    kept = [run.folder for runs in comparison.runs.values() for run in runs if run.folder is not None]
+    write_page(kept, folder / "report.html")
     if as_json:
         print_json(result)
     else:
@@ -116,7 +120,7 @@ def compare(
         if tuning is not None:
             best = ", ".join(f"{method} {rate:g}" for method, rate in tuning.learning_rates.items())
             tell(f"learning rates, each the best of {tune} on held-out examples: {best}")
-        tell(f"plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
+        tell(f"report: {folder / 'report.html'} · plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
 
 
 def _rates(text: str | None) -> list[float]:

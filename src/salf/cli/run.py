@@ -1,14 +1,18 @@
 """`salf run`: one experiment by one method."""
 
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from salf import tracking
 from salf.cli.console import (
     AsJson,
+    Bar,
     Named,
     Settings,
     counted,
@@ -23,7 +27,7 @@ from salf.cli.console import (
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
-from salf.records import RoundRecord
+from salf.records import RoundRecord, mean_work_kept
 from salf.runs import Run, RunFolder, run_experiment
 
 
@@ -44,6 +48,15 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted run in this folder.")
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Log to TensorBoard in this new folder (extra: tracking).")
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI|DIR", help="Log to an MLflow server, or to a database in a folder (extra: tracking)."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one experiment by one method, on a virtual clock.
@@ -59,17 +72,36 @@ def run(
         if value is not None and overrides.setdefault(key, value) != value:
             raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
     chosen = _choose(experiment, overrides, resume)
-    with progress_bar(f"{chosen.name} · {chosen.method.name}", chosen.rounds, shown=not as_json) as bar:
+    with ExitStack() as open_while_running:
+        title = f"{chosen.name} · {chosen.method.name}"
+        bar = open_while_running.enter_context(progress_bar(title, chosen.rounds, shown=not as_json))
+        watches = [_shown_on(bar)]
+        if tensorboard is not None:
+            log = tracking.tensorboard(tensorboard, chosen, resume=resume is not None)
+            watches.append(open_while_running.enter_context(log))
+        if mlflow is not None:
+            log = tracking.mlflow(mlflow, chosen, resume or out, resume=resume is not None)
+            watches.append(open_while_running.enter_context(log))
 
         def watch(record: RoundRecord) -> None:
-            note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
-            bar.show(record.round, note)
+            for tell_one in watches:
+                tell_one(record)
 
         finished = run_experiment(chosen, resume or out, resume is not None, watch=watch)
     if as_json:
         print_json(_as_object(finished))
     else:
         _report(finished)
+
+
+def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
+    """Return a watch that moves the progress bar."""
+
+    def watch(record: RoundRecord) -> None:
+        note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
+        bar.show(record.round, note)
+
+    return watch
 
 
 def _choose(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
@@ -93,7 +125,7 @@ def _as_object(run: Run) -> dict[str, object]:
         "time_s": last.time_s,
         "accuracy": finite(run.accuracy),
         "loss": last.loss,
-        "work_kept": _work_kept(run),
+        "work_kept": finite(mean_work_kept(run.records)),
         "folder": None if run.folder is None else str(run.folder),
     }
 
@@ -109,8 +141,8 @@ def _report(run: Run) -> None:
             f" after {counted(last.round, 'round')}, {seconds(last.time_s)} of virtual time",
         )
     )
-    kept = _work_kept(run)
-    if kept is not None:
+    kept = mean_work_kept(run.records)
+    if not math.isnan(kept):
         tell(f"work kept: {percent(kept)} of what the clients finished")
     refused = sum(record.rejected for record in run.records)
     if refused:
@@ -120,8 +152,3 @@ def _report(run: Run) -> None:
         tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")
     if run.folder is not None:
         tell(f"kept in {run.folder}")
-
-
-def _work_kept(run: Run) -> float | None:
-    kept = [record.work_kept for record in run.records if record.work_kept is not None]
-    return fmean(kept) if kept else None
