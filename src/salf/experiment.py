@@ -72,10 +72,12 @@ class ClientSettings(Optimisation):
 class EvaluateSettings:
     """When the global model is tested: after `every` that many rounds, and after the last.
 
+    `examples` of the test data are used, the same in every run; None: all.
     `target` is the accuracy whose virtual time `salf compare` reports.
     """
 
     every: Count = 10
+    examples: Count | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
 
 

@@ -46,6 +46,7 @@ class Federation:
         self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset
         if any(tensor.device.type != "cpu" for tensor in (self.dataset.inputs, self.dataset.labels)):
             raise InvalidSetting("the simulator computes on the CPU: move the data there (.cpu())")
+        self._tested = _test_examples(self.dataset, experiment.evaluate.examples)
         self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
         if model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
@@ -128,7 +129,7 @@ class Federation:
         if not self.is_tested(round):
             return None, None
         self.model.load_state_dict(weights)
-        accuracy, loss = evaluate(self.model, self.dataset.test_inputs, self.dataset.test_labels)
+        accuracy, loss = evaluate(self.model, *self._tested)
         return accuracy, loss if math.isfinite(loss) else None
 
     def _choose_engine(self, model: nn.Module) -> Engine:
@@ -160,6 +161,15 @@ def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> 
     if settings.partition == "label-order":
         return data.label_order(labels, settings.clients, seed, settings.size_sigma)
     return data.iid(labels, settings.clients, seed, settings.size_sigma)
+
+
+def _test_examples(dataset: data.Dataset, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels to test on: all, or `count` of them, whatever the run's seed."""
+    if count is None or count >= len(dataset.test_labels):
+        return dataset.test_inputs, dataset.test_labels
+    chosen = np.sort(seeds.stream(0, "test-examples").permutation(len(dataset.test_labels))[:count])
+    index = torch.from_numpy(chosen)
+    return dataset.test_inputs[index], dataset.test_labels[index]
 
 
 @contextmanager

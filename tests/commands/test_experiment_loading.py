@@ -162,7 +162,7 @@ def test_values_and_sections_are_not_confused(key: str, value: object, message: 
         ("method.normalise", "unknown key 'method.normalise': it belongs to method.name = 'drop', not to 'salf'"),
         ("model.patch", "unknown key 'model.patch': it belongs to model.name = 'transformer', not to 'cnn'"),
         ("method.rule.max_corr", "unknown key 'method.rule.max_corr' (did you mean 'method.rule.max_correction'?)"),
-        ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, target)"),
+        ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, examples, target)"),
         ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, {SECTIONS})"),
     ],
 )
