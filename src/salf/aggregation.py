@@ -363,7 +363,11 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.fl
     if reach is None:
         return None
     try:
-        given = reach_probability(depth=reach, num_layers=num_layers) if isinstance(reach, DepthDistribution) else reach
+        # Arrays first: to find out whether something is of a protocol takes as long as a small layer's pass.
+        if isinstance(reach, np.ndarray) or not isinstance(reach, DepthDistribution):
+            given = reach
+        else:
+            given = reach_probability(depth=reach, num_layers=num_layers)
         chances = np.asarray(given, dtype=np.float64)
     except ValueError as error:
         raise InvalidSetting(f"reach cannot be used: {error}") from error

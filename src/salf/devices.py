@@ -127,7 +127,7 @@ class Cohort:
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
         """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
         if self.company is not None:
-            return self.company.uniforms(self.round, purpose, count, lasting=lasting)
+            return self.company.uniforms(purpose, count, lasting=lasting)[self.company.places(self.round)]
         return seeds.uniforms(self.seed, purpose, 0 if lasting else self.round, self.clients, count)
 
     def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
@@ -144,28 +144,32 @@ class Cohort:
 class Company:
     """Cohorts of several rounds, for all of which is drawn at once: a small draw takes hardly less time than a large.
 
-    `cohorts` are the given ones, with this as their company.
+    `cohorts` are the given ones, with this as their company; `clients` are those of one after the other.
     """
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
         self.cohorts = [replace(cohort, company=self) for cohort in cohorts]
+        self.clients = np.concatenate([cohort.clients for cohort in cohorts])
         sizes = [len(cohort.clients) for cohort in cohorts]
         ends = np.cumsum(sizes).tolist()
-        self._own = {
+        self._places = {
             cohort.round: slice(end - size, end) for cohort, size, end in zip(cohorts, sizes, ends, strict=True)
         }
         self._seed = cohorts[0].seed
-        self._clients = np.concatenate([cohort.clients for cohort in cohorts])
         self._rounds = np.repeat([cohort.round for cohort in cohorts], sizes)
         self._drawn: dict[tuple[str, int, bool], Floats] = {}
 
-    def uniforms(self, round: int, purpose: str, count: int, *, lasting: bool) -> Floats:
-        """Return what `Cohort.uniforms` is to return to the cohort of a round."""
+    def places(self, round: int) -> slice:
+        """Return where in `clients` those of a round are."""
+        return self._places[round]
+
+    def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
+        """Return what `Cohort.uniforms` is to return, for all clients."""
         key = purpose, count, lasting
         if key not in self._drawn:
             rounds = 0 if lasting else self._rounds
-            self._drawn[key] = seeds.uniforms(self._seed, purpose, rounds, self._clients, count)
-        return self._drawn[key][self._own[round]]
+            self._drawn[key] = seeds.uniforms(self._seed, purpose, rounds, self.clients, count)
+        return self._drawn[key]
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salf import data, models, seeds
 from salf.costs import measure_costs
-from salf.devices import Cohort, Company, Job
+from salf.devices import Cohort, Company, Floats, Job
 from salf.engines import Engine, Tasks, Training, choose_engine
 from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
@@ -64,6 +64,8 @@ class Federation:
         self._operations = (asked if self.engine.at_once else 1) * batch
         self.rounds_ahead = max(1, _CLIENTS_AHEAD // asked)
         self._cohorts: dict[int, Cohort] = {}
+        self._drawn_for: Company | None = None
+        self._drawn = np.empty((0, 0), dtype=np.int64)
 
     @contextmanager
     def suitable_threads(self) -> Iterator[None]:
@@ -110,15 +112,28 @@ class Federation:
         given = np.minimum(sizes, client.batch_size)
         if cohort.effort is not None:
             given = np.maximum(1, np.rint(given * cohort.effort)).astype(np.int64)
-        wanted = client.batch_size * client.local_steps
-        drawn = seeds.permuted(cohort.uniforms("batch", wanted), sizes)
-        chosen = self.partition.order[self.partition.offsets[cohort.clients][:, None] + drawn]
+        chosen = self._examples(cohort)
         batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
         for batch in np.unique(given).tolist():
             alike = given == batch
             own = chosen[alike, : batch * client.local_steps]
             batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
         return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal)
+
+    def _examples(self, cohort: Cohort) -> npt.NDArray[np.int64]:
+        """Return the examples of each client in the order in which it takes them, for whole batches."""
+        company, count = cohort.company, self.experiment.client.batch_size * self.experiment.client.local_steps
+        if company is None:
+            return self._permuted(cohort.clients, cohort.uniforms("batch", count))
+        if self._drawn_for is not company:
+            self._drawn_for, self._drawn = company, self._permuted(company.clients, company.uniforms("batch", count))
+        return self._drawn[company.places(cohort.round)]
+
+    def _permuted(self, clients: npt.NDArray[np.int64], uniforms: Floats) -> npt.NDArray[np.int64]:
+        """Return as many examples of each client's own as there are uniform numbers, as indices of the data set."""
+        drawn = seeds.permuted(uniforms, self.partition.sizes[clients])
+        examples: npt.NDArray[np.int64] = self.partition.order[self.partition.offsets[clients][:, None] + drawn]
+        return examples
 
     def is_tested(self, round: int) -> bool:
         """Say whether the global model is tested after a round."""

@@ -23,7 +23,7 @@ from salf.updates import all_finite
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
 # Passes whose results stay in the processor's cache are faster, unless they are so small that calling costs more.
-_CACHE_BYTES = 24 * 2**20
+_CACHE_BYTES = 12 * 2**20
 _WORTH_A_PASS = 512
 # Convolutions of at least so many channels are faster with the channels of a pixel side by side.
 _CHANNELS_LAST_FROM = 16
