@@ -135,7 +135,7 @@ def test_values_are_read_as_toml_or_else_as_text(pair: str, value: object) -> No
             ["--set", "client.lr=nan", "--set", "seed=-1"],
             "client.lr = nan must be a finite number; seed = -1 must be at",
         ),
-        (["[/bold]"], "there is no preset '[/bold]'; known are digits"),
+        (["[/bold]"], "there is no preset '[/bold]'; known are cifar10-vgg11, "),
         (["--set", "[red]=1"], "unknown key '[red]'"),
         (
             ["--out", "x", "--resume", "y"],

@@ -65,7 +65,7 @@ def test_every_preset_is_valid_and_called_by_its_name(name: str) -> None:
         (
             "devices.kind",
             "physics",
-            "devices.kind = 'physics' must be one of uniform, exponential, physical (did you mean 'physical'?)",
+            "devices.kind = 'physics' must be one of uniform, graded, exponential, physical (did you mean 'physical'?)",
         ),
         (
             "data.name",
@@ -318,7 +318,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> 
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match=r"there is no preset 'digit' \(did you mean 'digits'\?\); known are dig"):
+    with pytest.raises(
+        InvalidSetting,
+        match=r"there is no preset 'digit' \(did you mean 'digits'\?\); known are cifar10-vgg11, .*digits, ",
+    ):
         Experiment.load("digit")
     with pytest.raises(
         InvalidSetting, match=r"there is no preset ''; known are digits, .* or give the path of a .toml"

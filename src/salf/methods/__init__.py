@@ -35,9 +35,9 @@ OneMethod: TypeAlias = (
     | FedAsync
     | FedBuff
     | Salf
+    | AdelFL
     | Remembering
     | SalfPlus
-    | AdelFL
 )
 AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
