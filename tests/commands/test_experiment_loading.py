@@ -324,7 +324,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     ):
         Experiment.load("digit")
     with pytest.raises(
-        InvalidSetting, match=r"there is no preset ''; known are digits, .* or give the path of a .toml"
+        InvalidSetting, match=r"there is no preset ''; known are cifar10-vgg11, .* or give the path of a .toml"
     ):
         Experiment.load("")
     with pytest.raises(InvalidSetting, match=r"cannot read the experiment file .*no\.toml: No such file or directory"):
