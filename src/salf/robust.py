@@ -115,10 +115,11 @@ class RobustAggregation:
     @torch.no_grad()
     def finish(self, num_clients: int | None = None) -> Aggregated:
         """Return the new state, given how many clients were asked (by default, as many as were added)."""
-        steps = [
-            [update.steps_of(layer.name) * update.conveys(layer) for layer in self._layers] for update in self._updates
-        ]
         if self._updates:
+            steps = [
+                [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in self._layers]
+                for update in self._updates
+            ]
             examples = [update.num_examples for update in self._updates]
             self._running.add_totals(examples, steps, self._totals())
         return self._running.finish(num_clients)

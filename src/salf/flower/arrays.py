@@ -42,11 +42,11 @@ def from_record(record: Mapping[str, Array]) -> dict[str, Tensor]:
 def view(array: Array) -> npt.NDArray[np.generic]:
     """Return the values of an array without copying them; they cannot be written to.
 
-    Raises `ValueError` for bytes that are not one whole array of numbers. Whatever size the header claims, no memory is
-    set aside for it.
+    Raises `ValueError` or `TypeError` for what is not one whole array of numbers. Whatever size the header claims, no
+    memory is set aside for it.
     """
     if not isinstance(array, Array):
-        raise ValueError(f"it is a {type(array).__name__}")
+        raise TypeError(f"it is a {type(array).__name__}")
     if array.stype != "numpy.ndarray":
         raise ValueError(f"it is written as '{array.stype}', not as 'numpy.ndarray'")
     stream = io.BytesIO(array.data)

@@ -59,7 +59,8 @@ def reply(message: Message, work: Work, *, num_examples: int, metrics: Mapping[s
     for key, value in own.items():
         if key.startswith(PREFIX) or key == NUM_EXAMPLES:
             raise InvalidSetting(f"metrics holds '{key}', a name that salf uses itself; choose another")
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        given: object = value
+        if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(value):
             raise InvalidSetting(f"metrics['{key}'] is {value!r}; give a finite number, such as loss.item()")
     update = work.update(num_examples)
     spent = _elapsed(message, order) if order.counted_from == "message" else work.seconds

@@ -91,7 +91,8 @@ def release(
 ) -> tuple[dict[str, Tensor], MetricRecord]:
     """Return the round's new model and metrics, after `strategy` has done its part to the layers that moved.
 
-    `asked` is one of the round's messages. Layers that did not move, buffers, and what a strategy would make infinite or NaN stay as they were aggregated.
+    `asked` is one of the round's messages. Layers that did not move, buffers, and what a strategy would make infinite
+    or NaN stay as they were aggregated.
     """
     state = dict(aggregated)
     if _only_averages(strategy):

@@ -28,10 +28,13 @@ def mean_metrics(strategy: Strategy, reported: Sequence[tuple[Values, int]]) -> 
         key = strategy.weighted_by_key
         records = [RecordDict({"metrics": MetricRecord({**values, key: examples})}) for values, examples in chosen]
         return strategy.train_metrics_aggr_fn(records, key)
-    total = sum(examples for _, examples in chosen)
-    numbers = {key for key, length in alike if length is None}
-    means = {key: sum(float(values[key]) * n for values, n in chosen) / total for key in numbers}  # type: ignore[arg-type]
-    return MetricRecord(means)
+    return MetricRecord({key: _mean(chosen, key) for key, length in alike if length is None})
+
+
+def _mean(reported: Sequence[tuple[Values, int]], key: str) -> float:
+    total = sum(examples for _, examples in reported)
+    numbers = [(values[key], examples) for values, examples in reported]
+    return sum(number * examples / total for number, examples in numbers if not isinstance(number, list))
 
 
 def usable_evaluations(replies: Iterable[Message]) -> list[Message]:

@@ -84,7 +84,7 @@ def read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor])
     ]
     if problems:
         raise InvalidUpdate("this reply cannot be read", problems)
-    arrays, record = (next(iter(found.values())) for found in (content.array_records, content.metric_records))
+    [arrays], [record] = content.array_records.values(), content.metric_records.values()
     steps, told = _read_steps(record, layers, problems), _read_told(record, problems)
     size = sum(len(array.data) for array in arrays.values())
     deltas, buffers = _read_tensors(arrays, steps, layers, state, problems)
@@ -154,18 +154,15 @@ def _read_tensor(array: Array, known: Tensor, *, is_delta: bool) -> Tensor:
     if values.dtype != old.dtype:
         raise ValueError(f"its type is {values.dtype}, not {old.dtype}")
     with np.errstate(all="ignore"):  # what is not finite is refused later, with a reason
-        return torch.from_numpy(np.asarray(values - old if is_delta else values.copy()))  # type: ignore[operator]
+        return torch.from_numpy(np.asarray(values - old if is_delta else values.copy()))
 
 
 def _own_metrics(record: MetricRecord) -> Iterator[tuple[str, float | list[float]]]:
     """Yield the user's metrics: finite numbers, and lists of them."""
     for key, value in record.items():
         numbers = value if isinstance(value, list) else [value]
-        if (
-            not key.startswith(PREFIX)
-            and key != NUM_EXAMPLES
-            and all(_number(number) is not None for number in numbers)
-        ):
+        is_own = not key.startswith(PREFIX) and key != NUM_EXAMPLES
+        if is_own and all(_number(number) is not None for number in numbers):
             yield key, [float(number) for number in numbers] if isinstance(value, list) else float(value)
 
 

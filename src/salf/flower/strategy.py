@@ -27,8 +27,8 @@ class SalfStrategy(Strategy):
     """Straggler-aware layer-wise federated learning around a Flower strategy.
 
     `strategy` samples the nodes, configures and evaluates as it always did; its mean over whole replies is replaced by
-    the layer-wise `rule` over partial ones (by default `salf.Corrected()`). Each round has a `deadline`: seconds, or one
-    of `Fixed`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds` after the
+    the layer-wise `rule` over partial ones (by default `salf.Corrected()`). Each round has a `deadline`: seconds, or
+    one of `Fixed`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds` after the
     deadline, in which the replies travel. `layers` are the model's, as `salf.find_layers` gives them.
 
     `counted_from="message"` counts what a node spends before its loop (starting a process, loading data) against its

@@ -41,7 +41,7 @@ class Terms:
         for name in ("grace_seconds", "max_change", "poll_seconds"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value or (value == math.inf and name != "max_change"):
+            if not number or not value > 0 or (value == math.inf and name != "max_change"):
                 raise InvalidSetting(f"{name} is {value!r}; give a number above 0")
         check_composition(self.strategy, self.rule, self.robust)
         if isinstance(self.robust, Centre):

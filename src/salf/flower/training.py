@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +64,7 @@ class Row:
     node: int
     answered: bool = False
     reached: npt.NDArray[np.bool_] | None = None
-    told: Told = Told()
+    told: Told = field(default_factory=Told)
     seconds: float = 0.0
     num_bytes: int = 0
     num_examples: int = 0
