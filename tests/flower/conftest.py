@@ -8,8 +8,8 @@ import pytest
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0")
 
 
-@pytest.fixture(autouse=True)
-def _identity() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def of_a_run() -> Iterator[None]:
     """Messages can be made only in a process that belongs to a run."""
     from flwr.supercore.task_identity import TaskIdentity  # noqa: PLC0415 - after the environment is set
 

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import (
     FedXgbBagging,
     FedXgbCyclic,
     Krum,
+    MultiKrum,
     QFedAvg,
     Strategy,
 )
@@ -44,6 +45,7 @@ _REFUSED: dict[type[Strategy], str] = {
     FedTrimmedAvg: _ROBUST.format(remedy="TrimmedMean()"),
     Bulyan: _ROBUST.format(remedy="TrimmedMean()"),
     Krum: _ROBUST.format(remedy="Median()"),
+    MultiKrum: _ROBUST.format(remedy="Median()"),
     QFedAvg: "it weighs each whole reply by its loss; use FedAvg",
     FedXgbBagging: "it trains trees, which have no layers",
     FedXgbCyclic: "it trains trees, which have no layers",

@@ -1,7 +1,7 @@
 """The rounds of a federation, one after another: train, evaluate, note, checkpoint."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Result
@@ -42,7 +42,7 @@ class Loop:
         if done == 0 and self.evaluate is not None:
             self._note(result.evaluate_metrics_serverapp, 0, self.evaluate(0, arrays))
         if done:
-            arrays = to_record(self.federation.state.server.weights)
+            result.arrays = arrays = to_record(self.federation.state.server.weights)
             log.info("Going on after round %d", done)
         for number in range(done + 1, num_rounds + 1):
             log.info("[ROUND %d/%d]", number, num_rounds)
@@ -69,7 +69,9 @@ class Loop:
             raise RunFolderError(
                 f"{self.folder.path} holds the rounds of another model than initial_arrays; choose another folder"
             )
-        self.federation.resume(state)
+        # A checkpoint has no order of its own, but some strategies go by that of the arrays.
+        ordered = {name: state.server.weights[name] for name in weights}
+        self.federation.resume(replace(state, server=replace(state.server, weights=ordered)))
         return result
 
     def _train(self, number: int, arrays: ArrayRecord, result: Result) -> tuple[float, FederationRecord]:
