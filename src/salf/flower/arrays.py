@@ -1,6 +1,7 @@
 """Flower's arrays and torch's tensors: the same bytes, read without pickle, without trust and without a copy."""
 
 import io
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,13 +30,18 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_record(record: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Return what `to_record` was given. Raises `ValueError`, naming the array, for what is none."""
+    """Return what `to_record` was given, in the record's own memory: read it, but do not write to it.
+
+    Raises `InvalidSetting`, naming the array, for what is none.
+    """
     tensors = {}
-    for name, array in record.items():
-        try:
-            tensors[name] = torch.from_numpy(view(array).copy())
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"'{name}' is no array that torch can hold ({error})") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        for name, array in record.items():
+            try:
+                tensors[name] = torch.from_numpy(view(array))
+            except (TypeError, ValueError) as error:
+                raise InvalidSetting(f"'{name}' is no array that torch can hold: {error}") from error
     return tensors
 
 

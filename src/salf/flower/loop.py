@@ -42,17 +42,23 @@ class Loop:
         if done == 0 and self.evaluate is not None:
             self._note(result.evaluate_metrics_serverapp, 0, self.evaluate(0, arrays))
         if done:
-            result.arrays = arrays = to_record(self.federation.state.server.weights)
+            result.arrays = arrays = self._weights()
             log.info("Going on after round %d", done)
         for number in range(done + 1, num_rounds + 1):
             log.info("[ROUND %d/%d]", number, num_rounds)
             limit, record = self._train(number, arrays, result)
-            arrays = to_record(self.federation.state.server.weights)
-            result.arrays = arrays
+            result.arrays = arrays = self._weights()
             self._evaluate(number, arrays, result, limit)
             if self.folder is not None:
                 self.folder.save(self.federation.state, result, self.federation.terms.strategy, record)
         return result
+
+    def _weights(self) -> ArrayRecord:
+        """Return the global model as it is sent, which from now on is the only copy of it."""
+        state = self.federation.state
+        arrays = to_record(state.server.weights)
+        self.federation.resume(replace(state, server=replace(state.server, weights=from_record(arrays))))
+        return arrays
 
     def _restore(self, initial: ArrayRecord) -> Result:
         weights = from_record(initial)

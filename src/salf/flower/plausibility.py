@@ -1,5 +1,6 @@
 """Whether an update's values are those of training at all; finite is not enough to be let into a model."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -14,26 +15,36 @@ _BUFFER_LIMIT = 1e6
 _COUNTER_LIMIT = 2**40
 
 
-def check_plausible(update: Update, layers: Layers, state: Mapping[str, Tensor], max_change: float) -> None:
-    """Raise `InvalidUpdate`, listing every problem, for values that are finite and yet cannot come from training.
+class Plausibility:
+    """What updates of one round are held against: the layers and weights that they start from.
 
     The root mean square of a layer's change may be `max_change` times that of its weights, or `max_change` where these
     are smaller than 1. Buffers may be at most a million (or a million times what they were), counters may grow by
-    2^40, and a variance cannot be negative. It takes an update whose shapes are those of `state`.
+    2^40, and a variance cannot be negative.
     """
-    problems = [*_changes(update, layers, state, max_change), *_buffers(update, state)]
-    if problems:
-        raise InvalidUpdate("this update cannot come from training", problems)
 
+    def __init__(self, layers: Layers, state: Mapping[str, Tensor], max_change: float) -> None:
+        self._layers, self._state, self._max_change = layers, state, max_change
+        self._usual = {
+            layer.name: max(1.0, _root_mean_square([state[name] for name in layer.parameters])) for layer in layers
+        }
 
-def _changes(update: Update, layers: Layers, state: Mapping[str, Tensor], limit: float) -> Iterator[str]:
-    for layer in layers:
-        if not update.conveys(layer):
-            continue
-        changed = _root_mean_square([update.deltas[name] for name in layer.parameters])
-        usual = max(1.0, _root_mean_square([state[name] for name in layer.parameters]))
-        if not changed <= limit * usual:
-            yield f"layer '{layer.name}' changes by {changed:.3g} on average, more than {limit:g} times its weights"
+    def check(self, update: Update) -> None:
+        """Raise `InvalidUpdate`, listing every problem, unless `update`, whose shapes are right, may be training's."""
+        problems = [*self._changes(update), *_buffers(update, self._state)]
+        if problems:
+            raise InvalidUpdate("this update cannot come from training", problems)
+
+    def _changes(self, update: Update) -> Iterator[str]:
+        for layer in self._layers:
+            if not update.conveys(layer):
+                continue
+            changed = _root_mean_square([update.deltas[name] for name in layer.parameters])
+            if not changed <= self._max_change * self._usual[layer.name]:
+                yield (
+                    f"layer '{layer.name}' changes by {changed:.3g} on average, "
+                    f"more than {self._max_change:g} times its weights"
+                )
 
 
 def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -53,6 +64,7 @@ def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _root_mean_square(tensors: list[Tensor]) -> float:
     count = sum(tensor.numel() for tensor in tensors)
-    # In double precision, in which the square of no single-precision number overflows.
-    squares = sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors)
-    return float((squares / max(count, 1)) ** 0.5)
+    norms = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
+    if math.inf in norms:  # the square of a finite number may overflow, and takes four times as long in double precision
+        norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors]
+    return math.hypot(*norms) / max(count, 1) ** 0.5

@@ -14,7 +14,7 @@ from torch import Tensor
 from salf.aggregation import Aggregated
 from salf.errors import InvalidUpdate
 from salf.flower.deadlines import RoundTimes
-from salf.flower.plausibility import check_plausible
+from salf.flower.plausibility import Plausibility
 from salf.flower.record import Trouble
 from salf.flower.replies import Reply, Told, read_reply
 from salf.layers import Layers
@@ -38,23 +38,23 @@ class Collector(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Admission:
     """What a reply must satisfy: to fit `state` and `layers`, to change them plausibly, and to be clipped if asked."""
 
-    layers: Layers
-    state: Mapping[str, Tensor]
-    max_change: float
-    clipping: ClippedLayers | None = None
+    def __init__(
+        self, layers: Layers, state: Mapping[str, Tensor], max_change: float, clipping: ClippedLayers | None = None
+    ) -> None:
+        self.layers, self.state = layers, state
+        self._plausibility, self._clipping = Plausibility(layers, state, max_change), clipping
 
     def admit(self, update: Update) -> Update:
         """Return the update as it may enter the model. Raises `InvalidUpdate`, which lists every problem."""
         try:
-            check_plausible(update, self.layers, self.state, self.max_change)
+            self._plausibility.check(update)
         except InvalidUpdate:
             check_update(update, self.layers, self.state)  # says more of values that are not even finite
             raise
-        return update if self.clipping is None else self.clipping.clip(update, self.layers)
+        return update if self._clipping is None else self._clipping.clip(update, self.layers)
 
 
 @dataclass(eq=False)
