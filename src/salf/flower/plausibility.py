@@ -65,6 +65,8 @@ def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
 def _root_mean_square(tensors: list[Tensor]) -> float:
     count = sum(tensor.numel() for tensor in tensors)
     norms = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
-    if math.inf in norms:  # the square of a finite number may overflow, and takes four times as long in double precision
+    if (
+        math.inf in norms
+    ):  # the square of a finite number may overflow, and takes four times as long in double precision
         norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors]
     return math.hypot(*norms) / max(count, 1) ** 0.5
