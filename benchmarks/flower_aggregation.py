@@ -1,6 +1,7 @@
 """Memory and time of aggregating a hundred replies on Flower as they arrive, beside Flower's own FedAvg.
 
     python benchmarks/flower_aggregation.py
+    python benchmarks/flower_aggregation.py salf 20     # one of the two, on fewer replies, as JSON
 
 Each way runs in a process of its own, which holds the global model, makes replies of 11 million parameters one by one
 and aggregates them; making them is not timed. The peak of the resident memory counts from before the first array.
@@ -30,7 +31,7 @@ from salf.flower.training import Admission, TrainingRound
 from salf.layers import Layers, find_layers
 from salf.rules import Corrected
 
-REPLIES = 100
+REPLIES = 100 if len(sys.argv) < 3 else int(sys.argv[2])
 TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = 1
 
 
@@ -43,10 +44,11 @@ def a_model() -> tuple[nn.Module, Layers]:
 def replies(layers: Layers, asked: list[Message], record: ArrayRecord) -> Iterator[Message]:
     """Yield one whole reply to each message, made when it is asked for."""
     steps = [1] * len(layers)
-    metrics = {"num-examples": 10, "salf-steps": steps, "salf-round": 1, "salf-elapsed-s": 1.0}
+    told = {"salf-round": 1, "salf-elapsed-s": 1.0, "salf-overshoot-s": 0.0, "salf-interrupted": 0}
+    metrics = {"num-examples": 10, "salf-steps": steps, **told}
     for place, message in enumerate(asked):
         arrays = {name: Array(array.numpy() + np.float32(1e-4 * (place + 1))) for name, array in record.items()}
-        records = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({**metrics, "salf-overshoot-s": 0.0, "salf-interrupted": 0})}
+        records = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}
         del arrays
         yield Message(RecordDict(records), reply_to=message)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -104,7 +104,9 @@ class Federation:
     def flwr(self, *arguments: str, timeout: float = 600) -> str:
         """Run Flower's command line to its end; return what it printed. Raises `RuntimeError` if it fails."""
         command = [str(PROGRAMS / "flwr"), *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -118,7 +120,7 @@ class Federation:
         self.flwr(*_run_arguments(app, config))
 
     def log(self, name: str) -> str:
-        """Return the log of `superlink` or `supernode0`, `supernode1`, …"""
+        """Return the log of `superlink`, or of a node, such as `supernode0`."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def stop(self) -> None:
@@ -143,7 +145,9 @@ class Federation:
 
     def _write_connection(self) -> None:
         self.home.mkdir(exist_ok=True)
-        trust = f'root-certificates = "{self.folder.resolve() / "keys" / "ca.crt"}"' if self.secure else "insecure = true"
+        trust = (
+            f'root-certificates = "{self.folder.resolve() / "keys" / "ca.crt"}"' if self.secure else "insecure = true"
+        )
         (self.home / "config.toml").write_text(f'[superlink.local]\naddress = "{self.address}"\n{trust}\n')
 
     def _start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -193,7 +197,5 @@ def _read(file: Path) -> bytes:
 
 def kill(process: int, how: signal.Signals) -> None:
     """Send a signal to a process that may be gone."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process, how)
-    except ProcessLookupError:
-        pass

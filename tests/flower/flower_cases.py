@@ -111,7 +111,9 @@ def update_of(depth: int, layers: Layers, state: Mapping[str, Tensor], seed: int
     return Update(deltas, {layer.name: 1 for layer in conveyed}, examples, buffers)
 
 
-def answer(message: Message, update: Update, told: Told | None = None, metrics: Mapping[str, float] | None = None) -> Message:
+def answer(
+    message: Message, update: Update, told: Told | None = None, metrics: Mapping[str, float] | None = None
+) -> Message:
     """Return the reply that conveys an update."""
     order = Order.read(message)
     said = Told(order.round, 1.0, 0.0, interrupted=False) if told is None else told

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flower_cases import MemoryGrid, a_loop, answer, conveying, initial, inner, update_of, wrapped
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp import strategy as flower
 from torch import nn
@@ -168,20 +168,14 @@ def test_a_server_optimizer_takes_its_step_from_the_layerwise_mean(name: str) ->
     nodes = {1: moving(2, None), 2: moving(2, None)}
     change, _ = change_of(nodes, make(), rule=Contributors())
     alone, grid = make(), MemoryGrid(nodes)
-    messages = list(wrapped(make(), LAYERS).configure_train(1, initial(MODEL), _config(), grid))
-    alone.configure_train(1, initial(MODEL), _config(), grid)
+    messages = list(wrapped(make(), LAYERS).configure_train(1, initial(MODEL), ConfigRecord(), grid))
+    alone.configure_train(1, initial(MODEL), ConfigRecord(), grid)
     made, _ = alone.aggregate_train(1, [reply for message in messages for _, reply in nodes[1](message)])
     for key, value in made.to_torch_state_dict().items():
         torch.testing.assert_close(MODEL.state_dict()[key] + change[key], value.float(), rtol=1e-4, atol=1e-6)
     change, _ = change_of({1: moving(1, None), 2: moving(0, None)}, make())
     assert not change["0.weight"].any()
     assert change["2.weight"].any()
-
-
-def _config() -> Any:
-    from flwr.app import ConfigRecord
-
-    return ConfigRecord()
 
 
 def test_a_proximal_term_still_reaches_the_clients() -> None:

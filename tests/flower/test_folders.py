@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flower_cases import MemoryGrid, Node, a_loop, a_model, conveying, initial, inner, wrapped
-from flwr.app import Message, MetricRecord
+from flower_cases import MemoryGrid, Node, a_loop, a_model, conveying, initial, inner
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvgM, Strategy
 
 from salf.errors import RunFolderError
@@ -89,8 +89,6 @@ def test_a_finished_run_returns_its_results(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     loop_in(tmp_path, Corrected(), inner(4), NODES).play(initial(MODEL), 1)
     other = {name: torch.cat([value, value]) if value.ndim else value for name, value in MODEL.state_dict().items()}
-    from flwr.app import ArrayRecord
-
     with pytest.raises(RunFolderError, match="the rounds of another model"):
         loop_in(tmp_path, Corrected(), inner(4), NODES).play(ArrayRecord(other), 2)
     checkpoint = tmp_path / "checkpoint" / "state.safetensors"

@@ -93,7 +93,9 @@ def test_messages_expire_with_their_round_and_name_it() -> None:
 def test_a_late_reply_is_told_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     model, layers = a_model()
     twin = a_loop(MemoryGrid({1: conveying(3), 2: lambda _: ()}), wrapped(inner(2), layers))
-    grid = MemoryGrid({1: conveying(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]})
+    grid = MemoryGrid(
+        {1: conveying(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
+    )
     with caplog.at_level(logging.WARNING, "flwr.salf"):
         result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 2)
     assert result.arrays == twin.play(initial(model), 2).arrays

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def run_on_flower(
         except BaseException as error:  # noqa: BLE001 - it leaves Flower's thread, to be raised in the caller's
             failed.append(error)
 
+    # Ray warns of a change in its treatment of accelerators unless told which to take.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     nodes = min(experiment.client.cohort or experiment.data.clients, _MOST_NODES)
     with _errors_only():
         run_simulation(server, _client_app(experiment), nodes, backend_config={"client_resources": {"num_cpus": 1}})

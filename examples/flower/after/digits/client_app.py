@@ -1,11 +1,11 @@
 """What a node does."""
 
 import torch
-from digits.task import Net, load_data, slow_down, train
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import salf.flower
+from digits.task import Net, load_data, slow_down, train
 
 app = ClientApp()
 

@@ -1,11 +1,11 @@
 """What the server does."""
 
 import torch
-from digits.task import Net, test
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from digits.task import Net, test
 from salf import find_layers
 from salf.flower import SalfStrategy
 

@@ -1,9 +1,10 @@
 """What a node does."""
 
 import torch
-from digits.task import Net, load_data, slow_down, train
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
+from digits.task import Net, load_data, slow_down, train
 
 app = ClientApp()
 
