@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
@@ -45,10 +46,10 @@ def replies(layers: Layers, asked: list[Message], record: ArrayRecord) -> Iterat
     """Yield one whole reply to each message, made when it is asked for."""
     steps = [1] * len(layers)
     told = {"salf-round": 1, "salf-elapsed-s": 1.0, "salf-overshoot-s": 0.0, "salf-interrupted": 0}
-    metrics = {"num-examples": 10, "salf-steps": steps, **told}
+    metrics: dict[str, Any] = {"num-examples": 10, "salf-steps": steps, **told}
     for place, message in enumerate(asked):
         arrays = {name: Array(array.numpy() + np.float32(1e-4 * (place + 1))) for name, array in record.items()}
-        records = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}
+        records: dict[str, Any] = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}
         del arrays
         yield Message(RecordDict(records), reply_to=message)
 

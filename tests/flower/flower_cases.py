@@ -54,7 +54,7 @@ class MemoryGrid(Grid):
             message.metadata.__dict__["_message_id"] = identity
             self.sent.append(message)
             identities.append(identity)
-            node = self.nodes.get(message.metadata.dst_node_id, lambda _: ())
+            node = self.nodes.get(message.metadata.dst_node_id, _silent)
             self._due[identity] = [(self.clock() + after, reply) for after, reply in node(message)]
         return identities
 
@@ -81,6 +81,10 @@ class MemoryGrid(Grid):
         identities = list(self.push_messages(messages))
         self.clock.sleep(timeout or 0.0)
         return self.pull_messages(identities)
+
+
+def _silent(_: Message) -> Iterable[tuple[float, Message]]:
+    return ()
 
 
 class Net(nn.Module):

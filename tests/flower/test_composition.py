@@ -164,7 +164,10 @@ def test_a_mod_without_what_it_needs_is_told_and_changes_nothing(mod: Any) -> No
 def test_a_server_optimizer_takes_its_step_from_the_layerwise_mean(name: str) -> None:
     """With whole replies it is Flower's own step; with partial ones the unreached layer stays."""
     options = {**OPTIONS, **({"server_momentum": 0.9} if name == "FedAvgM" else {"eta": 0.01})}
-    make = lambda: getattr(flower, name)(**options)  # noqa: E731
+
+    def make() -> Any:
+        return getattr(flower, name)(**options)
+
     nodes = {1: moving(2, None), 2: moving(2, None)}
     change, _ = change_of(nodes, make(), rule=Contributors())
     alone, grid = make(), MemoryGrid(nodes)

@@ -32,7 +32,7 @@ def record_of(message: Message) -> MetricRecord:
 
 
 @st.composite
-def arrays_of_any_kind(draw: st.DrawFn, name: str) -> Array:
+def arrays_of_any_kind(draw: st.DrawFn, name: str) -> Array:  # noqa: PLR0911 - one for each kind
     """Draw an array that is not one of this name: of another shape or type, poisoned, or no array at all."""
     good = STATE[name].numpy()
     kind = draw(st.sampled_from(["shape", "dtype", "poison", "bytes", "header", "pickle", "stype"]))

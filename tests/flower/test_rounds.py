@@ -162,7 +162,7 @@ def test_waiting_for_nodes_takes_from_the_round() -> None:
     grid = MemoryGrid({1: conveying(3), 2: conveying(3)}, clock)
 
     class Slow(FedAvg):
-        def configure_train(self, *arguments: object) -> Iterable[Message]:  # type: ignore[override]
+        def configure_train(self, *arguments: object) -> Iterable[Message]:
             clock.sleep(4.0)
             return super().configure_train(*arguments)  # type: ignore[arg-type]
 
@@ -220,7 +220,7 @@ def test_evaluation_is_the_wrapped_strategys_and_ends_too() -> None:
     grid = MemoryGrid(dict.fromkeys((1, 2, 3), stripped))
     strategy = wrapped(FedAvg(min_available_nodes=3), layers, deadline=Fixed(10.0))  # type: ignore[arg-type]
     tested = []
-    loop = a_loop(grid, strategy, evaluate=lambda number, _: tested.append(number))  # type: ignore[arg-type, func-returns-value]
+    loop = a_loop(grid, strategy, evaluate=lambda number, _: tested.append(number))
     result = loop.play(initial(model), 1)
     assert result.evaluate_metrics_clientapp[1]["accuracy"] == 0.75
     assert tested == [0, 1]

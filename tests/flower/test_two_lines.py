@@ -54,7 +54,7 @@ def test_a_client_with_time_conveys_exactly_what_training_gives() -> None:
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(arrays[name], value, rtol=0, atol=1e-7)
     read = read_reply(reply.content, layers, model.state_dict())
-    assert dict(read.update.steps) == dict.fromkeys(layers.names, 4)  # type: ignore[call-overload, arg-type]
+    assert dict(read.update.steps) == dict.fromkeys(layers.names, 4)  # type: ignore[arg-type]
     assert (read.told.round, read.told.interrupted, read.told.overshoot_seconds) == (2, False, 0.0)
     assert read.metrics == {"loss": 0.5}
     assert read.update.num_examples == 32

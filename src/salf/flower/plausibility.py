@@ -69,4 +69,4 @@ def _root_mean_square(tensors: list[Tensor]) -> float:
         math.inf in norms
     ):  # the square of a finite number may overflow, and takes four times as long in double precision
         norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors]
-    return math.hypot(*norms) / max(count, 1) ** 0.5
+    return math.hypot(*norms) / math.sqrt(max(count, 1))
