@@ -1,12 +1,16 @@
 """A grid in memory with a clock of its own, and clients that convey what a test wants."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0")
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from salf.flower.exchange import Exchange
@@ -18,6 +22,8 @@ from salf.flower.state import FederationFolder
 from salf.flower.strategy import SalfStrategy
 from salf.layers import Layers, find_layers
 from salf.updates import Update
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages can be made only in a run
 
 # What a node does with a message: its replies, each with the seconds after which it comes.
 Node = Callable[[Message], Iterable[tuple[float, Message]]]

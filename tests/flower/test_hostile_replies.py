@@ -113,7 +113,7 @@ HONEST = {1: (3, 11), 2: (2, 12), 3: (1, 13)}
 
 
 @pytest.fixture(scope="module")
-def expected(of_a_run: None) -> dict[str, torch.Tensor]:
+def expected() -> dict[str, torch.Tensor]:
     """Return the model when the hostile nodes are silent."""
     honest = {node: conveying(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
     grid = MemoryGrid({**honest, **{node: lambda _: () for node in (4, 5, 6, 7)}})
