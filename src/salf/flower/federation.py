@@ -20,7 +20,7 @@ from salf.flower.terms import Terms
 from salf.flower.training import Admission, Collector, TrainingRound
 from salf.reach import ObservedReach
 from salf.robust import Centre, ClippedLayers, RobustAggregation
-from salf.simulation import ServerState
+from salf.state import ServerState
 
 
 class Federation:
@@ -157,6 +157,8 @@ class Federation:
             clients=len(training.rows),
             contributors=result.contributors,
             work_kept=None,
+            bytes_down=len(training.rows) * sum(tensor.nbytes for tensor in self.state.server.weights.values()),
+            bytes_up=sum(row.num_bytes for row in training.rows),
             rejected=rejected(training.troubles),
             engine="flower",
             seconds=seconds,

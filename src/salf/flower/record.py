@@ -16,14 +16,13 @@ REFUSED: tuple[Trouble, ...] = ("invalid", "duplicate", "wrong-round", "unknown"
 class FederationRecord(RoundRecord):
     """One round of a federation on Flower; `time_s` is real time, summed over the rounds, interruptions left out.
 
-    `seconds` is how long the round lasted, `depths` how many of the asked clients conveyed 0, 1, … L layers,
-    `overshoot_s` by how much the latest client outlasted its deadline (None: nobody told). Of the asked clients
-    `missing` did not reply in time, and `failed` replied with an error; `late` replies belonged to the round before.
+    `seconds` is how long the round lasted, `bytes_up` the size of the replies that were let in, `overshoot_s` by how
+    much the latest client outlasted its deadline (None: nobody told). Of the asked clients `missing` did not reply in
+    time, and `failed` replied with an error; `late` replies belonged to the round before.
     `rejected` counts the replies that were refused.
     """
 
     seconds: float = 0.0
-    depths: tuple[int, ...] = ()
     overshoot_s: float | None = None
     missing: int = 0
     failed: int = 0

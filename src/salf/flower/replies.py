@@ -63,7 +63,7 @@ def write_reply(
             arrays[name] = array
     record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
     record[NUM_EXAMPLES] = update.num_examples
-    record[_STEPS] = [update.steps_of(layer.name) for layer in layers]
+    record[_STEPS] = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in layers]
     record[_ROUND] = -1 if told.round is None else told.round
     record[_ELAPSED] = told.elapsed_seconds or 0.0
     record[_OVERSHOOT] = told.overshoot_seconds or 0.0

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from salf.aggregation import Aggregation
 from salf.engines import ClientTask, PlainEngine, Tasks, Training
-from salf.errors import InvalidUpdate, SalfError
+from salf.errors import InvalidSetting, InvalidUpdate, SalfError
 from salf.experiment import Experiment
 from salf.flower.arrays import from_record, to_record
 from salf.flower.exchange import Exchange
 from salf.flower.orders import layers_from_json, layers_to_json
 from salf.flower.replies import Told, read_reply, write_reply
 from salf.layers import Layers
+from salf.methods import HeteroFL
 from salf.records import RoundRecord
 from salf.runs import Run, run_experiment
 from salf.simulation import Simulation
@@ -47,6 +48,10 @@ def run_on_flower(
     Who is asked, how far each client gets and what the clock says are the experiment's; the results are those of the
     plain engine up to rounding, since replies are summed as they arrive. Raises what `run_experiment` raises.
     """
+    if isinstance(experiment.method, HeteroFL):
+        raise InvalidSetting(
+            "heterofl trains sub-models, on engines of their own: choose engine 'auto' or another method"
+        )
     finished: list[Run] = []
     failed: list[BaseException] = []
     server = ServerApp()
@@ -129,7 +134,7 @@ def _client_app(experiment: Experiment) -> ClientApp:
 
 @functools.lru_cache(maxsize=1)
 def _trainer(settings: str) -> PlainEngine:
-    engine = Simulation(Experiment.parse(tomllib.loads(settings), "the experiment")).engine
+    engine = Simulation(Experiment.parse(tomllib.loads(settings), "the experiment")).federation.engine
     if not isinstance(engine, PlainEngine):
         raise SalfError("a client on Flower trains by the plain engine")
     return engine
@@ -143,6 +148,7 @@ def _write_task(task: ClientTask, layers: Layers) -> ConfigRecord:
             "batches": task.batches.ravel().tolist(),
             "local-steps": len(task.batches),
             "num-examples": task.num_examples,
+            "proximal": task.proximal,
             "seed": str(task.seed),  # 63 bits and more are no trouble for text
             "layers": layers_to_json(layers),
         }
@@ -157,6 +163,7 @@ def _read_task(record: ConfigRecord) -> tuple[ClientTask, Layers]:
         np.array(record["batches"], dtype=np.int64).reshape(int(str(local_steps)), -1),
         int(str(record["num-examples"])),
         int(str(record["seed"])),
+        float(str(record["proximal"])),
     )
     return task, layers_from_json(str(record["layers"]))
 

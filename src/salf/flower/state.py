@@ -18,7 +18,7 @@ from salf.errors import RunFolderError
 from salf.flower.arrays import from_record, to_record
 from salf.flower.deadlines import REMEMBERED_ROUNDS, RoundTimes
 from salf.flower.record import FederationRecord
-from salf.simulation import ServerState
+from salf.state import ServerState
 
 MetricsByRound = dict[int, MetricRecord]
 
