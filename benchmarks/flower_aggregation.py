@@ -9,11 +9,12 @@ and aggregates them; making them is not timed. The peak of the resident memory c
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -56,11 +57,14 @@ def replies(layers: Layers, asked: list[Message], record: ArrayRecord) -> Iterat
 
 def resident_bytes() -> int:
     """Return the highest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status)[0])
 
 
 def measure(way: str) -> dict[str, float]:
-    """Aggregate by salf or by Flower; return the seconds and the peak memory in bytes."""
+    """Aggregate by salf or by Flower, or do nothing ("idle"); return the seconds and the peak memory in bytes."""
+    if way == "idle":
+        return {"peak": resident_bytes()}
     torch.set_num_threads(1)
     model, layers = a_model()
     record = ArrayRecord(model.state_dict())
@@ -92,17 +96,23 @@ def measure(way: str) -> dict[str, float]:
     return {"seconds": seconds, "peak": resident_bytes(), "model": size}
 
 
+def run(way: str) -> dict[str, float]:
+    """Measure in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, way], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     """Measure both ways in turn, three times, and print what came out."""
     if len(sys.argv) > 1:
         print(json.dumps(measure(sys.argv[1])))
         return
-    idle = resident_bytes()
+    idle = run("idle")["peak"]
     found: dict[str, list[dict[str, float]]] = {"salf": [], "flower": []}
     for _ in range(3):
         for way, results in found.items():
-            done = subprocess.run([sys.executable, __file__, way], check=True, capture_output=True, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+            results.append(run(way))
     for way, results in found.items():
         peak = min(result["peak"] - idle for result in results) / results[0]["model"]
         print(f"{way}: {min(result['seconds'] for result in results):.2f} s, peak {peak:.2f} × the model")
