@@ -30,7 +30,8 @@ def test_every_deadline_stays_between_its_bounds(
 def test_a_quantile_finds_the_time_that_a_share_of_the_clients_needs() -> None:
     """Clients that are log-normally fast, of which those show their time that meet the deadline."""
     random = np.random.default_rng(1)
-    deadline, history = Quantile(q=0.8, first=1.0, rounds=10), []
+    deadline = Quantile(q=0.8, first=1.0, rounds=10)
+    history: list[RoundTimes] = []
     for _ in range(80):
         given_seconds = deadline.seconds(history)
         needed = random.lognormal(3.0, 0.8, size=50)
@@ -42,7 +43,8 @@ def test_a_quantile_finds_the_time_that_a_share_of_the_clients_needs() -> None:
 
 def test_adaptive_finds_the_deadline_at_which_the_aim_is_conveyed() -> None:
     random = np.random.default_rng(2)
-    deadline, history = Adaptive(aim=0.7, first=100.0), []
+    deadline = Adaptive(aim=0.7, first=100.0)
+    history: list[RoundTimes] = []
     for number in range(200):
         slower = 1.0 if number < 100 else 3.0  # the devices change on the way
         given_seconds = deadline.seconds(history)

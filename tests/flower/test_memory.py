@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner, wrapped
+from flwr.app import Message
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "flower_aggregation.py"
 
@@ -24,17 +26,25 @@ def measured(way: str, replies: int) -> dict[str, float]:
     return found
 
 
+class CountingGrid(MemoryGrid):
+    """Notes for how many messages replies are asked for at a time."""
+
+    def __init__(self) -> None:
+        super().__init__({node: conveying(3, after=0.0) for node in range(1, 9)})
+        self.together: list[int] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        identities = list(message_ids)
+        self.together.append(len(identities))
+        return super().pull_messages(identities)
+
+
 def test_large_replies_are_fetched_a_few_at_a_time() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({node: conveying(3, after=0.0) for node in range(1, 9)})
-    fetched: list[int] = []
-    pull = grid.pull_messages
-    grid.pull_messages = lambda ids: fetched.append(len(list(ids))) or pull(ids)  # type: ignore[method-assign, func-returns-value]
+    grid = CountingGrid()
     loop = a_loop(grid, wrapped(inner(8), layers))
-    replies = list(loop.exchange.replies([], 0.0, 1))
-    assert not replies
     loop.play(initial(model), 1)
-    assert max(fetched) == 8  # a small model
-    fetched.clear()
-    list(loop.exchange.sweep(tuple(f"message-{place}" for place in range(8)), 2**24))
-    assert fetched == [2, 2, 2, 2]
+    assert max(grid.together) == 8  # of a small model
+    grid.together.clear()
+    list(loop.exchange.sweep(tuple(f"message-{place}" for place in range(8)), reply_bytes=2**24))
+    assert grid.together == [2, 2, 2, 2]
