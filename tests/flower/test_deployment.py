@@ -99,11 +99,11 @@ def test_an_unauthenticated_node_is_refused(tmp_path: Path, key: str) -> None:
 def test_a_node_killed_in_a_round_costs_its_layers_and_nothing_else(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
     with deployed(tmp_path, node1=5.0) as federation:
-        federation.begin(APP, num_server_rounds=3, folder=rounds, deadline_seconds=30.0)
+        federation.begin(APP, num_server_rounds=4, folder=rounds, deadline_seconds=30.0, nodes=1)
         wait_for(lambda: "Start `flwr-clientapp`" in federation.log("supernode1"), "the node to begin")
         federation.supernodes[1].send_signal(signal.SIGKILL)
-        wait_for(lambda: len(records_in(rounds)) == 3, "three rounds")
-    records = check(rounds, 3)
+        wait_for(lambda: len(records_in(rounds)) == 4, "four rounds")
+    records = check(rounds, 4)
     assert records[-1].contributors == (1, 1, 1)
 
 
