@@ -26,7 +26,7 @@ from salf.flower.exchange import Exchange
 from salf.flower.orders import layers_from_json, layers_to_json
 from salf.flower.replies import Told, read_reply, write_reply
 from salf.layers import Layers
-from salf.methods import HeteroFL
+from salf.methods import HeteroFL, SynchronousMethod
 from salf.records import RoundRecord
 from salf.runs import Run, run_experiment
 from salf.simulation import Simulation
@@ -48,9 +48,11 @@ def run_on_flower(
     Who is asked, how far each client gets and what the clock says are the experiment's; the results are those of the
     plain engine up to rounding, since replies are summed as they arrive. Raises what `run_experiment` raises.
     """
-    if isinstance(experiment.method, HeteroFL):
+    method = experiment.method
+    if isinstance(method, HeteroFL) or not isinstance(method, SynchronousMethod):
         raise InvalidSetting(
-            "heterofl trains sub-models, on engines of their own: choose engine 'auto' or another method"
+            f"engine 'flower' does not fit method '{method.name}', whose clients train sub-models or in no rounds: "
+            "choose engine 'auto' or another method"
         )
     finished: list[Run] = []
     failed: list[BaseException] = []
