@@ -116,12 +116,7 @@ class RobustAggregation:
     def finish(self, num_clients: int | None = None) -> Aggregated:
         """Return the new state, given how many clients were asked (by default, as many as were added)."""
         if self._updates:
-            steps = [
-                [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in self._layers]
-                for update in self._updates
-            ]
-            examples = [update.num_examples for update in self._updates]
-            self._running.add_totals(examples, steps, self._totals())
+            self._running.add_totals(len(self._updates), float(len(self._updates)), self._totals())
         return self._running.finish(num_clients)
 
     def _totals(self) -> Iterator[LayerTotal | None]:
@@ -134,7 +129,9 @@ class RobustAggregation:
             deltas = {name: self._total([update.deltas[name] for update in conveyed]) for name in layer.parameters}
             carried = [update.buffers for update in conveyed if all(name in update.buffers for name in layer.buffers)]
             buffers = {name: self._total([each[name] for each in carried]) for name in layer.buffers if carried}
-            yield LayerTotal(deltas, buffers if len(carried) == len(conveyed) else {})
+            count = len(conveyed)
+            steps = float(sum(update.steps_of(layer.name) for update in conveyed))
+            yield LayerTotal(count, float(count), steps, deltas, buffers if len(carried) == count else {})
 
     def _total(self, tensors: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack([*tensors])
