@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,30 @@ def write_atomically(path: Path, payload: bytes) -> None:
         raise
 
 
-def save_checkpoint(path: Path, state: ServerState) -> None:
-    """Write all of `state` to one file, atomically."""
+@dataclass(frozen=True)
+class Attachment:
+    """What else must survive with a state: tensors, and `notes` that JSON can hold."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, state: ServerState, attachment: Attachment | None = None) -> None:
+    """Write all of `state`, and the attachment, to one file, atomically."""
+    attached = Attachment() if attachment is None else attachment
+    tensors = dict(_flatten(state))
+    tensors |= {f"attached/{name}": tensor for name, tensor in plain_tensors(attached.tensors).items()}
     # A single entry: safetensors writes several in an order of its own, another in each process.
-    write_atomically(path, save_tensors(dict(_flatten(state)), metadata={"salf": _describe(state)}))
+    write_atomically(path, save_tensors(tensors, metadata={"salf": _describe(state, attached.notes)}))
 
 
 def load_checkpoint(path: Path) -> ServerState:
     """Read what `save_checkpoint` wrote. Raises `RunFolderError` for anything else."""
+    return load_attached(path)[0]
+
+
+def load_attached(path: Path) -> tuple[ServerState, Attachment]:
+    """Read what `save_checkpoint` wrote, with its attachment. Raises `RunFolderError` for anything else."""
     try:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get("salf", "{}"))
@@ -61,7 +77,7 @@ def load_checkpoint(path: Path) -> ServerState:
                     f"{path} is not a checkpoint of this version of salf; start the run anew elsewhere"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-        return _unflatten(tensors, description)
+        return _unflatten(tensors, description), Attachment(_under("attached/", tensors), description.get("notes", {}))
     except OSError as error:
         raise RunFolderError(f"cannot read the checkpoint {path}: {error.strerror or error}; mend that") from error
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -75,7 +91,7 @@ def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _describe(state: ServerState) -> str:
+def _describe(state: ServerState, notes: Mapping[str, Any]) -> str:
     """Put what is not a tensor into JSON, which gives every float back to the last bit."""
     memory = {
         client: {layer: [last.weight, last.steps, list(last.deltas)] for layer, last in layers.items()}
@@ -84,6 +100,8 @@ def _describe(state: ServerState) -> str:
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
     if state.flights is not None:
         described["flights"] = _describe_flights(state.flights)
+    if notes:
+        described["notes"] = dict(notes)
     return json.dumps(described, sort_keys=True)
 
 

@@ -93,8 +93,8 @@ class Expected:
 class Experiment:
     """Everything that determines a run; two runs of equal experiments on one machine give the same bytes.
 
-    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once; "auto"
-    chooses. They agree up to rounding.
+    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once, "flower" in
+    clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
 
     >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
     >>> experiment.rounds, experiment.data.clients, experiment.method.name

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -34,11 +34,16 @@ class Federation:
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
     never changed. `job` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
-    `rounds_ahead` rounds at once.
+    `rounds_ahead` rounds at once. `build_engine` makes an engine that the experiment cannot choose by itself.
     """
 
     def __init__(
-        self, experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+        self,
+        experiment: Experiment,
+        *,
+        model: nn.Module | None = None,
+        dataset: data.Dataset | None = None,
+        build_engine: Callable[[Training], Engine] | None = None,
     ) -> None:
         _check_given(experiment, model, dataset)
         self.experiment = experiment
@@ -59,7 +64,7 @@ class Federation:
         _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
-            self.engine = self._choose_engine(model)
+            self.engine = self._choose_engine(model, build_engine)
         asked = client.cohort or settings.clients
         self._operations = (asked if self.engine.at_once else 1) * batch
         self.rounds_ahead = max(1, _CLIENTS_AHEAD // asked)
@@ -147,7 +152,7 @@ class Federation:
         accuracy, loss = evaluate(self.model, *self._tested)
         return accuracy, loss if math.isfinite(loss) else None
 
-    def _choose_engine(self, model: nn.Module) -> Engine:
+    def _choose_engine(self, model: nn.Module, build: Callable[[Training], Engine] | None) -> Engine:
         client = self.experiment.client
         batch = min(client.batch_size, int(self.partition.sizes.max()))
         training = Training(
@@ -161,6 +166,8 @@ class Federation:
             client.local_steps,
         )
         method = self.experiment.method
+        if build is not None:
+            return build(training)
         # Clients of HeteroFL train sub-models, on engines of their own: there is nothing to choose or to check.
         chosen = "plain" if isinstance(method, HeteroFL) else self.experiment.engine
         rule = method.aggregation_rule if isinstance(method, SynchronousMethod) else None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from salf.checkpoint import load_checkpoint, plain_tensors, save_checkpoint, write_atomically
 from salf.data import Dataset
+from salf.engines import Engine, Training
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, final_accuracy
@@ -64,12 +65,14 @@ def run_experiment(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     checkpoint_seconds: float = 2.0,
+    build_engine: Callable[[Training], Engine] | None = None,
 ) -> Run:
     """Run an experiment, keeping it in the folder `out` if one is given.
 
     `resume` goes on with a run that was interrupted in that folder, or starts it if it had not got that far. `watch` is
     called with every record, those of earlier rounds included. A crash costs the work of `checkpoint_seconds` of real
-    time at most, or more where saving takes so long that a tenth of the time would go into it. Raises `RunFolderError`
+    time at most, or more where saving takes so long that a tenth of the time would go into it. `build_engine` makes an
+    engine that the experiment cannot choose by itself. Raises `RunFolderError`
     when the folder cannot be written, already holds a run, or holds one of another experiment.
 
     >>> run = run_experiment(Experiment.load("digits", rounds=2, **{"data.clients": 4}))
@@ -77,10 +80,10 @@ def run_experiment(
     (2, 2.0)
     """
     if out is None:
-        simulation = Simulation(experiment, model=model, dataset=dataset)
+        simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
     with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
-        simulation = Simulation(experiment, model=model, dataset=dataset)
+        simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state())
         played = _play(simulation, state, records, watch, folder)

@@ -1,12 +1,12 @@
 """An experiment played round by round on the virtual clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from salf import data
 from salf.asynchronous import AsynchronousRounds
-from salf.engines import Tasks
+from salf.engines import Engine, Tasks, Training
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.federation import Federation
@@ -24,13 +24,18 @@ class Simulation:
     """An experiment made ready to run: `initial_state` is where it starts, `play` takes a state one round further.
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
-    never changed.
+    never changed. `build_engine` makes an engine that the experiment cannot choose by itself.
     """
 
     def __init__(
-        self, experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+        self,
+        experiment: Experiment,
+        *,
+        model: nn.Module | None = None,
+        dataset: data.Dataset | None = None,
+        build_engine: Callable[[Training], Engine] | None = None,
     ) -> None:
-        self.federation = Federation(experiment, model=model, dataset=dataset)
+        self.federation = Federation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         self.experiment, self.layers, self.job = experiment, self.federation.layers, self.federation.job
         self._rounds = _rounds(self.federation)
 

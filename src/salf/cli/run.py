@@ -40,7 +40,7 @@ def run(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked."),
+        typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep settings, records, model and report in this new folder.")
@@ -87,7 +87,7 @@ def run(
             for tell_one in watches:
                 tell_one(record)
 
-        finished = run_experiment(chosen, resume or out, resume is not None, watch=watch)
+        finished = _play(chosen, resume or out, resume is not None, watch)
     if as_json:
         print_json(_as_object(finished))
     else:
@@ -102,6 +102,16 @@ def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
         bar.show(record.round, note)
 
     return watch
+
+
+def _play(experiment: Experiment, folder: Path | None, resume: bool, watch: Callable[[RoundRecord], None]) -> Run:
+    if experiment.engine != "flower":
+        return run_experiment(experiment, folder, resume, watch=watch)
+    try:
+        from salf.flower import run_on_flower  # noqa: PLC0415 - an extra, which takes seconds to import
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"--engine flower: {error}") from error
+    return run_on_flower(experiment, folder, resume, watch=watch)
 
 
 def _choose(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:

@@ -21,7 +21,7 @@ from salf.errors import InvalidSetting, UnsuitableModel
 from salf.layers import Layers
 from salf.rules import Contributors, InverseProbability, Memory, Rule
 
-EngineName = Literal["auto", "plain", "fused", "stacked"]
+EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
 
 # Above so many operations per example, a client's own work outweighs what it costs to begin each of them.
 _STACKED_UP_TO_FLOPS = 3e5
@@ -55,6 +55,11 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None) -> En
     results differ "auto" warns and goes on with the plain engine; an engine that was asked for by name raises
     `InvalidSetting`.
     """
+    if name == "flower":
+        raise InvalidSetting(
+            "engine is 'flower', whose clients run under Flower: use salf run --engine flower, or in Python "
+            "salf.flower.run_on_flower(experiment)"
+        )
     if rule is None:
         return _plain(training)
     wanted = _best(training, rule) if name == "auto" else name

@@ -1,0 +1,39 @@
+"""What the server does."""
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from digits.task import Net, test
+from salf import find_layers
+from salf.flower import SalfStrategy
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train the model for some rounds."""
+    torch.manual_seed(0)
+    model = Net()
+    nodes = context.run_config["nodes"]
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
+    strategy = SalfStrategy(strategy, deadline=context.run_config["deadline-seconds"], layers=find_layers(model))
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(model.state_dict()),
+        num_rounds=context.run_config["num-server-rounds"],
+        timeout=context.run_config["deadline-seconds"],
+        train_config=ConfigRecord({"lr": context.run_config["learning-rate"]}),
+        evaluate_fn=evaluate,
+    )
+
+
+def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    """Test the global model."""
+    model = Net()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    accuracy = test(model)
+    print(f"round {server_round}: accuracy {accuracy:.4f}", flush=True)
+    return MetricRecord({"accuracy": accuracy})

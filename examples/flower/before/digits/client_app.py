@@ -1,0 +1,26 @@
+"""What a node does."""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from digits.task import Net, load_data, slow_down, train
+
+app = ClientApp()
+
+
+@app.train()
+def train_model(message: Message, context: Context) -> Message:
+    """Train the received model on the node's own data."""
+    model = Net()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    slow_down(model, context.node_config.get("seconds-per-layer", 0.0))
+    partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
+    loader = load_data(partition, partitions, context.run_config["batch-size"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=message.content["config"]["lr"])
+
+    train(model, optimizer, loader, context.run_config["local-epochs"])
+
+    metrics = MetricRecord({"num-examples": len(loader.dataset)})
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)

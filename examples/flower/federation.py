@@ -1,0 +1,201 @@
+"""A federation of real processes on this machine: a SuperLink and SuperNodes, as a deployment starts them.
+
+Everything is written into one folder: keys, logs, Flower's settings and the SuperLink's database.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+HERE = Path(__file__).resolve().parent
+PROGRAMS = Path(sys.executable).parent
+# The command line tells of its use and asks for updates over the network unless told not to.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; a second by default
+    "OMP_NUM_THREADS": "1",  # the nodes of one machine share its cores
+}
+
+
+@dataclass
+class Federation:
+    """A SuperLink and a SuperNode for each entry of `nodes`, which are the nodes' own settings.
+
+    With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` the server
+    app runs beside the SuperLink, not as its child, and outlives it. Used as a context, it ends what it started.
+    """
+
+    folder: Path
+    nodes: Sequence[Mapping[str, object]]
+    secure: bool = True
+    separate: bool = False
+    superlink: "subprocess.Popen[bytes] | None" = None
+    supernodes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    _started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.home = self.folder.resolve() / "home"
+        search = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+        self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.home), "PATH": search}
+
+    def __enter__(self) -> "Federation":
+        with ExitStack() as on_failure:
+            on_failure.callback(self.stop)
+            if self.secure:
+                command = [str(HERE / "certificates.sh"), "keys", "IP:127.0.0.1", str(len(self.nodes) + 1)]
+                subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+            self._write_connection()
+            self.start_superlink()
+            self.supernodes = [self.start_supernode(place) for place in range(len(self.nodes))]
+            on_failure.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, or start it again, and wait until it answers."""
+        secret = self.folder / "secret"
+        secret.write_text("a secret of this machine only")
+        command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--disable-runtime-dependency-installation", "--database", str(self.folder / "state.db")]
+        if self.secure:
+            keys = self.folder / "keys"
+            command += ["--ssl-ca-certfile", str(keys / "ca.crt"), "--ssl-certfile", str(keys / "server.crt")]
+            command += ["--ssl-keyfile", str(keys / "server.key"), "--enable-supernode-auth"]
+        else:
+            command += ["--insecure"]
+        if self.separate:
+            command += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        self.superlink = self._start("superlink", command)
+        self._wait_for_port()
+
+    def start_supernode(self, place: int, key: int | None = None) -> "subprocess.Popen[bytes]":
+        """Start the SuperNode at one place, with that place's key unless another is given; -1 stands for none."""
+        number = place if key is None else key
+        settings = {"partition-id": place, "num-partitions": len(self.nodes), **self.nodes[place]}
+        command = ["flower-supernode", "--superlink", self.address, "--port", str(free_port())]
+        command += ["--node-config", " ".join(f"{name}={value}" for name, value in settings.items())]
+        if self.secure:
+            command += ["--root-certificates", str(self.folder / "keys" / "ca.crt")]
+            if number >= 0:
+                command += ["--auth-supernode-private-key", str(self.folder / "keys" / f"node{number}")]
+            if number == place:
+                self.flwr("supernode", "register", str(self.folder / "keys" / f"node{number}.pub"), "local")
+        else:
+            command += ["--insecure"]
+        return self._start(f"supernode{place}", command)
+
+    def flwr(self, *arguments: str, timeout: float = 600) -> str:
+        """Run Flower's command line to its end; return what it printed. Raises `RuntimeError` if it fails."""
+        command = [str(PROGRAMS / "flwr"), *arguments]
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def run(self, app: Path, timeout: float = 600, **config: object) -> str:
+        """Run an app to its end, with some of its settings changed; return its log."""
+        return self.flwr(*_run_arguments(app, config), "--stream", timeout=timeout)
+
+    def begin(self, app: Path, **config: object) -> None:
+        """Start an app, and let it run."""
+        self.flwr(*_run_arguments(app, config))
+
+    def log(self, name: str) -> str:
+        """Return the log of `superlink`, or of a node, such as `supernode0`."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End everything that was started, and what that has started in turn."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+        self._started.clear()
+        for process_id in self.processes():
+            kill(process_id, signal.SIGKILL)
+
+    def processes(self, naming: str = "") -> list[int]:
+        """Return the numbers of this federation's processes, orphans included, whose command line has a word."""
+        mark = f"FLWR_HOME={self.home}".encode()
+        return [
+            int(folder.name)
+            for folder in Path("/proc").iterdir()
+            if folder.name.isdigit()
+            and mark in _read(folder / "environ").split(b"\0")
+            and naming.encode() in _read(folder / "cmdline")
+        ]
+
+    def _write_connection(self) -> None:
+        self.home.mkdir(exist_ok=True)
+        trust = (
+            f'root-certificates = "{self.folder.resolve() / "keys" / "ca.crt"}"' if self.secure else "insecure = true"
+        )
+        (self.home / "config.toml").write_text(f'[superlink.local]\naddress = "{self.address}"\n{trust}\n')
+
+    def _start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(PROGRAMS / command[0]), *command[1:]], env=self._environment, stdout=log, stderr=log
+            )
+        self._started.append(process)
+        return process
+
+    def _wait_for_port(self, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if self.superlink is not None and self.superlink.poll() is not None:
+                break
+            time.sleep(0.2)
+        raise RuntimeError(f"the SuperLink does not answer:\n{self.log('superlink')[-2000:]}")
+
+
+def _run_arguments(app: Path, config: Mapping[str, object]) -> list[str]:
+    settings = " ".join(f"{name.replace('_', '-')}={_toml(value)}" for name, value in config.items())
+    return ["run", str(app), "local", *(["--run-config", settings] if settings else [])]
+
+
+def _toml(value: object) -> str:
+    return f"'{value}'" if isinstance(value, (str, Path)) else str(value)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _read(file: Path) -> bytes:
+    """Return what a file holds; nothing if it is gone, as the file of a process may be at any moment."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def kill(process: int, how: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(process, how)

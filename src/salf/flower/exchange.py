@@ -1,0 +1,107 @@
+"""Sending a round's messages and taking the replies as they come, until a given moment and not longer.
+
+Flower's own `send_and_receive` polls a deployment every three seconds and hands over all replies at the end.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+_SAMPLING_POLL_SECONDS = 1.0  # how long Flower's sampling sleeps before it looks for nodes again
+_TOGETHER_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A grid, looked at every `poll_seconds`; `clock` returns seconds and `sleep` lets them pass."""
+
+    grid: Grid
+    poll_seconds: float = 0.25
+    clock: Callable[[], float] = field(default=time.monotonic)
+    sleep: Callable[[float], None] = field(default=time.sleep)
+
+    def push(self, messages: Iterable[Message]) -> dict[str, int]:
+        """Send messages; return the node of each by the message's id, in order. What cannot be sent has none."""
+        sent = list(messages)
+        nodes = [message.metadata.dst_node_id for message in sent]
+        identities = list(self.grid.push_messages(sent)) if sent else []
+        return {identity: node for identity, node in zip(identities, nodes, strict=False) if identity}
+
+    def replies(self, identities: Iterable[str], until: float, reply_bytes: int) -> Iterator[Message]:
+        """Yield the replies to these messages as they come, until all are there or the clock says `until`.
+
+        Few of them are fetched together where a reply is large (`reply_bytes`), so that they never all wait in memory.
+        """
+        waiting = dict.fromkeys(identities)
+        while waiting:
+            is_last = self.clock() >= until
+            for reply in self.sweep(tuple(waiting), reply_bytes):
+                waiting.pop(reply.metadata.reply_to_message_id, None)
+                yield reply
+            if is_last or not waiting:
+                return
+            self.sleep(max(0.0, min(self.poll_seconds, until - self.clock())))
+
+    def sweep(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[Message]:
+        """Yield the replies to these messages that are there now."""
+        together = max(1, _TOGETHER_BYTES // max(1, reply_bytes))
+        for start in range(0, len(identities), together):
+            yield from self.grid.pull_messages(list(identities[start : start + together]))
+
+
+class NotEnoughNodes(Exception):
+    """Sampling has waited for nodes as long as the round allows."""
+
+
+class PatientGrid(Grid):
+    """A grid that gives up waiting for nodes: Flower's sampling asks for them until there are enough, without an end.
+
+    `get_node_ids` raises `NotEnoughNodes` once sampling has waited and waiting again would last beyond `until`.
+    """
+
+    def __init__(self, exchange: Exchange, until: float) -> None:
+        self._exchange, self._until = exchange, until
+        self._began = exchange.clock()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are online."""
+        nodes = list(self._exchange.grid.get_node_ids())
+        now = self._exchange.clock()
+        has_waited = now - self._began >= _SAMPLING_POLL_SECONDS
+        if has_waited and now + _SAMPLING_POLL_SECONDS > self._until:
+            raise NotEnoughNodes(f"{len(nodes)} nodes are online")
+        return nodes
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._exchange.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._exchange.grid.run
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what is known of the nodes."""
+        return self._exchange.grid.get_nodes()
+
+    def create_message(self, *arguments: object, **named: object) -> Message:
+        """Create a message."""
+        return self._exchange.grid.create_message(*arguments, **named)  # type: ignore[arg-type]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages."""
+        return self._exchange.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Fetch the replies that are there."""
+        return self._exchange.grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and wait for their replies."""
+        return self._exchange.grid.send_and_receive(messages, timeout=timeout)

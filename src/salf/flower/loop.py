@@ -1,0 +1,138 @@
+"""The rounds of a federation, one after another: train, evaluate, note, checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import Result
+
+from salf.errors import RunFolderError
+from salf.flower.arrays import from_record, to_record
+from salf.flower.exchange import Exchange, NotEnoughNodes, PatientGrid
+from salf.flower.federation import Federation
+from salf.flower.metrics import usable_evaluations
+from salf.flower.record import FederationRecord
+from salf.flower.state import FederationFolder
+from salf.flower.training import log
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass
+class Loop:
+    """Plays the rounds of a federation over an exchange; nothing in it waits longer than a round may last.
+
+    `evaluate` is called with the model before the first round and after each; `timeout` limits the evaluation by the
+    nodes, in seconds, which gets as long as the round at most.
+    """
+
+    federation: Federation
+    exchange: Exchange
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+    evaluate: Evaluate | None
+    timeout: float
+    folder: FederationFolder | None
+    _unanswered: tuple[str, ...] = field(default=(), init=False)
+
+    def play(self, initial: ArrayRecord, num_rounds: int) -> Result:
+        """Play the rounds up to `num_rounds`, after those that the folder holds; return all results."""
+        result, arrays = self._restore(initial), initial
+        done = self.federation.state.server.round
+        if done == 0 and self.evaluate is not None:
+            self._note(result.evaluate_metrics_serverapp, 0, self.evaluate(0, arrays))
+        if done:
+            result.arrays = arrays = self._weights()
+            log.info("Going on after round %d", done)
+        for number in range(done + 1, num_rounds + 1):
+            log.info("[ROUND %d/%d]", number, num_rounds)
+            limit, record = self._train(number, arrays, result)
+            result.arrays = arrays = self._weights()
+            self._evaluate(number, arrays, result, limit)
+            if self.folder is not None:
+                self.folder.save(self.federation.state, result, self.federation.terms.strategy, record)
+        return result
+
+    def _weights(self) -> ArrayRecord:
+        """Return the global model as it is sent, which from now on is the only copy of it."""
+        state = self.federation.state
+        arrays = to_record(state.server.weights)
+        self.federation.resume(replace(state, server=replace(state.server, weights=from_record(arrays))))
+        return arrays
+
+    def _restore(self, initial: ArrayRecord) -> Result:
+        weights = from_record(initial)
+        self.federation.begin(weights)
+        known = None if self.folder is None else self.folder.load(self.federation.terms.strategy)
+        if known is None or self.folder is None:
+            return Result(arrays=initial)
+        state, result = known
+        shapes = [
+            {name: (tensor.shape, tensor.dtype) for name, tensor in each.items()}
+            for each in (weights, state.server.weights)
+        ]
+        if shapes[0] != shapes[1]:
+            raise RunFolderError(
+                f"{self.folder.path} holds the rounds of another model than initial_arrays; choose another folder"
+            )
+        # A checkpoint has no order of its own, but some strategies go by that of the arrays.
+        ordered = {name: state.server.weights[name] for name in weights}
+        self.federation.resume(replace(state, server=replace(state.server, weights=ordered)))
+        return result
+
+    def _train(self, number: int, arrays: ArrayRecord, result: Result) -> tuple[float, FederationRecord]:
+        """Play one training round; return how long it may last, and its record."""
+        federation, exchange = self.federation, self.exchange
+        began, seconds = exchange.clock(), federation.next_deadline()
+        limit = seconds + federation.terms.grace_seconds
+        try:
+            messages = federation.open_round(
+                number,
+                arrays,
+                self.train_config,
+                PatientGrid(exchange, began + seconds),
+                seconds,
+                left=lambda: max(began + seconds - exchange.clock(), 0.001),
+            )
+        except NotEnoughNodes as reason:
+            log.warning("round %d: nobody could be asked: %s", number, reason)
+            federation.open_with(number, [], seconds)
+            messages = []
+        sent = exchange.push(messages)
+        federation.training.sent(sent)
+        size = sum(len(array.data) for array in arrays.values())
+        answered = set()
+        for reply in exchange.replies(sent, began + limit, size):
+            answered.add(reply.metadata.reply_to_message_id)
+            federation.training.take(reply, exchange.clock() - began)
+        for reply in exchange.sweep(self._unanswered, size):
+            federation.training.late(reply)
+        self._unanswered = tuple(identity for identity in sent if identity not in answered)
+        record, metrics = federation.close_round(exchange.clock() - began)
+        log.info("\t└──> %s", record.to_json())
+        self._note(result.train_metrics_clientapp, number, metrics)
+        return limit, record
+
+    def _evaluate(self, number: int, arrays: ArrayRecord, result: Result, limit: float) -> None:
+        """Let the nodes evaluate the model as the wrapped strategy wants it, then the server."""
+        strategy, exchange = self.federation.terms.strategy, self.exchange
+        limit = min(limit, self.timeout)
+        until = exchange.clock() + limit
+        try:
+            grid = PatientGrid(exchange, until)
+            messages = list(strategy.configure_evaluate(number, arrays, self.evaluate_config, grid))
+        except NotEnoughNodes as reason:
+            log.warning("round %d: nobody could be asked to evaluate: %s", number, reason)
+            messages = []
+        for message in messages:
+            message.metadata.ttl, message.metadata.group_id = limit, str(number)
+        replies = list(exchange.replies(exchange.push(messages), until, reply_bytes=1))
+        if replies:
+            evaluated = strategy.aggregate_evaluate(number, usable_evaluations(replies))
+            self._note(result.evaluate_metrics_clientapp, number, evaluated)
+        if self.evaluate is not None:
+            self._note(result.evaluate_metrics_serverapp, number, self.evaluate(number, arrays))
+
+    def _note(self, metrics: dict[int, MetricRecord], number: int, record: MetricRecord | None) -> None:
+        if record is not None:
+            metrics[number] = record

@@ -1,0 +1,90 @@
+"""What a round tells each client: how long it has, since when, and what counts as a layer.
+
+An order travels in the round's one `ConfigRecord`, beside the user's own settings, so that Flower's mods, which accept
+no second one, still find what they look for.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flwr.app import ConfigRecord, Message
+
+from salf.errors import InvalidSetting
+from salf.layers import Layer, Layers
+
+CountedFrom = Literal["message", "loop"]
+_PREFIX = "salf-"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one client is asked in one round.
+
+    It has `deadline_seconds`, counted from the moment the server made the message or from the beginning of its loop.
+    `upload_bytes_per_second` is what its earlier replies were observed to travel at (None: not known yet). With
+    `whole` its reply names every array it was sent, those it did not reach unchanged, as Flower's clipping mods need.
+    """
+
+    round: int
+    deadline_seconds: float
+    layers: Layers
+    counted_from: CountedFrom = "message"
+    upload_bytes_per_second: float | None = None
+    whole: bool = False
+
+    def write(self, config: ConfigRecord) -> None:
+        """Add the order to a message's configuration."""
+        config[f"{_PREFIX}round"] = self.round
+        config[f"{_PREFIX}deadline-s"] = float(self.deadline_seconds)
+        config[f"{_PREFIX}counted-from"] = self.counted_from
+        config[f"{_PREFIX}upload-bytes-per-s"] = float(self.upload_bytes_per_second or 0.0)
+        config[f"{_PREFIX}whole"] = self.whole
+        config[f"{_PREFIX}layers"] = layers_to_json(self.layers)
+
+    @classmethod
+    def read(cls, message: Message) -> "Order":
+        """Read a message's order. Raises `InvalidSetting` for a message that has none, or one that is damaged."""
+        for config in message.content.config_records.values():
+            if f"{_PREFIX}round" in config:
+                return cls._parse(config)
+        raise InvalidSetting(
+            "this message carries no deadline: the server's strategy is not a SalfStrategy; wrap it, "
+            "SalfStrategy(strategy, deadline=..., layers=...)"
+        )
+
+    @classmethod
+    def _parse(cls, config: Mapping[str, Any]) -> "Order":
+        try:
+            return cls(
+                round=int(config[f"{_PREFIX}round"]),
+                deadline_seconds=float(config[f"{_PREFIX}deadline-s"]),
+                layers=layers_from_json(str(config[f"{_PREFIX}layers"])),
+                counted_from="loop" if config[f"{_PREFIX}counted-from"] == "loop" else "message",
+                upload_bytes_per_second=float(config[f"{_PREFIX}upload-bytes-per-s"]) or None,
+                whole=bool(config[f"{_PREFIX}whole"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidSetting(
+                f"the round's deadline cannot be read ({type(error).__name__}: {error}); "
+                "install the same version of salf on the server and on the nodes"
+            ) from error
+
+
+def layers_to_json(layers: Layers) -> str:
+    """Write layers as one line of JSON.
+
+    >>> layers = Layers((Layer("head", ("head.weight",), ("head.mean",)),), {"tied": "head.weight"}, ("spare",))
+    >>> layers_from_json(layers_to_json(layers)) == layers
+    True
+    """
+    sequence = [[layer.name, list(layer.parameters), list(layer.buffers)] for layer in layers]
+    return json.dumps([sequence, dict(layers.aliases), list(layers.unused)])
+
+
+def layers_from_json(text: str) -> Layers:
+    """Read what `layers_to_json` wrote. Raises `ValueError` or `TypeError` for anything else."""
+    sequence, aliases, unused = json.loads(text)
+    layers = (Layer(name, tuple(parameters), tuple(buffers)) for name, parameters, buffers in sequence)
+    return Layers(tuple(layers), aliases, tuple(unused))

@@ -1,0 +1,181 @@
+"""The wire between a client and the server: an update as Flower's records, and back, trusting nothing."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from salf.errors import InvalidUpdate
+from salf.flower.arrays import view
+from salf.layers import Layers
+from salf.updates import Update
+
+NUM_EXAMPLES = "num-examples"
+PREFIX = "salf-"
+_ROUND, _STEPS, _ELAPSED = f"{PREFIX}round", f"{PREFIX}steps", f"{PREFIX}elapsed-s"
+_OVERSHOOT, _INTERRUPTED = f"{PREFIX}overshoot-s", f"{PREFIX}interrupted"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client says of its round, beside the update.
+
+    `round` is the round it answers; `elapsed_seconds` what had passed, since the order was made, when the reply was;
+    `overshoot_seconds` by how much its block outlasted the deadline; `interrupted` whether the deadline ended it. A
+    client that does not use salf says nothing of it: everything is None.
+    """
+
+    round: int | None = None
+    elapsed_seconds: float | None = None
+    overshoot_seconds: float | None = None
+    interrupted: bool | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply taken apart: the update, what the client says of it, its own metrics, its size on the wire in bytes."""
+
+    update: Update
+    told: Told
+    metrics: Mapping[str, float | list[float]]
+    num_bytes: int
+
+
+def write_reply(
+    update: Update, told: Told, layers: Layers, received: ArrayRecord, metrics: Mapping[str, float], *, whole: bool
+) -> tuple[ArrayRecord, MetricRecord]:
+    """Return an update as records: each conveyed layer's new weights, by the names and in the order of `received`.
+
+    With `whole` every array is there, those not conveyed as they were received; the steps say which they are.
+    """
+    arrays = {}
+    for name, array in received.items():
+        if name in update.deltas:
+            delta = update.deltas[name].detach().cpu().numpy()
+            arrays[name] = Array(np.asarray(view(array) + delta, dtype=delta.dtype))
+        elif name in update.buffers:
+            arrays[name] = Array(update.buffers[name].detach().cpu().numpy())
+        elif whole:
+            arrays[name] = array
+    record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
+    record[NUM_EXAMPLES] = update.num_examples
+    record[_STEPS] = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in layers]
+    record[_ROUND] = -1 if told.round is None else told.round
+    record[_ELAPSED] = told.elapsed_seconds or 0.0
+    record[_OVERSHOOT] = told.overshoot_seconds or 0.0
+    record[_INTERRUPTED] = int(told.interrupted or False)
+    return ArrayRecord(arrays), MetricRecord(record)
+
+
+def read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> Reply:
+    """Take apart the reply of a client, which may be anything; the arrays in `content` are used up.
+
+    A client that knows nothing of salf conveys the layers whose arrays it sends, after one step. What cannot be read at
+    all raises `InvalidUpdate`, which lists every problem; whether values may enter the model is checked elsewhere.
+    """
+    problems = [
+        f"it holds {len(records)} {kind} records, not one"
+        for kind, records in (("array", content.array_records), ("metric", content.metric_records))
+        if len(records) != 1
+    ]
+    if problems:
+        raise InvalidUpdate("this reply cannot be read", problems)
+    [arrays], [record] = content.array_records.values(), content.metric_records.values()
+    steps, told = _read_steps(record, layers, problems), _read_told(record, problems)
+    size = sum(len(array.data) for array in arrays.values())
+    deltas, buffers = _read_tensors(arrays, steps, layers, state, problems)
+    if problems:
+        raise InvalidUpdate("this reply cannot be read", problems)
+    examples = record.get(NUM_EXAMPLES)
+    update = Update(deltas, 1 if steps is None else steps, examples, buffers)  # type: ignore[arg-type] # checked later
+    return Reply(update, told, dict(_own_metrics(record)), size)
+
+
+def _read_steps(record: MetricRecord, layers: Layers, problems: list[str]) -> dict[str, int] | None:
+    """Return the steps of each layer that was conveyed; None if the client does not say."""
+    given = record.get(_STEPS)
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != len(layers) or any(type(count) is not int for count in given):
+        problems.append(f"{_STEPS} is {_short(given)}, not {len(layers)} whole numbers")
+        return None
+    return {name: count for name, count in zip(layers.names, given, strict=True) if type(count) is int and count != 0}
+
+
+def _read_told(record: MetricRecord, problems: list[str]) -> Told:
+    if _ROUND not in record:
+        return Told()
+    number = record[_ROUND]
+    if type(number) is not int:
+        problems.append(f"{_ROUND} is {_short(number)}, not a whole number")
+        return Told()
+    seconds = {key: _number(record.get(key)) for key in (_ELAPSED, _OVERSHOOT, _INTERRUPTED)}
+    problems += [f"{key} is {_short(record.get(key))}, not a number" for key, value in seconds.items() if value is None]
+    return Told(number, seconds[_ELAPSED], seconds[_OVERSHOOT], bool(seconds[_INTERRUPTED]))
+
+
+def _read_tensors(
+    arrays: ArrayRecord,
+    steps: Mapping[str, int] | None,
+    layers: Layers,
+    state: Mapping[str, Tensor],
+    problems: list[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the differences from `state`, and the buffers, of the conveyed layers."""
+    conveyed = [layer for layer in layers if steps is None or layer.name in steps]
+    parameters = {name for layer in conveyed for name in layer.parameters}
+    travelling = {name for layer in conveyed for name in layer.buffers}
+    missing = [name for name in parameters if name not in arrays] if steps is not None else []
+    problems += [f"'{name}' is missing, though its layer is said to be conveyed" for name in sorted(missing)]
+    deltas: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for name in list(arrays):
+        array = arrays.pop(name)  # so that the reply's memory shrinks while the update's grows
+        if name not in state:
+            problems.append(f"{_short(name)} is no array of this model")
+        elif name in parameters or name in travelling:
+            try:
+                found = _read_tensor(array, state[name], is_delta=name in parameters)
+            except (TypeError, ValueError) as error:
+                problems.append(f"'{name}' cannot be used: {error}")
+            else:
+                (deltas if name in parameters else buffers)[name] = found
+    return deltas, buffers
+
+
+def _read_tensor(array: Array, known: Tensor, *, is_delta: bool) -> Tensor:
+    values, old = view(array), known.numpy()
+    if values.shape != old.shape:
+        raise ValueError(f"its shape is {values.shape}, not {old.shape}")
+    if values.dtype != old.dtype:
+        raise ValueError(f"its type is {values.dtype}, not {old.dtype}")
+    with np.errstate(all="ignore"):  # what is not finite is refused later, with a reason
+        return torch.from_numpy(np.asarray(values - old if is_delta else values.copy()))
+
+
+def _own_metrics(record: MetricRecord) -> Iterator[tuple[str, float | list[float]]]:
+    """Yield the user's metrics: finite numbers, and lists of them."""
+    for key, value in record.items():
+        numbers = value if isinstance(value, list) else [value]
+        is_own = not key.startswith(PREFIX) and key != NUM_EXAMPLES
+        if is_own and all(_number(number) is not None for number in numbers):
+            yield key, [float(number) for number in numbers] if isinstance(value, list) else float(value)
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

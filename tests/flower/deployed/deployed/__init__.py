@@ -1,0 +1,1 @@
+"""Nodes that convey layers of stated depth, for tests of a deployment."""

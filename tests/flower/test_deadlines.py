@@ -1,0 +1,90 @@
+"""How long the next round lasts: what the deadlines do with what they have seen."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salf.errors import InvalidSetting
+from salf.flower import Adaptive, Fixed, Quantile, RoundTimes, SalfStrategy
+
+seconds = st.floats(0.1, 1000)
+rounds = st.builds(RoundTimes, seconds, st.lists(seconds, max_size=8).map(tuple), st.integers(0, 8), st.floats(0, 1))
+
+
+@given(st.lists(rounds, max_size=12), st.floats(0.01, 1), st.floats(0.1, 5), st.floats(5, 50), st.floats(50, 500))
+def test_every_deadline_stays_between_its_bounds(
+    history: list[RoundTimes], share: float, lowest: float, first: float, highest: float
+) -> None:
+    for deadline in (
+        Quantile(q=share, first=first, lowest=lowest, highest=highest),
+        Adaptive(aim=min(share, 0.99), first=first, lowest=lowest, highest=highest),
+    ):
+        assert lowest <= deadline.seconds(history) <= highest
+        assert deadline.seconds([]) == first
+
+
+def test_a_quantile_finds_the_time_that_a_share_of_the_clients_needs() -> None:
+    """Clients that are log-normally fast, of which those show their time that meet the deadline."""
+    random = np.random.default_rng(1)
+    deadline = Quantile(q=0.8, first=1.0, rounds=10)
+    history: list[RoundTimes] = []
+    for _ in range(80):
+        given_seconds = deadline.seconds(history)
+        needed = random.lognormal(3.0, 0.8, size=50)
+        whole = tuple(needed[needed <= given_seconds].tolist())
+        history.append(RoundTimes(given_seconds, whole, 50 - len(whole), 1.0))
+    finished = np.mean([len(times.whole) / 50 for times in history[-40:]])
+    assert 0.75 <= finished <= 0.9
+
+
+def test_adaptive_finds_the_deadline_at_which_the_aim_is_conveyed() -> None:
+    random = np.random.default_rng(2)
+    deadline = Adaptive(aim=0.7, first=100.0)
+    history: list[RoundTimes] = []
+    for number in range(200):
+        slower = 1.0 if number < 100 else 3.0  # the devices change on the way
+        given_seconds = deadline.seconds(history)
+        share = float(np.minimum(1.0, given_seconds / (slower * random.lognormal(2.0, 0.5, size=30))).mean())
+        history.append(RoundTimes(given_seconds, (), 30, share))
+    for part in (history[60:100], history[160:]):
+        assert np.mean([times.share for times in part]) == pytest.approx(0.7, abs=0.03)
+
+
+def test_rounds_in_which_nobody_was_asked_teach_nothing() -> None:
+    empty = RoundTimes(10.0, (), 0, 0.0)
+    known = RoundTimes(20.0, (5.0,), 0, 1.0)
+    assert Adaptive(aim=0.5, first=7.0).seconds([empty]) == 7.0
+    assert Quantile(q=0.5, first=7.0).seconds([empty]) == 7.0
+    assert Quantile(q=0.5, first=7.0).seconds([known, empty]) == 5.25
+
+
+def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({node: conveying(3) for node in (1, 2)})  # each tells that it took one second
+    strategy = SalfStrategy(inner(2), deadline=Quantile(q=1.0, first=10.0), layers=layers)
+    result = a_loop(grid, strategy).play(initial(model), 3)
+    given_seconds = [result.train_metrics_clientapp[number]["salf-deadline-s"] for number in (1, 2, 3)]
+    assert given_seconds == pytest.approx([10.0, 1.05, 1.05])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Fixed(0), "deadline_seconds is 0"),
+        (lambda: Fixed(float("inf")), "deadline_seconds is inf"),
+        (lambda: Fixed(True), "deadline_seconds is True"),
+        (lambda: Quantile(q=0.0, first=1.0), "q is 0.0"),
+        (lambda: Quantile(q=0.5, first=1.0, rounds=0), "rounds is 0"),
+        (lambda: Quantile(q=0.5, first=-1.0), "first is -1.0"),
+        (lambda: Quantile(q=0.5, first=1.0, lowest=2.0), "between lowest = 2.0 and highest"),
+        (lambda: Adaptive(aim=1.0, first=1.0), "aim is 1.0"),
+        (lambda: Adaptive(aim=0.5, first=1.0, gain=0.0), "gain is 0.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(InvalidSetting, match=words):
+        make()

@@ -1,0 +1,92 @@
+"""An experiment on Flower's simulation engine: what the plain engine gives, up to rounding."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flower_cases import MemoryGrid
+from flwr.app import Context, Error, Message, RecordDict
+from safetensors.torch import load_file
+
+from salf.errors import InvalidSetting, SalfError
+from salf.experiment import Experiment
+from salf.flower import run_on_flower
+from salf.flower.exchange import Exchange
+from salf.flower.simulated import FlowerEngine, _client_app
+from salf.runs import run_experiment
+from salf.simulation import Simulation
+
+RUN = Experiment.load(
+    "digits",
+    rounds=3,
+    engine="flower",
+    **{"data.clients": 6, "client.batch_size": 8, "client.local_steps": 2, "evaluate.every": 1},
+)
+CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+def simulation_on(grid: MemoryGrid) -> Simulation:
+    exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
+    return Simulation(RUN, build_engine=lambda training: FlowerEngine(exchange, training))
+
+
+@pytest.mark.parametrize("rule", ["corrected", "memory", "inverse-probability"])
+def test_clients_that_train_on_flower_give_what_the_plain_engine_gives(rule: str) -> None:
+    run = replace(RUN, method=Experiment.load("digits", **{"method.rule": rule}).method)
+    client = _client_app(run)
+    node = lambda message: [(0.1, client(message, CONTEXT))]  # noqa: E731
+    grid = MemoryGrid(dict.fromkeys((1, 2, 3), node))
+    exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
+    flower = Simulation(run, build_engine=lambda training: FlowerEngine(exchange, training))
+    plain = Simulation(replace(run, engine="plain"))
+    mine, theirs = flower.initial_state(), plain.initial_state()
+    for _ in range(3):
+        mine, record = flower.play(mine)
+        theirs, expected = plain.play(theirs)
+        assert record.contributors == expected.contributors
+        assert record.engine == "flower"
+    for name, value in theirs.weights.items():
+        torch.testing.assert_close(mine.weights[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_client_that_fails_or_stays_away_ends_the_run_with_a_reason() -> None:
+    def failing(message: Message) -> Iterable[tuple[float, Message]]:
+        return [(0.1, Message(Error(code=1, reason="no memory"), reply_to=message))]
+
+    simulation = simulation_on(MemoryGrid({1: failing}))
+    with pytest.raises(SalfError, match="failed on Flower: no memory"):
+        simulation.play(simulation.initial_state())
+    simulation = simulation_on(MemoryGrid({1: lambda _: []}))
+    with pytest.raises(SalfError, match="6 clients have not replied"):
+        simulation.play(simulation.initial_state())
+
+
+def test_a_poisoned_update_is_counted_and_left_out() -> None:
+    client = _client_app(RUN)
+
+    def node(message: Message) -> Iterable[tuple[float, Message]]:
+        reply = client(message, CONTEXT)
+        if message.content.config_records["task"]["client"] == 0:
+            reply.content.metric_records["metrics"]["num-examples"] = 0
+        return [(0.1, reply)]
+
+    simulation = simulation_on(MemoryGrid({1: node}))
+    _, record = simulation.play(simulation.initial_state())
+    assert record.rejected == 1
+
+
+def test_the_engine_is_not_chosen_outside_flower() -> None:
+    with pytest.raises(InvalidSetting, match="use salf run --engine flower"):
+        Simulation(RUN)
+
+
+@pytest.mark.filterwarnings("ignore")  # Flower's and Ray's own
+def test_a_run_on_flowers_simulation_engine_ends_as_a_plain_one(tmp_path: Path) -> None:
+    run_on_flower(RUN, tmp_path / "flower")
+    run_experiment(replace(RUN, engine="plain"), tmp_path / "plain")
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("flower", "plain"))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(mine[name].numpy(), value.numpy(), rtol=1e-5, atol=1e-6)

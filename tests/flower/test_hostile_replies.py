@@ -1,0 +1,180 @@
+"""A thousand hostile replies: the model stays that of the honest ones, and each is told by name."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flower_cases import MemoryGrid, a_loop, a_model, answer, conveying, initial, inner, update_of, wrapped
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from salf.flower.arrays import view
+from salf.flower.orders import Order
+from salf.flower.replies import Told
+
+MODEL, LAYERS = a_model()
+STATE = MODEL.state_dict()
+NAMES = [*STATE]
+POISON = [float("nan"), float("inf"), -float("inf"), 1e30, -3e38, 1e4]
+
+
+def replace_array(message: Message, name: str, values: np.ndarray[Any, Any]) -> None:
+    next(iter(message.content.array_records.values()))[name] = Array(values)
+
+
+def record_of(message: Message) -> MetricRecord:
+    return next(iter(message.content.metric_records.values()))
+
+
+@st.composite
+def arrays_of_any_kind(draw: st.DrawFn, name: str) -> Array:  # noqa: PLR0911 - one for each kind
+    """Draw an array that is not one of this name: of another shape or type, poisoned, or no array at all."""
+    good = STATE[name].numpy()
+    kind = draw(st.sampled_from(["shape", "dtype", "poison", "bytes", "header", "pickle", "stype"]))
+    if kind == "shape":
+        shape = draw(st.lists(st.integers(0, 4), max_size=3).filter(lambda shape: tuple(shape) != good.shape))
+        return Array(np.ones(shape, good.dtype))
+    if kind == "dtype":
+        return Array(good.astype(draw(st.sampled_from(["float16", "float64", "int8", "uint64", "bool", "complex64"]))))
+    if kind == "poison":
+        if good.dtype.kind != "f":
+            return Array(np.full(good.shape, -(2**62), good.dtype))
+        values = good.copy()
+        values.flat[draw(st.integers(0, values.size - 1))] = draw(st.sampled_from(POISON))
+        return Array(values)
+    whole = Array(good)
+    if kind == "bytes":
+        cut = draw(st.integers(0, len(whole.data) - 1))
+        return Array(dtype=whole.dtype, shape=whole.shape, stype=whole.stype, data=whole.data[:cut])
+    if kind == "header":
+        data = whole.data.replace(b"'shape': (", b"'shape': (10000000000000, ", 1)
+        return Array(dtype=whole.dtype, shape=whole.shape, stype=whole.stype, data=data)
+    data = b"\x80\x04K\x01." if kind == "pickle" else whole.data
+    return Array(dtype=whole.dtype, shape=whole.shape, stype="pickle" if kind == "stype" else whole.stype, data=data)
+
+
+def with_bad_array(message: Message, data: st.DataObject) -> Message:
+    name = data.draw(st.sampled_from(NAMES))
+    reply = answer(message, update_of(3, LAYERS, STATE, seed=1))
+    next(iter(reply.content.array_records.values()))[name] = data.draw(arrays_of_any_kind(name))
+    return reply
+
+
+def with_other_names(message: Message, data: st.DataObject) -> Message:
+    reply = answer(message, update_of(3, LAYERS, STATE, seed=1))
+    arrays = next(iter(reply.content.array_records.values()))
+    if data.draw(st.booleans()):
+        arrays[data.draw(st.text(max_size=30).filter(lambda name: name not in NAMES))] = Array(np.ones(3, np.float32))
+    else:  # half a layer
+        del arrays[data.draw(st.sampled_from(["first.weight", "norm.bias", "last.bias", "norm.running_mean"]))]
+    return reply
+
+
+def with_bad_counts(message: Message, data: st.DataObject) -> Message:
+    reply = answer(message, update_of(3, LAYERS, STATE, seed=1))
+    record = record_of(reply)
+    key = data.draw(st.sampled_from(["num-examples", "salf-steps", "salf-round", "salf-elapsed-s"]))
+    if key == "num-examples":
+        bad: Any = st.one_of(st.integers(-(2**62), 0), st.integers(2**53 + 1, 2**62), st.floats(), st.just([1, 2]))
+    elif key == "salf-steps":
+        wrong_length = st.lists(st.integers(0, 3), max_size=6).filter(lambda steps: len(steps) != len(LAYERS))
+        bad = st.one_of(st.just([1, -1, 1]), st.just([1, 5, 1]), st.just([2**60, 1, 1]), wrong_length, st.just(1.5))
+    elif key == "salf-round":
+        bad = st.one_of(st.integers(-5, 0), st.integers(2, 2**62), st.floats(), st.just([1]))
+    else:
+        bad = st.sampled_from([float("nan"), float("inf"), [1.0]])
+    record[key] = data.draw(bad)
+    return reply
+
+
+def with_other_records(message: Message, data: st.DataObject) -> Message:
+    content = RecordDict()
+    for place in range(data.draw(st.integers(0, 2))):
+        content[f"arrays{place}"] = ArrayRecord({"first.weight": Array(np.ones((5, 4), np.float32))})
+    for place in range(data.draw(st.sampled_from([0, 2]))):
+        content[f"metrics{place}"] = MetricRecord({"num-examples": 3})
+    if data.draw(st.booleans()):
+        content["config"] = ConfigRecord({"salf-round": 1})
+    return Message(content, reply_to=message)
+
+
+def of_another_round(message: Message, data: st.DataObject) -> Message:
+    number = data.draw(st.integers(-3, 50).filter(lambda number: number != Order.read(message).round))
+    return answer(message, update_of(3, LAYERS, STATE, seed=1), Told(number, 1.0, 0.0, interrupted=False))
+
+
+ATTACKS = [with_bad_array, with_other_names, with_bad_counts, with_other_records, of_another_round]
+HONEST = {1: (3, 11), 2: (2, 12), 3: (1, 13)}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    """Return the model when the hostile nodes are silent."""
+    honest = {node: conveying(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
+    grid = MemoryGrid({**honest, **{node: lambda _: () for node in (4, 5, 6, 7)}})
+    return a_loop(grid, wrapped(inner(7), LAYERS)).play(initial(MODEL), 1).arrays.to_torch_state_dict()
+
+
+@pytest.fixture
+def reports(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.WARNING, "flwr.salf"):
+        yield caplog
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_a_thousand_hostile_replies_change_nothing_and_are_told(
+    reports: pytest.LogCaptureFixture, expected: dict[str, torch.Tensor], data: st.DataObject
+) -> None:
+    """Four hostile nodes among three honest ones, 250 times; each attack also sends itself twice now and then."""
+    reports.clear()
+    hostile = {node: data.draw(st.sampled_from(ATTACKS), label=f"attack of {node}") for node in (4, 5, 6, 7)}
+    twice = data.draw(st.booleans())
+
+    def attack(message: Message) -> Iterable[tuple[float, Message]]:
+        reply = hostile[message.metadata.dst_node_id](message, data)
+        return [(0.5, reply), (0.5, reply)] if twice else [(0.5, reply)]
+
+    honest = {node: conveying(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
+    grid = MemoryGrid({**honest, **dict.fromkeys(hostile, attack)})
+    loop = a_loop(grid, wrapped(inner(7), LAYERS))
+    result = loop.play(initial(MODEL), 1)
+    for name, value in result.arrays.to_torch_state_dict().items():
+        assert torch.isfinite(value.float()).all(), name
+        torch.testing.assert_close(value, expected[name])
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["salf-rejected"] == (8 if twice else 4)
+    assert metrics["salf-contributors"] == [1, 2, 3]
+    for node in hostile:
+        assert f"node {node}: " in reports.text
+
+
+def test_an_array_that_claims_to_be_huge_costs_no_memory() -> None:
+    data = Array(np.ones(4)).data.replace(b"'shape': (4,)", b"'shape': (4000000000000,)", 1)
+    with pytest.raises(ValueError, match="its size is not what its header says"):
+        view(Array(dtype="float64", shape=(4,), stype="numpy.ndarray", data=data))
+
+
+def test_an_update_within_reason_is_let_in_and_one_beyond_is_refused() -> None:
+    state = {name: value.clone() for name, value in STATE.items()}
+
+    def moved_by(change: float) -> object:
+        def node(message: Message) -> Iterable[tuple[float, Message]]:
+            update = update_of(1, LAYERS, state)
+            deltas = {name: torch.full_like(delta, change) for name, delta in update.deltas.items()}
+            return [(1.0, answer(message, type(update)(deltas, update.steps, 1, {})))]
+
+        return node
+
+    for change, accepted in ((9.9, 1), (10.1, 0)):
+        grid = MemoryGrid({1: moved_by(change), 2: lambda _: ()})  # type: ignore[dict-item]
+        result = a_loop(grid, wrapped(inner(2), LAYERS)).play(initial(MODEL), 1)
+        contributors = result.train_metrics_clientapp[1]["salf-contributors"]
+        assert json.dumps(contributors) == json.dumps([0, 0, accepted])

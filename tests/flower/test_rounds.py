@@ -1,0 +1,227 @@
+"""A round accepts partial replies, ends when it should, and changes nothing for the rest."""
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from flower_cases import (
+    Clock,
+    MemoryGrid,
+    a_loop,
+    a_model,
+    answer,
+    conveying,
+    initial,
+    inner,
+    stock_answer,
+    update_of,
+    wrapped,
+)
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+import salf
+from salf.flower import Fixed, SalfStrategy
+from salf.flower.orders import Order
+from salf.flower.replies import Told
+from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+
+
+@pytest.mark.parametrize("rule", [Corrected(), Contributors(), Everyone(), Corrected(weight_by_examples=True)])
+def test_a_round_gives_what_aggregate_gives(rule: Rule) -> None:
+    model, layers = a_model()
+    depths = {5: 3, 6: 1, 7: 0, 8: 2}
+    grid = MemoryGrid({node: conveying(depth, seed=node, examples=node) for node, depth in depths.items()})
+    result = a_loop(grid, wrapped(inner(4), layers, rule=rule)).play(initial(model), 1)
+    state = model.state_dict()
+    order = [message.metadata.dst_node_id for message in grid.sent]
+    updates = [update_of(depths[node], layers, state, node, node) for node in order]
+    expected = salf.aggregate(state, updates, layers, rule, reach=np.ones((4, 3)))
+    for name, value in result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(value, expected.state[name], rtol=1e-5, atol=1e-6)
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["salf-contributors"] == [1, 2, 3]
+    assert metrics["salf-depths"] == [1, 1, 1, 1]
+
+
+def test_reach_is_observed_and_corrects_later_rounds() -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({node: conveying(3 if node == 1 else 1, seed=node) for node in (1, 2)})
+    loop = a_loop(grid, wrapped(inner(2), layers))
+    loop.play(initial(model), 3)
+    observed = loop.federation.state.server.observed
+    places = {node: place for place, node in enumerate(loop.federation.state.nodes)}
+    chance = observed.probability([places[1], places[2]])
+    assert chance[0].tolist() == [1.0, 1.0, 1.0]
+    assert chance[1, 2] == 1.0
+    assert chance[1, 0] < 0.4
+
+
+@pytest.mark.parametrize("rule", [InverseProbability(), Memory()])
+def test_rules_with_a_memory_of_their_own_work_over_rounds(rule: Rule) -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({2**63 + node: conveying(node, seed=node) for node in (1, 2, 3)})
+    loop = a_loop(grid, wrapped(inner(3), layers, rule=rule))
+    result = loop.play(initial(model), 4)
+    assert all(torch.isfinite(t.float()).all() for t in result.arrays.to_torch_state_dict().values())
+    assert loop.federation.state.server.round == 4
+
+
+def test_the_round_ends_early_when_everyone_has_replied_and_at_deadline_plus_grace_otherwise() -> None:
+    model, layers = a_model()
+    quick = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=3.1)})
+    a_loop(quick, wrapped(inner(2), layers)).play(initial(model), 1)
+    assert 3.1 <= quick.clock() - 100 <= 3.1 + 0.25
+    late = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=15.5)})
+    result = a_loop(late, wrapped(inner(2), layers, grace_seconds=4.0)).play(initial(model), 1)
+    assert 14.0 <= late.clock() - 100 <= 14.0 + 0.25
+    assert result.train_metrics_clientapp[1]["salf-missing"] == 1
+    assert result.train_metrics_clientapp[1]["salf-contributors"] == [1, 1, 1]
+
+
+def test_messages_expire_with_their_round_and_name_it() -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({1: conveying(3), 2: conveying(3)})
+    a_loop(grid, wrapped(inner(2), layers, deadline=7.0, grace_seconds=2.0)).play(initial(model), 2)
+    assert [message.metadata.ttl for message in grid.sent] == [9.0] * 4
+    assert [message.metadata.group_id for message in grid.sent] == ["1", "1", "2", "2"]
+    assert [Order.read(message).round for message in grid.sent] == [1, 1, 2, 2]
+
+
+def test_a_late_reply_is_told_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model, layers = a_model()
+    twin = a_loop(MemoryGrid({1: conveying(3), 2: lambda _: ()}), wrapped(inner(2), layers))
+    grid = MemoryGrid(
+        {1: conveying(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
+    )
+    with caplog.at_level(logging.WARNING, "flwr.salf"):
+        result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 2)
+    assert result.arrays == twin.play(initial(model), 2).arrays
+    assert result.train_metrics_clientapp[2]["salf-late"] == 1
+    assert "node 2: late" in caplog.text
+
+
+@pytest.mark.parametrize("trouble", ["duplicate", "wrong-round", "failed", "unknown"])
+def test_other_replies_are_told_by_name_and_change_nothing(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, layers = a_model()
+    state = model.state_dict()
+    hostile = update_of(3, layers, state, seed=99)
+
+    def node(message: Message) -> Iterable[tuple[float, Message]]:
+        honest = answer(message, update_of(2, layers, state, seed=2))
+        if trouble == "duplicate":
+            return [(1.0, honest), (1.0, answer(message, hostile))]
+        if trouble == "wrong-round":
+            return [(1.0, answer(message, hostile, Told(7, 1.0, 0.0, interrupted=False)))]
+        if trouble == "failed":
+            return [(1.0, Message(Error(code=3, reason="out of memory"), reply_to=message))]
+        stray = answer(message, hostile)
+        stray.metadata.__dict__["_reply_to_message_id"] = "nobody asked"
+        return [(1.0, honest), (1.0, stray)]
+
+    honest_too = trouble in ("duplicate", "unknown")
+    grid = MemoryGrid({1: conveying(3, seed=1), 2: node})
+    twin = MemoryGrid({1: conveying(3, seed=1), 2: conveying(2, seed=2) if honest_too else lambda _: ()})
+    with caplog.at_level(logging.WARNING, "flwr.salf"):
+        result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 1)
+    expected = a_loop(twin, wrapped(inner(2), layers)).play(initial(model), 1)
+    for name, value in result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(value, expected.arrays.to_torch_state_dict()[name])
+    assert f"{trouble}:" in caplog.text
+    counted = result.train_metrics_clientapp[1]["salf-failed" if trouble == "failed" else "salf-rejected"]
+    assert counted == 1
+
+
+def test_a_client_that_knows_nothing_of_salf_counts_with_its_whole_model() -> None:
+    model, layers = a_model()
+    changed = {name: value + 1 for name, value in model.state_dict().items()}
+    grid = MemoryGrid({node: lambda message: [(1.0, stock_answer(message, ArrayRecord(changed)))] for node in (1, 2)})
+    result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 1)
+    for name, value in result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(value, changed[name])
+
+
+def test_a_round_without_enough_nodes_ends_too() -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({1: conveying(3)})
+    strategy = wrapped(inner(2), layers, deadline=1.5, grace_seconds=1.0)
+    result = SalfStrategy.start(strategy, grid, initial(model), num_rounds=1)
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["salf-depths"] == [0, 0, 0, 0]
+    assert isinstance(metrics["salf-seconds"], float)
+    assert metrics["salf-seconds"] <= 2.5 + 0.25
+    assert result.arrays == initial(model)
+    assert not grid.sent
+
+
+def test_waiting_for_nodes_takes_from_the_round() -> None:
+    model, layers = a_model()
+    clock = Clock()
+    grid = MemoryGrid({1: conveying(3), 2: conveying(3)}, clock)
+
+    class Slow(FedAvg):
+        def configure_train(self, *arguments: object) -> Iterable[Message]:
+            clock.sleep(4.0)
+            return super().configure_train(*arguments)  # type: ignore[arg-type]
+
+    strategy = wrapped(Slow(fraction_evaluate=0.0), layers, deadline=10.0)
+    a_loop(grid, strategy).play(initial(model), 1)
+    assert [Order.read(message).deadline_seconds for message in grid.sent] == [6.0, 6.0]
+
+
+def test_the_flower_interface_gives_the_same_as_start() -> None:
+    model, layers = a_model()
+    nodes = {node: conveying(node % 4, seed=node) for node in (1, 2, 3)}
+    expected = a_loop(MemoryGrid(nodes), wrapped(inner(3), layers)).play(initial(model), 2)
+    strategy = wrapped(inner(3), layers)
+    arrays, grid = initial(model), MemoryGrid(nodes)
+    for number in (1, 2):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        made, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=5.0))
+        assert made is not None
+        assert metrics is not None
+        arrays = made
+    for name, value in arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(value, expected.arrays.to_torch_state_dict()[name])
+
+
+def test_metrics_of_clients_are_averaged_and_odd_ones_left_out() -> None:
+    model, layers = a_model()
+    state = model.state_dict()
+
+    def telling(loss: float, name: str, examples: int) -> object:
+        return lambda message: [(1.0, answer(message, update_of(3, layers, state, 1, examples), metrics={name: loss}))]
+
+    grid = MemoryGrid({1: telling(1.0, "loss", 10), 2: telling(2.0, "loss", 30), 3: telling(9.0, "lost", 10)})  # type: ignore[dict-item]
+    result = a_loop(grid, wrapped(inner(3), layers)).play(initial(model), 1)
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(1.75)
+    assert "lost" not in result.train_metrics_clientapp[1]
+
+
+def test_evaluation_is_the_wrapped_strategys_and_ends_too() -> None:
+    model, layers = a_model()
+
+    def node(message: Message) -> Iterable[tuple[float, Message]]:
+        if message.metadata.message_type == "train":
+            return conveying(3)(message)
+        if message.metadata.dst_node_id == 3:
+            return []
+        value = float("nan") if message.metadata.dst_node_id == 2 else 0.75
+        return [(1.0, stock_answer(message, ArrayRecord(), accuracy=value))]
+
+    def stripped(message: Message) -> Iterable[tuple[float, Message]]:
+        for after, reply in node(message):
+            if message.metadata.message_type == "evaluate":
+                reply.content = RecordDict({"metrics": reply.content["metrics"]})
+            yield after, reply
+
+    grid = MemoryGrid(dict.fromkeys((1, 2, 3), stripped))
+    strategy = wrapped(FedAvg(min_available_nodes=3), layers, deadline=Fixed(10.0))  # type: ignore[arg-type]
+    tested = []
+    loop = a_loop(grid, strategy, evaluate=lambda number, _: tested.append(number))
+    result = loop.play(initial(model), 1)
+    assert result.evaluate_metrics_clientapp[1]["accuracy"] == 0.75
+    assert tested == [0, 1]
+    assert grid.clock() - 100 <= 1.25 + 15.25
