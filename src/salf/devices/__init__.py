@@ -1,0 +1,24 @@
+"""How long devices take: device models for the virtual clock. No torch, no clock, no state.
+
+A device model draws, for the clients of one round, when each layer of each local step would be conveyed. What a
+deadline makes of it is a matter of comparing times. All arrays over layers run from input to output; backpropagation
+completes the last one first.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from salf.devices.cohort import Cohort as Cohort
+from salf.devices.cohort import Company as Company
+from salf.devices.depths import ExponentialLayers as ExponentialLayers
+from salf.devices.depths import UniformDepth as UniformDepth
+from salf.devices.graded import GradedSpeeds as GradedSpeeds
+from salf.devices.job import Floats as Floats
+from salf.devices.job import Job as Job
+from salf.devices.job import LayerCosts as LayerCosts
+from salf.devices.job import Times as Times
+from salf.devices.model import Devices as Devices
+from salf.devices.physical import Physical as Physical
+
+AnyDevices = Annotated[UniformDepth | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]

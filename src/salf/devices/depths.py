@@ -1,0 +1,112 @@
+"""The device models of the papers' experiments and analysis, in which depth is drawn directly."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from salf import theory
+from salf.devices.cohort import Cohort, straggling
+from salf.devices.job import Floats, Job, Times
+from salf.devices.model import STRICT, Devices, Fraction, Positive
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class UniformDepth(Devices):
+    """The depth model of the paper's experiments: some clients are stragglers, of a depth drawn uniformly.
+
+    The paper has no clock. It is put on one like this: whoever is not a straggler takes exactly `seconds` for the
+    whole job; a straggler of depth d gets through d of L layers' share of it in that time, evenly, so that it would
+    need `seconds` · L/d in all. A straggler of depth 0 never answers, and who waits for everyone skips it after
+    L · `seconds`.
+
+    As in the paper, a straggler never makes the deadline: one of depth L has every gradient by then, which is all
+    that a layer-wise method asks for, but is not done with its job. With `stragglers_miss=False` it counts as done.
+
+    `stragglers` is their share of all clients. `drawn="once"` fixes who they are for the run, `"round"` draws anew in
+    each round; with `"persistent"` their depth stays the same for ever, too. `lowest_depth` is the least depth drawn.
+    """
+
+    kind: Literal["uniform"] = "uniform"
+    stragglers: Fraction = 0.9
+    drawn: Literal["once", "round", "persistent"] = "once"
+    lowest_depth: Annotated[int, Field(ge=0)] = 1
+    stragglers_miss: bool = True
+    seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        layers = job.costs.num_layers
+        straggling = self._straggling(cohort)
+        ready = self._ready(job, self._depths(layers, cohort))
+        late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
+        late *= job.shares.sum() / layers
+        ready, late = cohort.computing(ready), cohort.computing(late)
+        return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
+
+    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+        """Return `seconds`."""
+        return self.seconds
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: 0 or 1 for a client whose depth is always the same."""
+        layers = job.costs.num_layers
+        if self.drawn == "persistent":
+            return self._reached(job, self._depths(layers, cohort), deadline_seconds)
+        possible = self._reached(job, np.arange(min(self.lowest_depth, layers), layers + 1), deadline_seconds)
+        slow: Floats = possible.mean(axis=0)
+        fast: Floats = possible[-1]  # whoever is no straggler gets L layers deep
+        if self.drawn == "round":
+            return np.tile((1 - self.stragglers) * fast + self.stragglers * slow, (len(cohort.clients), 1))
+        return np.where(self._straggling(cohort)[:, None], slow, fast)
+
+    def _ready(self, job: Job, depths: npt.NDArray[np.int64]) -> Floats:
+        """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
+        steps = job.local_steps
+        done = job.shares[::-1].cumsum()[::-1]
+        place = np.arange(steps)[:, None] * done[0] + done
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
+
+    def _reached(self, job: Job, depths: npt.NDArray[np.int64], deadline_seconds: float) -> Floats:
+        """Say, as 1 or 0, which layers clients of these depths complete at least once, shape (clients, layers)."""
+        return np.asarray(self._ready(job, depths)[:, 0] <= deadline_seconds, dtype=np.float64)
+
+    def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
+        return straggling(cohort, self.stragglers, lasting=self.drawn != "round")
+
+    def _depths(self, layers: int, cohort: Cohort) -> npt.NDArray[np.int64]:
+        lowest = min(self.lowest_depth, layers)
+        draws = cohort.uniforms("depth", 1, lasting=self.drawn == "persistent")[:, 0]
+        return np.where(self._straggling(cohort), lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ExponentialLayers(Devices):
+    """The model of the paper's analysis: each layer's backward pass takes an independent exponential time.
+
+    Its mean is `mean_layer_seconds`, for every layer and client; forward passes and sending take no time.
+    """
+
+    kind: Literal["exponential"] = "exponential"
+    mean_layer_seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        layers, steps = job.costs.num_layers, job.local_steps
+        draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
+        draws *= np.tile(job.shares[::-1], steps)
+        ready = cohort.computing(draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1])
+        return Times(ready, ready, ready[:, -1, 0])
+
+    def typical_seconds(self, job: Job) -> float:
+        """Return the mean time of the whole job."""
+        return self.mean_layer_seconds * job.costs.num_layers * job.local_steps
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: the d-th completion is Erlang-distributed."""
+        depth = theory.ExponentialDepth(self.mean_layer_seconds, deadline_seconds)
+        chances = theory.reach_probability(depth=depth, num_layers=job.costs.num_layers)
+        return np.tile(chances, (len(cohort.clients), 1))

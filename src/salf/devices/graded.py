@@ -1,0 +1,44 @@
+"""Devices of which each has its own speed for ever."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic.dataclasses import dataclass as validated
+
+from salf.devices.cohort import Cohort
+from salf.devices.job import Floats, Job, Times
+from salf.devices.model import STRICT, Devices, Positive
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class GradedSpeeds(Devices):
+    """Devices that are slow for ever, from one that never answers to one that is just fast enough.
+
+    Of U clients, client u = 0, 1, … has u/(U − 1) of the speed at which the whole job takes `seconds`, all its layers
+    alike. A layer counts as complete at the middle of its time, so that by then client u has completed L · u/(U − 1) of
+    L layers, rounded. Whoever waits for everyone gives up client 0 after (U − 1) · `seconds`, when all others are done.
+
+    With data divided by label order this is the experiment of docs/experiments.md on persistent stragglers.
+    """
+
+    kind: Literal["graded"] = "graded"
+    seconds: Positive = 1.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Say when the clients of a round finish what; see the class."""
+        fastest = max(cohort.population - 1, 1)
+        speed = (cohort.clients if cohort.population > 1 else cohort.clients + 1) / fastest
+        done = job.shares[::-1].cumsum()[::-1]
+        place = np.arange(job.local_steps)[:, None] * done[0] + done - job.shares / 2
+        whole = job.local_steps * job.costs.num_layers
+        with np.errstate(divide="ignore"):
+            ready = cohort.computing(self.seconds * place / (whole * speed[:, None, None]))
+        return Times(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
+
+    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+        """Return `seconds`."""
+        return self.seconds
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: 0 or 1, as nothing is left to chance."""
+        return np.asarray(self.times(job, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)

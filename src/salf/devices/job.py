@@ -1,0 +1,91 @@
+"""What a client is asked to do, and when it gets how far."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """What one example costs: floating-point operations of the forward pass and of each layer's backward pass.
+
+    `layer_bytes` is the size of what conveying each layer sends.
+    """
+
+    forward: float
+    backward: tuple[float, ...]
+    layer_bytes: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers, L."""
+        return len(self.backward)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs.
+
+    Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. `whole` are the
+    costs of the model that the federation trains, where the client is given a narrower one: device models state their
+    times for that.
+    """
+
+    costs: LayerCosts
+    local_steps: int
+    depth: int | None = None
+    whole: LayerCosts | None = None
+
+    @property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """Which layers are trained, shape (layers,)."""
+        layers = self.costs.num_layers
+        return np.arange(layers) >= layers - (layers if self.depth is None else self.depth)
+
+    @property
+    def backward(self) -> Floats:
+        """The operations of each layer's backward pass, none for a frozen one; shape (layers,)."""
+        return np.asarray(self.costs.backward, dtype=np.float64) * self.trained
+
+    @property
+    def upload_bytes(self) -> Floats:
+        """What conveying each layer sends, nothing for a frozen one; shape (layers,)."""
+        return np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained
+
+    @property
+    def shares(self) -> Floats:
+        """Each layer's backward operations relative to those of the federation's model, shape (layers,)."""
+        whole = np.asarray((self.whole or self.costs).backward, dtype=np.float64)
+        return np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0)
+
+
+@dataclass(frozen=True)
+class Times:
+    """When each layer of each local step is finished, in seconds from the start of the round.
+
+    `ready` and `conveyed` have shape (clients, local steps, layers): when the layer's gradient is complete, and when
+    it would have reached the server had the client stopped there. `whole`, of shape (clients,), is when a client has
+    conveyed its whole job. Infinite means never. `give_up_seconds` is how long somebody who waits for everyone waits
+    for those.
+
+    `received`, of shape (clients,), is when the model has arrived, `forwarded`, of shape (clients, local steps), when
+    each step's forward pass is done; None where the device model gives no time to them. They are for drawing only.
+    """
+
+    ready: Floats
+    conveyed: Floats
+    whole: Floats
+    give_up_seconds: float = np.inf
+    received: Floats | None = None
+    forwarded: Floats | None = None
+
+    def steps_by(self, seconds: float) -> npt.NDArray[np.int64]:
+        """Count the steps of each layer that are conveyed within `seconds`, shape (clients, layers)."""
+        return np.asarray((self.conveyed <= seconds).sum(axis=1), dtype=np.int64)
+
+    def steps_ready_by(self, seconds: float) -> npt.NDArray[np.int64]:
+        """Count the steps of each layer whose gradient is complete within `seconds`, shape (clients, layers)."""
+        return np.asarray((self.ready <= seconds).sum(axis=1), dtype=np.int64)

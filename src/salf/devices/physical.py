@@ -1,0 +1,160 @@
+"""Devices with a speed, a link and an on-off switch."""
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from salf import theory
+from salf.devices.cohort import Cohort, straggling
+from salf.devices.job import Floats, Job, Times
+from salf.devices.model import STRICT, Devices, Fraction, Positive
+
+_P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Physical(Devices):
+    """Devices with a speed, a link and an on-off switch.
+
+    A round of a client is: wait until it is on, receive the model, then per local step one forward pass and the
+    backward pass layer by layer, and send what is finished. A step takes the median device `step_seconds`, divided
+    among the forward pass and the layers by their floating-point operations. Speeds are log-normal over clients with
+    deviation `speed_sigma` of the logarithm (0.8: p90/p10 ≈ 7; 1.0: ≈ 12.5) and stay with the client, unless
+    `drawn="round"`; a client's own rounds vary by a log-normal factor of coefficient of variation `jitter`. Links are
+    log-normal around `bandwidth_bits_per_second`, with `bandwidth_ratio` = p90/p10, the same both ways. `stragglers` of
+    the clients are slower by the factor `slowdown` besides.
+
+    `availability="on-off"` switches devices on for exponential times of median `on_seconds` and off for ones of median
+    `off_seconds`, drawn afresh in each round; a device that goes off in the middle goes on where it was, and after 16
+    spells stays on. With the medians measured on phones a device is on 22 % of the time; that the median phone is on
+    5.5 % of the time, as was measured too, takes phones of unlike habits, or `off_seconds` = 2371.
+
+    Defaults are published measurements: the median of three phone classes on a small CNN (588 ms a batch), and mobile
+    links (42 Mb/s).
+    """
+
+    kind: Literal["physical"] = "physical"
+    step_seconds: Positive = 0.588
+    speed_sigma: Annotated[float, Field(ge=0)] = 0.8
+    drawn: Literal["once", "round"] = "once"
+    jitter: Annotated[float, Field(ge=0)] = 0.1
+    bandwidth_bits_per_second: Positive = 42e6
+    bandwidth_ratio: Annotated[float, Field(ge=1)] = 1.3
+    stragglers: Fraction = 0.0
+    slowdown: Annotated[float, Field(ge=1)] = 5.0
+    availability: Literal["always", "on-off"] = "always"
+    on_seconds: Positive = 138.0
+    off_seconds: Positive = 476.0
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Draw when the clients of a round finish what; see the class."""
+        own_sigma = self._jitter_sigma
+        slow = self._slowness(cohort) * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
+        link = self._links(cohort)
+        received = self._download_bytes(job) / link[:, None, None]
+        ready = received + cohort.computing(slow[:, None, None] * self._computing(job))
+        forwarded = received + cohort.computing(slow[:, None, None] * self._forward(job))
+        conveyed = ready + _conveyed_bytes(job) / link[:, None, None]
+        if self.availability == "on-off":
+            ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
+            received, forwarded = self._on_the_wall(received, cohort), self._on_the_wall(forwarded, cohort)
+        return Times(ready, conveyed, conveyed[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0])
+
+    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances: log-normal times, of a client's own rounds or of one among all. None for "on-off"."""
+        if self.availability == "on-off":
+            return None
+        computing = self._computing(job)[0] * math.exp(-(self._jitter_sigma**2) / 2)
+        transfer = (self._download_bytes(job) + _conveyed_bytes(job)[0]) / self._bytes_per_second
+        if self.drawn == "once":
+            return theory.log_normal_reach(
+                computing_seconds=cohort.computing(self._slowness(cohort)[:, None] * computing),
+                transfer_seconds=self._bytes_per_second / self._links(cohort)[:, None] * transfer,
+                speed_sigma=self._jitter_sigma,
+                link_sigma=0.0,
+                deadline_seconds=deadline_seconds,
+            )
+        usual, slowed = (
+            theory.log_normal_reach(
+                computing_seconds=cohort.computing(np.tile(factor * computing, (len(cohort.clients), 1))),
+                transfer_seconds=transfer,
+                speed_sigma=math.hypot(self.speed_sigma, self._jitter_sigma),
+                link_sigma=self._link_sigma,
+                deadline_seconds=deadline_seconds,
+            )
+            for factor in (1.0, self.slowdown)
+        )
+        return np.asarray((1 - self.stragglers) * usual + self.stragglers * slowed, dtype=np.float64)
+
+    def typical_seconds(self, job: Job) -> float:
+        """Return the time of the whole job on the median device over the median link, switched on."""
+        transfer = (self._download_bytes(job) + sum(job.costs.layer_bytes)) / self._bytes_per_second
+        return transfer + float(self._computing(job).max())
+
+    def _slowness(self, cohort: Cohort) -> Floats:
+        """Return by which factor each client computes slower than the median one, but for its jitter."""
+        lasting = self.drawn == "once"
+        slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
+        if self.stragglers:
+            slow = np.where(straggling(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
+        return np.asarray(slow, dtype=np.float64)
+
+    def _links(self, cohort: Cohort) -> Floats:
+        """Return each client's bytes per second."""
+        normals = cohort.normals("bandwidth", lasting=self.drawn == "once")
+        return np.asarray(self._bytes_per_second * np.exp(self._link_sigma * normals), dtype=np.float64)
+
+    @property
+    def _jitter_sigma(self) -> float:
+        return math.sqrt(math.log1p(self.jitter**2))
+
+    @property
+    def _link_sigma(self) -> float:
+        return math.log(self.bandwidth_ratio) / (2 * _P90)
+
+    @property
+    def _bytes_per_second(self) -> float:
+        return self.bandwidth_bits_per_second / 8
+
+    def _download_bytes(self, job: Job) -> int:
+        return sum(job.costs.layer_bytes)
+
+    def _computing(self, job: Job) -> Floats:
+        """Return when the median device completes each layer of each step, shape (local steps, layers)."""
+        return self._in_steps(job, job.costs.forward + job.backward[::-1].cumsum()[::-1])
+
+    def _forward(self, job: Job) -> Floats:
+        """Return when the median device completes the forward pass of each step, shape (local steps, 1)."""
+        return self._in_steps(job, np.array([job.costs.forward]))
+
+    def _in_steps(self, job: Job, done: Floats) -> Floats:
+        """Return when the median device has done that many operations of each step, shape (local steps, operations)."""
+        whole = job.whole or job.costs
+        all_layers = np.asarray(whole.backward)[::-1].cumsum()[-1]
+        step = (job.costs.forward + job.backward[::-1].cumsum()[-1]) / (whole.forward + all_layers)
+        share = done / (whole.forward + all_layers)
+        return np.asarray(self.step_seconds * (np.arange(job.local_steps)[:, None] * step + share), dtype=np.float64)
+
+    def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
+        """Stretch times of being busy by the times for which the device is off."""
+        spells = 16  # more than a device goes through in any sensible round; after that it stays on
+        draws = -np.log(cohort.uniforms("availability", 2 * spells + 1)) / math.log(2)
+        on, off = draws[:, :spells] * self.on_seconds, draws[:, spells:-1] * self.off_seconds
+        starts_off = np.exp(-draws[:, -1] * math.log(2)) < self.off_seconds / (self.on_seconds + self.off_seconds)
+        off[:, 0] = np.where(starts_off, off[:, 0], 0.0)  # the wait before the first spell of being on
+        begins = np.concatenate([np.zeros((len(on), 1)), on.cumsum(axis=1)[:, :-1]], axis=1)
+        stretched = busy.copy()
+        for spell in range(spells):
+            stretched += np.where(busy > begins[:, spell, None, None], off[:, spell, None, None], 0.0)
+        return stretched
+
+
+def _conveyed_bytes(job: Job) -> Floats:
+    """Return what is sent by a client that stops at each layer of each step, shape (local steps, layers)."""
+    sizes = job.upload_bytes
+    conveyed = np.full((job.local_steps, len(sizes)), sizes.sum())
+    conveyed[0] = sizes[::-1].cumsum()[::-1]
+    return conveyed
