@@ -15,6 +15,8 @@ from salf.records import accuracy_at, mean_work_kept, time_to_accuracy
 from salf.runs import Run
 from salf.workers import Assignment, Watch, run_all
 
+_ROUNDING = 1 + 1e-9  # sums of unequal deadlines may be a little less than those of equal ones
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -96,7 +98,7 @@ class Comparison:
         return Summary(
             method,
             tuple(run.accuracy for run in runs),
-            tuple(accuracy_at(run.records, self.equal_time_s) for run in runs),
+            tuple(accuracy_at(run.records, self.equal_time_s * _ROUNDING) for run in runs),
             fmean(run.time_s for run in runs),
             tuple(time_to_accuracy(run.records, self.target) for run in runs),
             mean_work_kept(record for run in runs for record in run.records),
@@ -161,18 +163,25 @@ def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
     others = [other for other in everyone if other.method != summary.method]
     if not others:
         return summary
-    rival = max(others, key=lambda other: other.equal_time_accuracy)
+    tested = [other for other in others if math.isfinite(other.equal_time_accuracy)]
+    if not tested:
+        return summary
+    rival = max(tested, key=lambda other: other.equal_time_accuracy)
     chance = _paired_p_value(summary.equal_time_accuracies, rival.equal_time_accuracies)
     return replace(summary, rival=rival.method, p_value=chance)
 
 
 def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return the p-value of a paired t-test, two sides; None for less than two pairs, or pairs that were not tested."""
+    """Return the p-value of a paired t-test, two sides.
+
+    None where the test says nothing: for less than two pairs, pairs that were not tested, and unequal pairs that all
+    differ by the same.
+    """
     differences = np.subtract(one, other)
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
-    if np.ptp(differences) == 0:  # no spread at all, of which the test makes nothing or certainty
-        return 1.0 if differences[0] == 0 else 0.0
+    if np.ptp(differences) == 0:
+        return None if differences[0] else 1.0
     return float(ttest_rel(one, other).pvalue)
 
 

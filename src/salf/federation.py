@@ -57,6 +57,7 @@ class Federation:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
         self.model = copy.deepcopy(model)
+        self._normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001 - torch has no public name for all of them
         example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
         self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
@@ -110,13 +111,22 @@ class Federation:
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
 
+    def in_examples(self, clients: npt.NDArray[np.int64], effort: Floats) -> Floats:
+        """Round shares of batches, shape (clients,), to whole examples: what is computed is what takes time.
+
+        Nobody gets less than one example, or two where the model normalises over the batch.
+        """
+        given = np.minimum(self.partition.sizes[clients], self.experiment.client.batch_size)
+        least = np.minimum(given, 2 if self._normalises else 1)
+        return np.asarray(np.maximum(least, np.rint(given * effort)) / given, dtype=np.float64)
+
     def tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64], proximal: float = 0.0) -> Tasks:
         """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
         client = self.experiment.client
         sizes = self.partition.sizes[cohort.clients]
         given = np.minimum(sizes, client.batch_size)
         if cohort.effort is not None:
-            given = np.maximum(1, np.rint(given * cohort.effort)).astype(np.int64)
+            given = np.rint(given * cohort.effort).astype(np.int64)
         chosen = self._examples(cohort)
         batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
         for batch in np.unique(given).tolist():

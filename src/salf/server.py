@@ -37,6 +37,10 @@ class ServerOptimisation:
     beta2: Fraction = 0.99
     tau: Annotated[float, Field(gt=0)] = 1e-3
 
+    def __post_init__(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"server.momentum is an option of sgd; {self.optimizer} has server.beta1")
+
     @property
     def averages(self) -> bool:
         """Whether the global model is the aggregate itself."""

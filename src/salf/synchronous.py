@@ -131,7 +131,7 @@ class SynchronousRounds:
             clients=len(conveyed),
             contributors=trained.result.contributors,
             depths=tuple(np.bincount(conveyed.sum(axis=1), minlength=conveyed.shape[1] + 1).tolist()),
-            work_kept=work_kept(schedule, self._costs[given], trained.accepted),
+            work_kept=work_kept(schedule, plan.cohort.computing(self._costs[given]), trained.accepted),
             bytes_down=int(self._sizes[given].sum()),
             bytes_up=int((conveyed * self._sizes[given]).sum()),
             rejected=int((~trained.accepted).sum()),
@@ -147,7 +147,7 @@ class SynchronousRounds:
         cohort = self._federation.draw_cohort(state.round + 1)
         effort = self._method.effort(state.speeds.of(cohort.clients), usual)
         if effort is not None:
-            cohort = replace(cohort, effort=effort)
+            cohort = replace(cohort, effort=self._federation.in_examples(cohort.clients, effort))
         options = tuple(devices.times(job, cohort) for job in self._jobs)
         schedule = self._method.in_round(cohort.round, usual).schedule(options, usual)
         return Plan(cohort, options, schedule, self._speeds(state, cohort, options))

@@ -8,7 +8,6 @@ from pathlib import Path
 from salf.comparison import check_methods, with_learning_rate
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.records import accuracy_at
 from salf.runs import Run
 from salf.workers import Assignment, Watch, run_all
 
@@ -36,7 +35,7 @@ def tune(
     jobs: int = 1,
     watch: Watch = None,
 ) -> Tuning:
-    """Try every rate with every method, and judge each by its accuracy at equal virtual time.
+    """Try every rate with every method, and judge each by its final accuracy.
 
     They are judged by a tenth of the training examples, which is held out, not by the test data, and with a `seed` that
     should not be one of those to be compared. Runs are kept in `out/METHOD/tuning/lr-RATE` if a folder is given. Raises
@@ -54,16 +53,13 @@ def tune(
     runs = run_all(
         [Assignment(one, _folder(one, out), resume, validate=True) for one in planned], jobs=jobs, watch=watch
     )
-    equal = min(run.time_s for run in runs)
-    return Tuning({method: _judge(runs, method, equal) for method in methods})
+    return Tuning({method: _judge(runs, method) for method in methods})
 
 
 def _folder(experiment: Experiment, out: Path | None) -> Path | None:
-    return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr:g}"
+    return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr!r}"
 
 
-def _judge(runs: Sequence[Run], method: str, seconds: float) -> dict[float, float]:
-    """Return the accuracy of each rate at a time; one that was not tested by then counts as nothing."""
-    tried = {run.experiment.client.lr: run for run in runs if run.experiment.method.name == method}
-    found = {rate: accuracy_at(run.records, seconds) for rate, run in tried.items()}
-    return {rate: 0.0 if math.isnan(accuracy) else accuracy for rate, accuracy in found.items()}
+def _judge(runs: Sequence[Run], method: str) -> dict[float, float]:
+    """Return the final accuracy of each rate."""
+    return {run.experiment.client.lr: run.accuracy for run in runs if run.experiment.method.name == method}

@@ -244,11 +244,11 @@ def test_methods_are_compared_at_equal_virtual_time_with_their_best_rival() -> N
     assert salf.p_value == fedavg.p_value == pytest.approx(1 - t / math.sqrt(t * t + 2))
 
 
-def test_differences_without_spread_are_certain_or_nothing() -> None:
+def test_differences_without_spread_say_nothing() -> None:
     experiment = tiny()
     runs = {
         name: tuple(made_up(experiment, [0.1, accuracy]) for _ in range(2))
         for name, accuracy in (("salf", 0.5), ("fedavg", 0.5), ("drop", 0.25))
     }
     salf, _, drop = Comparison(experiment, 0.6, runs).summaries
-    assert (salf.p_value, drop.p_value) == (1.0, 0.0)
+    assert (salf.p_value, drop.p_value) == (1.0, None)

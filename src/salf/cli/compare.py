@@ -161,7 +161,8 @@ def _accuracy(mean: float, deviation: float) -> str:
 
 def _legend(comparison: Comparison) -> str:
     """Say what the columns are."""
-    best = max(comparison.summaries, key=lambda summary: summary.equal_time_accuracy).method
+    tested = [summary for summary in comparison.summaries if math.isfinite(summary.equal_time_accuracy)]
+    best = max(tested, key=lambda summary: summary.equal_time_accuracy).method if tested else "none was tested by then"
     chosen = "" if comparison.experiment.evaluate.target else ", 95 % of the best method (set evaluate.target)"
     return (
         "accuracy on the test data, mean ± standard deviation over seeds: at the end of the run, and at equal virtual "

@@ -54,12 +54,15 @@ class UniformDepth(Devices):
         """Return the chances: 0 or 1 for a client whose depth is always the same."""
         layers = job.costs.num_layers
         if self.drawn == "persistent":
-            return self._reached(job, self._depths(layers, cohort), deadline_seconds)
-        possible = self._reached(job, np.arange(min(self.lowest_depth, layers), layers + 1), deadline_seconds)
-        slow: Floats = possible.mean(axis=0)
-        fast: Floats = possible[-1]  # whoever is no straggler gets L layers deep
+            ready = self._ready(job, self._depths(layers, cohort))[:, 0]
+            return np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
+        depths = np.arange(min(self.lowest_depth, layers), layers + 1)
+        ready = np.broadcast_to(self._ready(job, depths)[:, 0], (len(cohort.clients), len(depths), layers))
+        possible = np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
+        slow: Floats = possible.mean(axis=1)
+        fast: Floats = possible[:, -1]  # whoever is no straggler gets L layers deep
         if self.drawn == "round":
-            return np.tile((1 - self.stragglers) * fast + self.stragglers * slow, (len(cohort.clients), 1))
+            return np.asarray((1 - self.stragglers) * fast + self.stragglers * slow, dtype=np.float64)
         return np.where(self._straggling(cohort)[:, None], slow, fast)
 
     def _ready(self, job: Job, depths: npt.NDArray[np.int64]) -> Floats:
@@ -69,10 +72,6 @@ class UniformDepth(Devices):
         place = np.arange(steps)[:, None] * done[0] + done
         with np.errstate(divide="ignore"):
             return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
-
-    def _reached(self, job: Job, depths: npt.NDArray[np.int64], deadline_seconds: float) -> Floats:
-        """Say, as 1 or 0, which layers clients of these depths complete at least once, shape (clients, layers)."""
-        return np.asarray(self._ready(job, depths)[:, 0] <= deadline_seconds, dtype=np.float64)
 
     def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
         return straggling(cohort, self.stragglers, lasting=self.drawn != "round")
@@ -107,6 +106,8 @@ class ExponentialLayers(Devices):
 
     def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: the d-th completion is Erlang-distributed."""
-        depth = theory.ExponentialDepth(self.mean_layer_seconds, deadline_seconds)
-        chances = theory.reach_probability(depth=depth, num_layers=job.costs.num_layers)
-        return np.tile(chances, (len(cohort.clients), 1))
+        efforts = np.ones(len(cohort.clients)) if cohort.effort is None else cohort.effort
+        different, own = np.unique(efforts, return_inverse=True)
+        depths = [theory.ExponentialDepth(self.mean_layer_seconds * effort, deadline_seconds) for effort in different]
+        layers = job.costs.num_layers
+        return np.array([theory.reach_probability(depth=depth, num_layers=layers) for depth in depths])[own]

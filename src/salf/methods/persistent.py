@@ -12,8 +12,6 @@ from salf.methods.layerwise import LayerWise, NamedRule
 from salf.methods.method import STRICT
 from salf.rules import Corrected, Memory, Rule
 
-_SHORTEST = 1e-3  # of a batch; whoever is given less computes on one example
-
 
 @validated(frozen=True, kw_only=True, config=STRICT)
 class LongRounds(LayerWise):
@@ -79,4 +77,4 @@ def shortened(speeds: Floats, seconds: float) -> Floats:
     >>> shortened(np.array([0.25, 4.0, np.nan]), seconds=2.0)
     array([0.5, 1. , 1. ])
     """
-    return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, _SHORTEST, 1.0)
+    return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, 0.0, 1.0)
