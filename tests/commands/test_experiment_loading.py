@@ -329,7 +329,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         Experiment.load("")
     with pytest.raises(InvalidSetting, match=r"cannot read the experiment file .*no\.toml: No such file or directory"):
         Experiment.load(tmp_path / "no.toml")
-    with pytest.raises(InvalidSetting, match=r"is a folder, not an experiment file; the presets are digits"):
+    with pytest.raises(InvalidSetting, match=r"is a folder, not an experiment file; the presets are cifar10-vgg11"):
         Experiment.load(tmp_path)
     (tmp_path / "experiment.toml").touch()
     with pytest.raises(InvalidSetting, match=r"is a folder, .* did you mean .*/experiment\.toml\?"):
