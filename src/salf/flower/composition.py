@@ -99,8 +99,8 @@ def release(
     state = dict(aggregated)
     if _only_averages(strategy):
         return state, metrics
-    innermost = _innermost(strategy)
-    key = innermost.weighted_by_key if isinstance(innermost, FedAvg) else NUM_EXAMPLES
+    averaging = innermost(strategy)
+    key = averaging.weighted_by_key if isinstance(averaging, FedAvg) else NUM_EXAMPLES
     content = RecordDict({"arrays": to_record(aggregated), "metrics": MetricRecord({**metrics, key: 1})})
     arrays, changed = strategy.aggregate_train(number, [Message(content, reply_to=asked)])
     if arrays is not None:
@@ -125,6 +125,7 @@ def _only_averages(strategy: Strategy) -> bool:
     return isinstance(strategy, FedAvg) and type(strategy).aggregate_train is FedAvg.aggregate_train
 
 
-def _innermost(strategy: Strategy) -> Strategy:
+def innermost(strategy: Strategy) -> Strategy:
+    """Return the strategy that others wrap, in the end."""
     inner = getattr(strategy, "strategy", None)
-    return _innermost(inner) if isinstance(inner, Strategy) else strategy
+    return innermost(inner) if isinstance(inner, Strategy) else strategy

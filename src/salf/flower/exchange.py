@@ -3,20 +3,28 @@
 Flower's own `send_and_receive` polls a deployment every three seconds and hands over all replies at the end.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import Error, Message, Metadata
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from google.protobuf.message import DecodeError
+
+log = logging.getLogger("flwr.salf")
 
 _SAMPLING_POLL_SECONDS = 1.0  # how long Flower's sampling sleeps before it looks for nodes again
 _TOGETHER_BYTES = 32 * 2**20
+# What decoding the objects of a reply raises when a node has not made them with Flower; losing the SuperLink is none.
+_UNDECODABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, DecodeError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
     """A grid, looked at every `poll_seconds`; `clock` returns seconds and `sleep` lets them pass."""
 
@@ -24,13 +32,15 @@ class Exchange:
     poll_seconds: float = 0.25
     clock: Callable[[], float] = field(default=time.monotonic)
     sleep: Callable[[float], None] = field(default=time.sleep)
+    _one_by_one: bool = field(default=False, init=False)
 
     def push(self, messages: Iterable[Message]) -> dict[str, int]:
         """Send messages; return the node of each by the message's id, in order. What cannot be sent has none."""
         sent = list(messages)
-        nodes = [message.metadata.dst_node_id for message in sent]
         identities = list(self.grid.push_messages(sent)) if sent else []
-        return {identity: node for identity, node in zip(identities, nodes, strict=False) if identity}
+        # Grids differ in what they return for a message that could not be sent: nothing, or None in its place.
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
+        return {identity: nodes[identity] for identity in identities if identity in nodes}
 
     def replies(self, identities: Iterable[str], until: float, reply_bytes: int) -> Iterator[Message]:
         """Yield the replies to these messages as they come, until all are there or the clock says `until`.
@@ -48,10 +58,45 @@ class Exchange:
             self.sleep(max(0.0, min(self.poll_seconds, until - self.clock())))
 
     def sweep(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[Message]:
-        """Yield the replies to these messages that are there now."""
+        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error."""
         together = max(1, _TOGETHER_BYTES // max(1, reply_bytes))
-        for start in range(0, len(identities), together):
-            yield from self.grid.pull_messages(list(identities[start : start + together]))
+        start = 0
+        while start < len(identities):
+            some = identities[start : start + (1 if self._one_by_one else together)]
+            yield from self._fetch(some)
+            start += len(some)
+
+    def _fetch(self, identities: tuple[str, ...]) -> list[Message]:
+        """Fetch the replies to these messages.
+
+        Flower decodes replies while it fetches them. What a node has sent instead of a message stops it half-way, and
+        costs the replies that were fetched together with it: from then on they are fetched one by one.
+        """
+        try:
+            return list(self.grid.pull_messages(list(identities)))
+        except _UNDECODABLE as error:
+            if len(identities) == 1:
+                return [_unreadable(identities[0], error)]
+        log.warning("a node has sent what is no message; from now on replies are fetched one by one")
+        self._one_by_one = True
+        return [reply for identity in identities for reply in self._fetch((identity,))]
+
+
+def _unreadable(identity: str, error: Exception) -> Message:
+    """Return what stands for a reply that Flower cannot decode, as Flower itself would put it."""
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=identity,
+        group_id="",
+        created_at=time.time(),
+        ttl=0.0,
+        message_type="",
+    )
+    reason = f"its reply is no message ({type(error).__name__}: {error})"
+    return make_message(metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
 
 
 class NotEnoughNodes(Exception):

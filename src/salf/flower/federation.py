@@ -144,7 +144,9 @@ class Federation:
         _, places = before.places([row.node for row in training.rows])
         observed = before.server.observed.observe(places, training.reached())
         server = ServerState(training.number, record.time_s, weights, observed, result.memory)
-        self._state = before.after(server, training.times(self._deadline_seconds), training.upload_rates())
+        # From the loop's own time it does not follow when the reply was made; to the server it has no beginning.
+        rates = training.upload_rates() if self.terms.counted_from == "message" else {}
+        self._state = before.after(server, training.times(self._deadline_seconds), rates)
         self._training = self._asked = None
         return record, MetricRecord({**metrics, **_told(record)})
 

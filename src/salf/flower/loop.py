@@ -1,9 +1,10 @@
 """The rounds of a federation, one after another: train, evaluate, note, checkpoint."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Result
 
 from salf.errors import RunFolderError
@@ -37,6 +38,10 @@ class Loop:
 
     def play(self, initial: ArrayRecord, num_rounds: int) -> Result:
         """Play the rounds up to `num_rounds`, after those that the folder holds; return all results."""
+        with nullcontext() if self.folder is None else self.folder.held():
+            return self._play(initial, num_rounds)
+
+    def _play(self, initial: ArrayRecord, num_rounds: int) -> Result:
         result, arrays = self._restore(initial), initial
         done = self.federation.state.server.round
         if done == 0 and self.evaluate is not None:
@@ -126,9 +131,13 @@ class Loop:
             messages = []
         for message in messages:
             message.metadata.ttl, message.metadata.group_id = limit, str(number)
-        replies = list(exchange.replies(exchange.push(messages), until, reply_bytes=1))
+        sent = exchange.push(messages)
+        replies: dict[str, Message] = {}
+        for reply in exchange.replies(sent, until, reply_bytes=1):
+            replies.setdefault(reply.metadata.reply_to_message_id, reply)
         if replies:
-            evaluated = strategy.aggregate_evaluate(number, usable_evaluations(replies))
+            asked = [reply for identity, reply in replies.items() if identity in sent]
+            evaluated = strategy.aggregate_evaluate(number, usable_evaluations(strategy, asked))
             self._note(result.evaluate_metrics_clientapp, number, evaluated)
         if self.evaluate is not None:
             self._note(result.evaluate_metrics_serverapp, number, self.evaluate(number, arrays))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ NUM_EXAMPLES = "num-examples"
 PREFIX = "salf-"
 _ROUND, _STEPS, _ELAPSED = f"{PREFIX}round", f"{PREFIX}steps", f"{PREFIX}elapsed-s"
 _OVERSHOOT, _INTERRUPTED = f"{PREFIX}overshoot-s", f"{PREFIX}interrupted"
+_UNREADABLE = "this reply cannot be read"
+_MOST_SAID = 2000  # characters of a reason in the log; how much there is to say, a node decides
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class Told:
     elapsed_seconds: float | None = None
     overshoot_seconds: float | None = None
     interrupted: bool | None = None
+
+    def within(self, seconds: float) -> "Told":
+        """Return the same, no time being below 0 or above the `seconds` that the server saw pass.
+
+        >>> Told(1, elapsed_seconds=1e9, overshoot_seconds=-3.0, interrupted=False).within(20.0)
+        Told(round=1, elapsed_seconds=20.0, overshoot_seconds=0.0, interrupted=False)
+        """
+        elapsed, overshoot = (
+            None if told is None else min(max(told, 0.0), seconds)
+            for told in (self.elapsed_seconds, self.overshoot_seconds)
+        )
+        return replace(self, elapsed_seconds=elapsed, overshoot_seconds=overshoot)
 
 
 @dataclass(frozen=True)
@@ -77,19 +91,28 @@ def read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor])
     A client that knows nothing of salf conveys the layers whose arrays it sends, after one step. What cannot be read at
     all raises `InvalidUpdate`, which lists every problem; whether values may enter the model is checked elsewhere.
     """
+    try:
+        return _read_reply(content, layers, state)
+    except InvalidUpdate:
+        raise
+    except Exception as error:  # whatever objects a node has put together, it must not end the federation
+        raise InvalidUpdate(_UNREADABLE, [f"{type(error).__name__}: {error}"]) from error
+
+
+def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> Reply:
     problems = [
         f"it holds {len(records)} {kind} records, not one"
         for kind, records in (("array", content.array_records), ("metric", content.metric_records))
         if len(records) != 1
     ]
     if problems:
-        raise InvalidUpdate("this reply cannot be read", problems)
+        raise InvalidUpdate(_UNREADABLE, problems)
     [arrays], [record] = content.array_records.values(), content.metric_records.values()
     steps, told = _read_steps(record, layers, problems), _read_told(record, problems)
     size = sum(len(array.data) for array in arrays.values())
     deltas, buffers = _read_tensors(arrays, steps, layers, state, problems)
     if problems:
-        raise InvalidUpdate("this reply cannot be read", problems)
+        raise InvalidUpdate(_UNREADABLE, problems)
     examples = record.get(NUM_EXAMPLES)
     update = Update(deltas, 1 if steps is None else steps, examples, buffers)  # type: ignore[arg-type] # checked later
     return Reply(update, told, dict(_own_metrics(record)), size)
@@ -179,3 +202,13 @@ def _number(value: object) -> float | None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def one_line(text: str) -> str:
+    r"""Return what a node has said as one line of printable characters, so that it cannot forge lines of a log.
+
+    >>> one_line("no memory\nround 3: all is well")
+    'no memory round 3: all is well'
+    """
+    shown = "".join(character if character.isprintable() else " " for character in text[: _MOST_SAID + 1])
+    return shown if len(text) <= _MOST_SAID else f"{shown[:_MOST_SAID]}…"

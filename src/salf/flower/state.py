@@ -1,14 +1,17 @@
 """All that one round of a federation hands on to the next, and how it survives the death of the server."""
 
+import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -19,6 +22,8 @@ from salf.flower.arrays import from_record, to_record
 from salf.flower.deadlines import REMEMBERED_ROUNDS, RoundTimes
 from salf.flower.record import FederationRecord
 from salf.state import ServerState
+
+log = logging.getLogger("flwr.salf")
 
 MetricsByRound = dict[int, MetricRecord]
 
@@ -59,18 +64,43 @@ class FederationFolder:
     again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, patience_seconds: float = 60.0) -> None:
+        self.path, self.patience_seconds = path, patience_seconds
         self._records, self._checkpoint = path / "records.jsonl", path / "checkpoint" / "state.safetensors"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, and keep other server apps out of it until the block ends or the process dies.
+
+        One that is still there is waited for: where the SuperLink has died, its app needs some time to notice. Raises
+        `RunFolderError` when it does not leave.
+        """
+        try:
+            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._lock()
+        except (OSError, NotImplementedError) as error:
+            raise RunFolderError(f"cannot make the folder {self.path}: {error}; choose another") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self) -> FileLock:
+        lock = FileLock(self.path / ".lock")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return lock
+        log.warning("another server app is at work in %s; waiting for it to end", self.path)
+        try:
+            lock.acquire(timeout=self.patience_seconds, poll_interval=0.5)
+        except Timeout as error:
+            raise RunFolderError(
+                f"another server app is at work in {self.path} and does not end; stop it, or choose another folder"
+            ) from error
+        return lock
 
     def load(self, strategy: Strategy) -> tuple[FederationState, Result] | None:
         """Return the state and the results so far, having given `strategy` its own state back; None in a new folder."""
-        try:
-            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot make the folder {self.path}: {error.strerror or error}; choose another"
-            ) from error
         if not self._checkpoint.exists():
             write_atomically(self._records, b"")
             return None

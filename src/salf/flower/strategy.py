@@ -126,7 +126,7 @@ class SalfStrategy(Strategy):
         arrived = [(reply.metadata.reply_to_message_id, reply.metadata.src_node_id, reply) for reply in replies]
         training.sent({identity: node for identity, node, _ in arrived if node in asked})
         for _, _, reply in arrived:
-            training.take(reply, self._given_seconds)
+            training.take(reply, None)
         _, metrics = self._federation.close_round(self._given_seconds)
         return to_record(self._federation.state.server.weights), metrics
 
@@ -138,4 +138,4 @@ class SalfStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the wrapped strategy average the evaluations that can be averaged; the others are logged."""
-        return self.terms.strategy.aggregate_evaluate(server_round, usable_evaluations(replies))
+        return self.terms.strategy.aggregate_evaluate(server_round, usable_evaluations(self.terms.strategy, replies))

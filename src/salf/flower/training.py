@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from salf.aggregation import Aggregated
@@ -16,7 +16,7 @@ from salf.errors import InvalidUpdate
 from salf.flower.deadlines import RoundTimes
 from salf.flower.plausibility import Plausibility
 from salf.flower.record import Trouble
-from salf.flower.replies import Reply, Told, read_reply
+from salf.flower.replies import Reply, Told, one_line, read_reply
 from salf.layers import Layers
 from salf.robust import ClippedLayers
 from salf.updates import Update, check_update
@@ -65,7 +65,7 @@ class Row:
     answered: bool = False
     reached: npt.NDArray[np.bool_] | None = None
     told: Told = field(default_factory=Told)
-    seconds: float = 0.0
+    seconds: float | None = None
     num_bytes: int = 0
     num_examples: int = 0
     metrics: Mapping[str, float | list[float]] | None = None
@@ -86,8 +86,8 @@ class TrainingRound:
         places = {row.node: place for place, row in enumerate(self.rows)}
         self._by_message = {identity: places[node] for identity, node in identities.items()}
 
-    def take(self, reply: Message, seconds: float) -> None:
-        """Take a reply that came `seconds` after the round began; whatever it is, nothing is raised."""
+    def take(self, reply: Message, seconds: float | None) -> None:
+        """Take a reply that came `seconds` after the round began (None: unknown); whatever it is, nothing is raised."""
         place = self._by_message.get(reply.metadata.reply_to_message_id)
         if place is None:
             self._report("unknown", reply.metadata.src_node_id, "it replies to no message of this round")
@@ -102,10 +102,11 @@ class TrainingRound:
         else:
             self._admit(reply, place, seconds)
 
-    def _admit(self, reply: Message, place: int, seconds: float) -> None:
+    def _admit(self, reply: Message, place: int, seconds: float | None) -> None:
         row = self.rows[place]
         try:
-            read = read_reply(reply.content, self._admission.layers, self._admission.state)
+            content = reply.content if reply.has_content() else RecordDict()
+            read = read_reply(content, self._admission.layers, self._admission.state)
             if read.told.round not in (None, self.number):
                 self._report("wrong-round", row.node, f"it answers round {read.told.round}")
                 return
@@ -116,9 +117,10 @@ class TrainingRound:
             return
         self._accept(row, read, seconds)
 
-    def _accept(self, row: Row, read: Reply, seconds: float) -> None:
+    def _accept(self, row: Row, read: Reply, seconds: float | None) -> None:
         row.reached = np.array([read.update.conveys(layer) for layer in self._admission.layers])
-        row.told, row.seconds, row.num_bytes = read.told, seconds, read.num_bytes
+        row.told = read.told if seconds is None else read.told.within(seconds)
+        row.seconds, row.num_bytes = seconds, read.num_bytes
         row.num_examples, row.metrics = read.update.num_examples, read.metrics
 
     def late(self, reply: Message) -> None:
@@ -138,7 +140,7 @@ class TrainingRound:
 
     def _report(self, trouble: Trouble, node: int, reason: str) -> None:
         self.troubles[trouble] += 1
-        log.warning("round %d: node %d: %s: %s", self.number, node, trouble, reason)
+        log.warning("round %d: node %d: %s: %s", self.number, node, trouble, one_line(reason))
 
     def reached(self) -> npt.NDArray[np.bool_]:
         """Return which layers each asked client conveyed, shape (clients, layers)."""
@@ -147,13 +149,14 @@ class TrainingRound:
         return np.array(rows, dtype=np.bool_).reshape(len(self.rows), len(self._admission.layers))
 
     def times(self, deadline_seconds: float) -> RoundTimes:
-        """Return how long the clients took."""
+        """Return how long the clients took; one of whom nobody knows took the whole deadline."""
         reached = self.reached()
-        whole = [
-            row.seconds if row.told.elapsed_seconds is None else row.told.elapsed_seconds
+        known = [
+            (row.told.elapsed_seconds, row.seconds, deadline_seconds)
             for row, layers in zip(self.rows, reached, strict=True)
             if layers.all() and not row.told.interrupted
         ]
+        whole = [next(seconds for seconds in each if seconds is not None) for each in known]
         share = float(reached.mean()) if reached.size else 0.0
         return RoundTimes(deadline_seconds, tuple(whole), len(self.rows) - len(whole), share)
 
@@ -163,6 +166,7 @@ class TrainingRound:
             row.node: row.num_bytes / (row.seconds - row.told.elapsed_seconds)
             for row in self.rows
             if row.num_bytes >= _RATE_FROM_BYTES
+            and row.seconds is not None
             and row.told.elapsed_seconds is not None
             and row.seconds > row.told.elapsed_seconds
         }
