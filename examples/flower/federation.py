@@ -4,6 +4,7 @@ Everything is written into one folder: keys, logs, Flower's settings and the Sup
 """
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,8 +32,8 @@ QUIET = {
 class Federation:
     """A SuperLink and a SuperNode for each entry of `nodes`, which are the nodes' own settings.
 
-    With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` the server
-    app runs beside the SuperLink, not as its child, and outlives it. Used as a context, it ends what it started.
+    With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` a SuperExec
+    of its own starts the server app, which then outlives the SuperLink. Used as a context, it ends what it started.
     """
 
     folder: Path
@@ -47,6 +48,9 @@ class Federation:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
+        self._secret = self.folder / "superexec.secret"  # by which the SuperLink knows its SuperExec
+        self._secret.write_text(secrets.token_hex(32))
+        self._secret.chmod(0o600)
         self.home = self.folder.resolve() / "home"
         search = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.home), "PATH": search}
@@ -59,6 +63,8 @@ class Federation:
                 subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
             self._write_connection()
             self.start_superlink()
+            if self.separate:
+                self._start_superexec()
             self.supernodes = [self.start_supernode(place) for place in range(len(self.nodes))]
             on_failure.pop_all()
         return self
@@ -70,8 +76,6 @@ class Federation:
 
     def start_superlink(self) -> None:
         """Start the SuperLink, or start it again, and wait until it answers."""
-        secret = self.folder / "secret"
-        secret.write_text("a secret of this machine only")
         command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-runtime-dependency-installation", "--database", str(self.folder / "state.db")]
         if self.secure:
@@ -81,7 +85,7 @@ class Federation:
         else:
             command += ["--insecure"]
         if self.separate:
-            command += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+            command += ["--isolation", "process", "--superexec-auth-secret-file", str(self._secret)]
         self.superlink = self._start("superlink", command)
         self._wait_for_port()
 
@@ -91,17 +95,22 @@ class Federation:
         settings = {"partition-id": place, "num-partitions": len(self.nodes), **self.nodes[place]}
         command = ["flower-supernode", "--superlink", self.address, "--port", str(free_port())]
         command += ["--node-config", " ".join(f"{name}={value}" for name, value in settings.items())]
-        if self.secure:
-            command += ["--root-certificates", str(self.folder / "keys" / "ca.crt")]
-            if number >= 0:
-                command += ["--auth-supernode-private-key", str(self.folder / "keys" / f"node{number}")]
-            if number == place:
-                self.flwr("supernode", "register", str(self.folder / "keys" / f"node{number}.pub"), "local")
-        else:
-            command += ["--insecure"]
+        command += self._trust()
+        if self.secure and number >= 0:
+            command += ["--auth-supernode-private-key", str(self.folder / "keys" / f"node{number}")]
+        if self.secure and number == place:
+            self.flwr("supernode", "register", str(self.folder / "keys" / f"node{number}.pub"), "local")
         return self._start(f"supernode{place}", command)
 
-    def flwr(self, *arguments: str, timeout: float = 600) -> str:
+    def _start_superexec(self) -> None:
+        command = ["flower-superexec", "--runtime-api-address", self.address, *self._trust()]
+        self._start("superexec", [*command, "--superexec-auth-secret-file", str(self._secret)])
+
+    def _trust(self) -> list[str]:
+        """Return how a program is told whom to trust at the other end."""
+        return ["--root-certificates", str(self.folder / "keys" / "ca.crt")] if self.secure else ["--insecure"]
+
+    def flwr(self, *arguments: str, timeout: float = 1800) -> str:
         """Run Flower's command line to its end; return what it printed. Raises `RuntimeError` if it fails."""
         command = [str(PROGRAMS / "flwr"), *arguments]
         done = subprocess.run(
@@ -111,7 +120,7 @@ class Federation:
             raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def run(self, app: Path, timeout: float = 600, **config: object) -> str:
+    def run(self, app: Path, timeout: float = 1800, **config: object) -> str:
         """Run an app to its end, with some of its settings changed; return its log."""
         return self.flwr(*_run_arguments(app, config), "--stream", timeout=timeout)
 
@@ -129,18 +138,19 @@ class Federation:
             process.kill()
             process.wait()
         self._started.clear()
-        for process_id in self.processes():
-            kill(process_id, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while (left := self.processes()) and time.monotonic() < until:
+            for process_id in left:
+                kill(process_id, signal.SIGKILL)
+            time.sleep(0.1)  # one that is being killed may just have started another
 
     def processes(self, naming: str = "") -> list[int]:
-        """Return the numbers of this federation's processes, orphans included, whose command line has a word."""
+        """Return the numbers of this federation's processes whose command line has a word; on Linux, orphans, too."""
         mark = f"FLWR_HOME={self.home}".encode()
         return [
             int(folder.name)
-            for folder in Path("/proc").iterdir()
-            if folder.name.isdigit()
-            and mark in _read(folder / "environ").split(b"\0")
-            and naming.encode() in _read(folder / "cmdline")
+            for folder in Path("/proc").glob("[0-9]*")
+            if mark in _read(folder / "environ").split(b"\0") and naming.encode() in _read(folder / "cmdline")
         ]
 
     def _write_connection(self) -> None:
@@ -158,7 +168,7 @@ class Federation:
         self._started.append(process)
         return process
 
-    def _wait_for_port(self, seconds: float = 60) -> None:
+    def _wait_for_port(self, seconds: float = 600) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with socket.socket() as probe:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flower_cases import MemoryGrid, a_loop, a_model, answer, conveying, initial, inner, update_of, wrapped
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from salf.flower.arrays import view
 from salf.flower.orders import Order
@@ -31,11 +33,31 @@ def record_of(message: Message) -> MetricRecord:
     return next(iter(message.content.metric_records.values()))
 
 
+# NumPy's reader evaluates a header as Python, and gives up on some of it by errors that are no ValueError.
+headers = st.one_of(
+    st.text(max_size=200),
+    st.sampled_from(
+        ["(" * 5000, "-" * 9000 + "1", "{'descr': '<f4'", "'" * 3, "\\", "{'shape': (1,", "\0", "[" * 199 + "]"]
+    ),
+    st.sampled_from(["|O", "<U3", "|V8", "<f3", "f99", "[('a', '<f4')]"]).map(
+        lambda descr: f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (5, 4), }}"
+    ),
+    st.sampled_from(["-5", "5 4", "1e3", "True", "5,,4", "9" * 19, "9" * 5000]).map(
+        lambda shape: f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}"
+    ),
+)
+
+
+def with_header(header: str) -> bytes:
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(80)
+
+
 @st.composite
 def arrays_of_any_kind(draw: st.DrawFn, name: str) -> Array:  # noqa: PLR0911 - one for each kind
     """Draw an array that is not one of this name: of another shape or type, poisoned, or no array at all."""
     good = STATE[name].numpy()
-    kind = draw(st.sampled_from(["shape", "dtype", "poison", "bytes", "header", "pickle", "stype"]))
+    kind = draw(st.sampled_from(["shape", "dtype", "poison", "bytes", "header", "python", "pickle", "stype"]))
     if kind == "shape":
         shape = draw(st.lists(st.integers(0, 4), max_size=3).filter(lambda shape: tuple(shape) != good.shape))
         return Array(np.ones(shape, good.dtype))
@@ -53,6 +75,8 @@ def arrays_of_any_kind(draw: st.DrawFn, name: str) -> Array:  # noqa: PLR0911 - 
     if kind == "bytes":
         cut = draw(st.integers(0, len(whole.data) - 1))
         return Array(dtype=whole.dtype, shape=whole.shape, stype=whole.stype, data=whole.data[:cut])
+    if kind == "python":
+        return Array(dtype=whole.dtype, shape=whole.shape, stype=whole.stype, data=with_header(draw(headers)))
     if kind == "header":
         data = whole.data.replace(b"'shape': (", b"'shape': (10000000000000, ", 1)
         return Array(dtype=whole.dtype, shape=whole.shape, stype=whole.stype, data=data)
@@ -105,12 +129,32 @@ def with_other_records(message: Message, data: st.DataObject) -> Message:
     return Message(content, reply_to=message)
 
 
+def of_other_objects(message: Message, data: st.DataObject) -> Message:
+    """Return what Flower decodes, though none of its functions makes it: a message without content, or of something."""
+    metadata = answer(message, update_of(1, LAYERS, STATE)).metadata
+    return make_message(metadata, data.draw(st.sampled_from([ArrayRecord(), MetricRecord(), Array(np.ones(3))])))  # type: ignore[arg-type]
+
+
+def failing_loudly(message: Message, data: st.DataObject) -> Message:
+    reason = data.draw(st.sampled_from(["no memory\nround 1: node 1: invalid: forged", "\x1b[2J", "x" * 10**5]))
+    return Message(Error(code=2, reason=reason), reply_to=message)
+
+
 def of_another_round(message: Message, data: st.DataObject) -> Message:
     number = data.draw(st.integers(-3, 50).filter(lambda number: number != Order.read(message).round))
     return answer(message, update_of(3, LAYERS, STATE, seed=1), Told(number, 1.0, 0.0, interrupted=False))
 
 
-ATTACKS = [with_bad_array, with_other_names, with_bad_counts, with_other_records, of_another_round]
+ATTACKS = [
+    with_bad_array,
+    with_bad_array,
+    with_other_names,
+    with_bad_counts,
+    with_other_records,
+    of_other_objects,
+    of_another_round,
+    failing_loudly,
+]
 HONEST = {1: (3, 11), 2: (2, 12), 3: (1, 13)}
 
 
@@ -152,10 +196,35 @@ def test_a_thousand_hostile_replies_change_nothing_and_are_told(
         assert torch.isfinite(value.float()).all(), name
         torch.testing.assert_close(value, expected[name])
     metrics = result.train_metrics_clientapp[1]
-    assert metrics["salf-rejected"] == (8 if twice else 4)
+    failing = sum(attack is failing_loudly for attack in hostile.values())
+    assert metrics["salf-failed"] == failing
+    assert metrics["salf-rejected"] == (8 if twice else 4) - failing
     assert metrics["salf-contributors"] == [1, 2, 3]
+    told = [record.getMessage() for record in reports.records if record.name == "flwr.salf"]
     for node in hostile:
-        assert f"node {node}: " in reports.text
+        assert len([line for line in told if line.startswith(f"round 1: node {node}: ")]) == (2 if twice else 1)
+    assert len(told) == (8 if twice else 4)
+    assert all(line.isprintable() and len(line) < 2100 for line in told)
+
+
+@given(headers)
+def test_a_header_that_is_none_is_refused_without_evaluating_it(header: str) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        view(Array(dtype="float32", shape=(5, 4), stype="numpy.ndarray", data=with_header(header)))
+
+
+@given(
+    hnp.arrays(
+        st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.boolean_dtypes(), hnp.complex_number_dtypes()),
+        hnp.array_shapes(min_dims=0, min_side=0),
+    )
+)
+def test_an_array_is_read_as_numpy_reads_it(values: np.ndarray[Any, Any]) -> None:
+    for made in (values, np.asfortranarray(values)):
+        read = view(Array(made))
+        assert (read.dtype, read.shape) == (made.dtype, made.shape)
+        np.testing.assert_array_equal(read, made)
+        assert not read.flags.writeable or not read.size
 
 
 def test_an_array_that_claims_to_be_huge_costs_no_memory() -> None:

@@ -64,7 +64,7 @@ class FederationFolder:
     again.
     """
 
-    def __init__(self, path: Path, patience_seconds: float = 60.0) -> None:
+    def __init__(self, path: Path, patience_seconds: float = 120.0) -> None:
         self.path, self.patience_seconds = path, patience_seconds
         self._records, self._checkpoint = path / "records.jsonl", path / "checkpoint" / "state.safetensors"
 
