@@ -33,13 +33,15 @@ class Federation:
     """A SuperLink and a SuperNode for each entry of `nodes`, which are the nodes' own settings.
 
     With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` a SuperExec
-    of its own starts the server app, which then outlives the SuperLink. Used as a context, it ends what it started.
+    of its own starts the server app, which then outlives the SuperLink. `simulated` nodes are Flower's simulation
+    engine's, whose settings are its own. Used as a context, a federation ends what it started.
     """
 
     folder: Path
     nodes: Sequence[Mapping[str, object]]
     secure: bool = True
     separate: bool = False
+    simulated: bool = False
     superlink: "subprocess.Popen[bytes] | None" = None
     supernodes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     _started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
@@ -65,7 +67,8 @@ class Federation:
             self.start_superlink()
             if self.separate:
                 self._start_superexec()
-            self.supernodes = [self.start_supernode(place) for place in range(len(self.nodes))]
+            if not self.simulated:
+                self.supernodes = [self.start_supernode(place) for place in range(len(self.nodes))]
             on_failure.pop_all()
         return self
 
@@ -86,6 +89,8 @@ class Federation:
             command += ["--insecure"]
         if self.separate:
             command += ["--isolation", "process", "--superexec-auth-secret-file", str(self._secret)]
+        if self.simulated:
+            command += ["--simulation"]
         self.superlink = self._start("superlink", command)
         self._wait_for_port()
 
@@ -122,11 +127,11 @@ class Federation:
 
     def run(self, app: Path, timeout: float = 1800, **config: object) -> str:
         """Run an app to its end, with some of its settings changed; return its log."""
-        return self.flwr(*_run_arguments(app, config), "--stream", timeout=timeout)
+        return self.flwr(*self._run_arguments(app, config), "--stream", timeout=timeout)
 
     def begin(self, app: Path, **config: object) -> None:
         """Start an app, and let it run."""
-        self.flwr(*_run_arguments(app, config))
+        self.flwr(*self._run_arguments(app, config))
 
     def log(self, name: str) -> str:
         """Return the log of `superlink`, or of a node, such as `supernode0`."""
@@ -153,6 +158,12 @@ class Federation:
             if mark in _read(folder / "environ").split(b"\0") and naming.encode() in _read(folder / "cmdline")
         ]
 
+    def _run_arguments(self, app: Path, config: Mapping[str, object]) -> list[str]:
+        settings = " ".join(f"{name.replace('_', '-')}={_toml(value)}" for name, value in config.items())
+        arguments = ["run", str(app), "local", *(["--run-config", settings] if settings else [])]
+        simulation = f"num-supernodes={len(self.nodes)} client-resources-num-cpus=1"
+        return [*arguments, *(["--federation-config", simulation] if self.simulated else [])]
+
     def _write_connection(self) -> None:
         self.home.mkdir(exist_ok=True)
         trust = (
@@ -178,11 +189,6 @@ class Federation:
                 break
             time.sleep(0.2)
         raise RuntimeError(f"the SuperLink does not answer:\n{self.log('superlink')[-2000:]}")
-
-
-def _run_arguments(app: Path, config: Mapping[str, object]) -> list[str]:
-    settings = " ".join(f"{name.replace('_', '-')}={_toml(value)}" for name, value in config.items())
-    return ["run", str(app), "local", *(["--run-config", settings] if settings else [])]
 
 
 def _toml(value: object) -> str:

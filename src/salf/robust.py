@@ -5,6 +5,7 @@
 1803.01498) keep every update of a round until its end.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,11 +43,19 @@ class ClippedLayers:
         for layer in layers:
             if not update.conveys(layer):
                 continue
-            norms = [torch.linalg.vector_norm(update.deltas[name], dtype=torch.float64) for name in layer.parameters]
-            norm = float(torch.stack(norms).norm())
+            norm = math.hypot(*(norm_of(update.deltas[name]) for name in layer.parameters))
             if norm > self.max_norm:
                 clipped |= {name: update.deltas[name] * (self.max_norm / norm) for name in layer.parameters}
         return replace(update, deltas=clipped)
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Return the Euclidean norm of a tensor, in double precision.
+
+    >>> norm_of(torch.tensor([3e30, 4e30])), norm_of(torch.tensor([3.0 + 4.0j]))
+    (5.0000...e+30, 5.0)
+    """
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float64)))
 
 
 @dataclass(frozen=True)

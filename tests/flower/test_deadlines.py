@@ -1,5 +1,6 @@
 """How long the next round lasts: what the deadlines do with what they have seen."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from salf import theory
 from salf.errors import InvalidSetting
-from salf.flower import Adaptive, Fixed, Quantile, RoundTimes, SalfStrategy
+from salf.flower import Adaptive, Fixed, Quantile, RoundTimes, SalfStrategy, Schedule
+from salf.flower.state import FederationFolder
 
 seconds = st.floats(0.1, 1000)
 rounds = st.builds(RoundTimes, seconds, st.lists(seconds, max_size=8).map(tuple), st.integers(0, 8), st.floats(0, 1))
@@ -54,6 +57,24 @@ def test_adaptive_finds_the_deadline_at_which_the_aim_is_conveyed() -> None:
         assert np.mean([times.share for times in part]) == pytest.approx(0.7, abs=0.03)
 
 
+def test_a_schedule_is_played_round_by_round_and_goes_on_where_a_run_was_resumed(tmp_path: Path) -> None:
+    model, layers = a_model()
+    constants = theory.Constants(
+        smoothness=2, strong_convexity=1, gradient_variance=4, second_moment=1, heterogeneity=0, num_clients=2
+    )
+    chosen = theory.adaptive_deadlines(
+        constants=constants, num_layers=3, rounds=60, total_seconds=600.0, initial_error=1.0, rates=[16.0] * 2
+    ).deadlines_seconds
+    strategy = SalfStrategy(inner(2), deadline=Schedule(chosen), layers=layers)
+    for rounds in (2, 55, 62):  # a resumed run knows the last 50 rounds
+        grid = MemoryGrid({node: conveying(3) for node in (1, 2)})
+        result = a_loop(grid, strategy, folder=FederationFolder(tmp_path)).play(initial(model), rounds)
+    played = [result.train_metrics_clientapp[number]["salf-deadline-s"] for number in range(1, 63)]
+    assert played == pytest.approx([*chosen, chosen[-1], chosen[-1]])
+    assert sum(chosen) == pytest.approx(600.0)
+    assert chosen[0] > chosen[-1]
+
+
 def test_rounds_in_which_nobody_was_asked_teach_nothing() -> None:
     empty = RoundTimes(10.0, (), 0, 0.0)
     known = RoundTimes(20.0, (5.0,), 0, 1.0)
@@ -77,6 +98,8 @@ def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
         (lambda: Fixed(0), "deadline_seconds is 0"),
         (lambda: Fixed(float("inf")), "deadline_seconds is inf"),
         (lambda: Fixed(True), "deadline_seconds is True"),
+        (lambda: Schedule([]), "deadlines_seconds is empty"),
+        (lambda: Schedule([3.0, 0.0]), r"deadlines_seconds\[1\] is 0.0"),
         (lambda: Quantile(q=0.0, first=1.0), "q is 0.0"),
         (lambda: Quantile(q=0.5, first=1.0, rounds=0), "rounds is 0"),
         (lambda: Quantile(q=0.5, first=-1.0), "first is -1.0"),

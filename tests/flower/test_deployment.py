@@ -1,5 +1,6 @@
 """Real processes on loopback: encrypted, authenticated, killed, stopped and restarted."""
 
+import re
 import signal
 import sys
 import time
@@ -111,15 +112,31 @@ def check_undisturbed(folder: Path, rounds: int) -> None:
 
 
 def test_a_federation_with_certificates_and_keys_gives_what_aggregate_gives(tmp_path: Path) -> None:
-    """The one deployment that is always tested; a node whose key nobody registered is refused on the way."""
+    """The one deployment that is always tested: both apps run, and a node whose key nobody registered is refused."""
     rounds = tmp_path / "rounds"
     with deployed(tmp_path, secure=True) as federation:
         stranger = federation.start_supernode(0, key=len(DEPTHS))
         federation.run(APP, **settings(rounds, 2))
+        check_digits(federation.run(EXAMPLES / "after", num_server_rounds=2, nodes=2, deadline_seconds=AMPLE))
         wait_for(lambda: stranger.poll() is not None, "the stranger to be refused")
         assert stranger.poll() != 0
     assert not federation.processes()
     check_undisturbed(rounds, 2)
+
+
+def test_the_app_of_two_lines_trains_on_the_simulation_engine(tmp_path: Path) -> None:
+    with Federation(tmp_path / "federation", [{}, {}], secure=False, simulated=True) as federation:
+        check_digits(federation.run(EXAMPLES / "after", num_server_rounds=2, nodes=2, deadline_seconds=AMPLE))
+    assert not federation.processes()
+
+
+def check_digits(log: str) -> None:
+    """Check what the example app prints: whole rounds of both nodes, and that they have taught the model something."""
+    records = [FederationRecord.from_json(line) for line in re.findall(r"└──> (\{.*\})", log)]
+    assert [record.contributors for record in records] == [(2, 2, 2, 2)] * 2
+    accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", log)]
+    assert len(accuracies) == 3
+    assert accuracies[-1] > accuracies[0] + 0.1
 
 
 @pytest.mark.deployment

@@ -1,6 +1,9 @@
 """A server that died goes on where it was; an interrupted round is played again."""
 
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from salf.errors import RunFolderError
 from salf.flower import FederationRecord, Quantile, SalfStrategy
 from salf.flower.loop import Loop
 from salf.flower.state import FederationFolder
+from salf.layers import Layer, Layers
 from salf.rules import Corrected, Memory, Rule
 
 MODEL, LAYERS = a_model()
@@ -91,6 +95,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     other = {name: torch.cat([value, value]) if value.ndim else value for name, value in MODEL.state_dict().items()}
     with pytest.raises(RunFolderError, match="the rounds of another model"):
         loop_in(tmp_path, Corrected(), inner(4), NODES).play(ArrayRecord(other), 2)
+    fewer = SalfStrategy(inner(4), deadline=10.0, layers=Layers((Layer("last", ("last.weight", "last.bias")),)))
+    with pytest.raises(RunFolderError, match="or of other layers"):
+        a_loop(MemoryGrid(NODES), fewer, folder=FederationFolder(tmp_path)).play(initial(MODEL), 2)
     checkpoint = tmp_path / "checkpoint" / "state.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(RunFolderError, match="is damaged"):
@@ -109,6 +116,21 @@ def test_the_records_of_lost_rounds_are_missed(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("nonsense\n")
     with pytest.raises(RunFolderError, match="is damaged"):
         loop_in(tmp_path, Corrected(), inner(4), NODES).play(initial(MODEL), 3)
+
+
+def test_a_folder_belongs_to_one_server_app_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another process holds it: it is waited for, but not for ever, and its death sets it free."""
+    program = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print('held', flush=True); "
+    command = [sys.executable, "-c", f"{program}sys.stdin.read()", str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RunFolderError, match="does not end; stop it"), FederationFolder(tmp_path, 0.1).held():
+            pass
+        threading.Timer(0.5, other.kill).start()
+        loop_in(tmp_path, Corrected(), inner(4), NODES).play(initial(MODEL), 1)
+    assert "another server app is at work" in caplog.text
+    assert len(FederationFolder(tmp_path).records()) == 1
 
 
 def test_momentum_is_kept_as_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +21,17 @@ from flower_cases import (
     update_of,
     wrapped,
 )
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from flwr.serverapp.strategy import FedAvg
+from torch import nn
 
 import salf
 from salf.flower import Fixed, SalfStrategy
 from salf.flower.orders import Order
 from salf.flower.replies import Told
+from salf.flower.state import FederationFolder
+from salf.layers import find_layers
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 
 
@@ -198,6 +204,125 @@ def test_metrics_of_clients_are_averaged_and_odd_ones_left_out() -> None:
     result = a_loop(grid, wrapped(inner(3), layers)).play(initial(model), 1)
     assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(1.75)
     assert "lost" not in result.train_metrics_clientapp[1]
+
+
+def test_a_layer_that_too_few_conveyed_stays_and_singles_nobody_out() -> None:
+    model, layers = a_model()
+    grid = MemoryGrid({1: conveying(3, seed=1), 2: conveying(1, seed=2), 3: conveying(0)})
+    strategy = wrapped(inner(3), layers, rule=Corrected(min_contributors=2))
+    result = a_loop(grid, strategy).play(initial(model), 1)
+    before, after = model.state_dict(), result.arrays.to_torch_state_dict()
+    assert result.train_metrics_clientapp[1]["salf-contributors"] == [1, 1, 2]
+    for layer, moves in zip(layers, (False, False, True), strict=True):
+        for name in (*layer.parameters, *layer.buffers):
+            assert torch.equal(before[name], after[name]) is not moves
+
+
+def test_flowers_metrics_and_the_records_tell_the_same(tmp_path: Path) -> None:
+    model, layers = a_model()
+
+    def late(message: Message) -> Iterable[tuple[float, Message]]:
+        update = update_of(1, layers, model.state_dict())
+        return [(1.0, answer(message, update, Told(Order.read(message).round, 10.5, 0.5, interrupted=True)))]
+
+    def failing(message: Message) -> Iterable[tuple[float, Message]]:
+        return [(1.0, Message(Error(code=3, reason="no memory"), reply_to=message))]
+
+    def hostile(message: Message) -> Iterable[tuple[float, Message]]:
+        return [(1.0, answer(message, update_of(1, layers, model.state_dict(), examples=0)))]
+
+    grid = MemoryGrid({1: conveying(3), 2: late, 3: failing, 4: hostile, 5: conveying(2, after=16.0)})
+    folder = FederationFolder(tmp_path)
+    result = a_loop(grid, wrapped(inner(5), layers), folder=folder).play(initial(model), 2)
+    for record in folder.records():
+        told = result.train_metrics_clientapp[record.round]
+        assert told["salf-contributors"] == list(record.contributors) == [1, 1, 2]
+        assert told["salf-depths"] == list(record.depths) == [3, 1, 0, 1]
+        assert (told["salf-deadline-s"], told["salf-seconds"]) == (record.deadline_s, record.seconds) == (10.0, 15.0)
+        assert (told["salf-missing"], told["salf-failed"], told["salf-rejected"]) == (1, 1, 1)
+        assert (record.missing, record.failed, record.rejected) == (1, 1, 1)
+        assert told["salf-late"] == record.late == record.round - 1
+        # By the server's clock the reply was there after a second: nobody can have outlasted more.
+        assert told["salf-overshoot-s"] == record.overshoot_s == 0.5
+
+
+def test_what_a_client_says_of_its_time_is_held_against_the_servers_clock() -> None:
+    model, layers = a_model()
+
+    def boasting(seconds: float) -> object:
+        def node(message: Message) -> Iterable[tuple[float, Message]]:
+            told = Told(Order.read(message).round, seconds, seconds, interrupted=False)
+            return [(2.0, answer(message, update_of(3, layers, model.state_dict()), told))]
+
+        return node
+
+    grid = MemoryGrid({1: boasting(1e300), 2: boasting(-1e300), 3: boasting(1.5)})  # type: ignore[dict-item]
+    loop = a_loop(grid, wrapped(inner(3), layers))
+    result = loop.play(initial(model), 1)
+    [times] = loop.federation.state.times
+    assert sorted(times.whole) == [0.0, 1.5, 2.0]
+    assert result.train_metrics_clientapp[1]["salf-overshoot-s"] == 2.0
+
+
+@pytest.mark.parametrize(("counted_from", "known"), [("message", True), ("loop", False)])
+def test_the_rate_at_which_a_nodes_replies_travel_is_observed_and_told(counted_from: str, known: bool) -> None:
+    """A reply made after 3 s that is there after 5 s has travelled for 2 s; from a loop's own time nothing follows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 4))
+    layers = find_layers(model)
+
+    def node(message: Message) -> Iterable[tuple[float, Message]]:
+        told = Told(Order.read(message).round, 3.0, 0.0, interrupted=False)
+        return [(5.0, answer(message, update_of(2, layers, model.state_dict()), told))]
+
+    grid = MemoryGrid({1: node, 2: conveying(0)})
+    strategy = wrapped(inner(2), layers, deadline=60.0, counted_from=counted_from)
+    a_loop(grid, strategy).play(initial(model), 2)
+    orders = {(m.metadata.group_id, m.metadata.dst_node_id): Order.read(m) for m in grid.sent}
+    assert orders["1", 1].upload_bytes_per_second is None
+    assert orders["2", 2].upload_bytes_per_second is None
+    size = sum(len(array.data) for array in initial(model).values())
+    assert orders["2", 1].upload_bytes_per_second == (pytest.approx(size / 2.0) if known else None)
+
+
+def test_a_rate_of_a_bad_day_leaves_half_of_the_deadline_for_training() -> None:
+    model, layers = a_model()
+    loop = a_loop(MemoryGrid({}), wrapped(inner(1), layers, deadline=10.0))
+    loop.federation.begin(model.state_dict())
+    loop.federation.resume(replace(loop.federation.state, upload_rates={1: 1e-3}))
+    grid = MemoryGrid({1: conveying(3)})
+    [message] = loop.federation.open_round(1, initial(model), ConfigRecord(), grid, 10.0)
+    size = sum(len(array.data) for array in initial(model).values())
+    assert Order.read(message).upload_bytes_per_second == pytest.approx(2 * size / 10.0)
+
+
+def test_evaluations_that_would_end_a_run_of_flowers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model, layers = a_model()
+    wrong: dict[int, RecordDict | ArrayRecord] = {
+        4: RecordDict({"metrics": MetricRecord({"accuracy": 0.1})}),  # no weight
+        5: RecordDict({"metrics": MetricRecord({"accuracy": 0.1, "weight": 0})}),
+        6: RecordDict({"metrics": MetricRecord({"accuracy": 0.1, "weight": [1, 2]})}),
+        7: RecordDict({"others": MetricRecord({"accuracy": 0.1, "weight": 5})}),  # a record of another name
+        8: RecordDict({"metrics": MetricRecord({"accuracy": [0.1], "weight": 5})}),
+        9: RecordDict(),
+        10: ArrayRecord(),
+    }
+
+    def node(message: Message) -> Iterable[tuple[float, Message]]:
+        if message.metadata.message_type == "train":
+            return conveying(3)(message)
+        place = message.metadata.dst_node_id
+        honest = RecordDict({"metrics": MetricRecord({"accuracy": 0.25 * place, "weight": place})})
+        reply = Message(honest, reply_to=message)
+        return [(1.0, make_message(reply.metadata, wrong[place]) if place in wrong else reply)] * 2  # type: ignore[arg-type]
+
+    grid = MemoryGrid(dict.fromkeys(range(1, 11), node))
+    strategy = wrapped(FedAvg(min_available_nodes=10, weighted_by_key="weight"), layers)
+    with caplog.at_level(logging.WARNING, "flwr.salf"):
+        result = a_loop(grid, strategy).play(initial(model), 1)
+    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": pytest.approx(0.25 * (1 + 4 + 9) / 6)}
+    for place in wrong:
+        assert f"evaluation: node {place}: " in caplog.text
 
 
 def test_evaluation_is_the_wrapped_strategys_and_ends_too() -> None:

@@ -15,6 +15,7 @@ from salf.flower.deadlines import Fixed as Fixed
 from salf.flower.deadlines import Quantile as Quantile
 from salf.flower.deadlines import RoundDeadline as RoundDeadline
 from salf.flower.deadlines import RoundTimes as RoundTimes
+from salf.flower.deadlines import Schedule as Schedule
 from salf.flower.record import FederationRecord as FederationRecord
 from salf.flower.simulated import run_on_flower as run_on_flower
 from salf.flower.strategy import SalfStrategy as SalfStrategy

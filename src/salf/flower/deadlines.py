@@ -19,13 +19,14 @@ class RoundTimes:
 
     `whole` holds, for each client that finished all its work, the seconds from the making of its message to that of its
     reply; `unfinished` counts those asked that did not finish; `share` is the mean share of the layers that was
-    conveyed, over all that were asked.
+    conveyed, over all that were asked. `round` is the round's number, from 1.
     """
 
     deadline_seconds: float
     whole: tuple[float, ...]
     unfinished: int
     share: float
+    round: int = 1
 
 
 class RoundDeadline(ABC):
@@ -52,6 +53,33 @@ class Fixed(RoundDeadline):
     def seconds(self, history: Sequence[RoundTimes]) -> float:  # noqa: ARG002 - as the other deadlines
         """Return the deadline."""
         return float(self.deadline_seconds)
+
+
+@dataclass(frozen=True)
+class Schedule(RoundDeadline):
+    """A deadline for each round, chosen beforehand; the last one holds for all further rounds.
+
+    So `salf.theory.adaptive_deadlines` (ADEL-FL, arXiv 2505.23973) or `salf plan` spend a budget of time where it
+    lowers the convergence bound most.
+
+    >>> Schedule([8.0, 6.0]).seconds([]), Schedule([8.0, 6.0]).seconds([RoundTimes(8.0, (), 3, 0.5, round=1)])
+    (8.0, 6.0)
+    """
+
+    deadlines_seconds: Sequence[float]
+
+    def __post_init__(self) -> None:
+        given = tuple(self.deadlines_seconds)
+        if not given:
+            raise InvalidSetting("deadlines_seconds is empty; give a deadline for each round")
+        for place, seconds in enumerate(given):
+            _check_seconds(f"deadlines_seconds[{place}]", seconds)
+        object.__setattr__(self, "deadlines_seconds", tuple(float(seconds) for seconds in given))
+
+    def seconds(self, history: Sequence[RoundTimes]) -> float:
+        """Return the deadline of the round after the last one."""
+        done = history[-1].round if history else 0
+        return self.deadlines_seconds[min(done, len(self.deadlines_seconds) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

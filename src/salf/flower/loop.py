@@ -76,9 +76,9 @@ class Loop:
             {name: (tensor.shape, tensor.dtype) for name, tensor in each.items()}
             for each in (weights, state.server.weights)
         ]
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] or state.server.observed.num_layers != len(self.federation.terms.layers):
             raise RunFolderError(
-                f"{self.folder.path} holds the rounds of another model than initial_arrays; choose another folder"
+                f"{self.folder.path} holds the rounds of another model, or of other layers; choose another folder"
             )
         # A checkpoint has no order of its own, but some strategies go by that of the arrays.
         ordered = {name: state.server.weights[name] for name in weights}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from salf.errors import InvalidUpdate
 from salf.layers import Layers
+from salf.robust import norm_of
 from salf.updates import Update
 
 # Statistics of a batch follow the scale of the data, which nobody bounds; beyond this they are no statistics.
@@ -65,8 +66,6 @@ def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
 def _root_mean_square(tensors: list[Tensor]) -> float:
     count = sum(tensor.numel() for tensor in tensors)
     norms = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
-    if (
-        math.inf in norms
-    ):  # the square of a finite number may overflow, and takes four times as long in double precision
-        norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors]
+    if math.inf in norms:  # the square of a finite number may overflow; double precision takes four times as long
+        norms = [norm_of(tensor) for tensor in tensors]
     return math.hypot(*norms) / math.sqrt(max(count, 1))

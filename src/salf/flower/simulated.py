@@ -99,11 +99,12 @@ class FlowerEngine:
             )
             for place, task in enumerate(tasks)
         ]
-        places = {identity: place for place, identity in enumerate(self._exchange.push(messages))}
+        sent = self._exchange.push(messages)
+        places = {message.metadata.message_id: place for place, message in enumerate(messages)}
         accepted = np.zeros(len(messages), dtype=np.bool_)
         size = sum(len(array.data) for array in arrays.values())
         until = self._exchange.clock() + _PATIENCE_SECONDS
-        for reply in self._exchange.replies(places, until, size):
+        for reply in self._exchange.replies(sent, until, size):
             place = places.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
                 raise SalfError(f"client {tasks.clients[place]} failed on Flower: {reply.error.reason}")

@@ -149,7 +149,7 @@ def _pack(state: FederationState, result: Result, strategy: Strategy) -> Attachm
     tensors: dict[str, Tensor] = {}
     notes = {
         "nodes": [str(node) for node in state.nodes],
-        "times": [[t.deadline_seconds, list(t.whole), t.unfinished, t.share] for t in state.times],
+        "times": [[t.deadline_seconds, list(t.whole), t.unfinished, t.share, t.round] for t in state.times],
         "upload_rates": {str(node): rate for node, rate in state.upload_rates.items()},
         "metrics": [{str(number): dict(record) for number, record in metrics.items()} for metrics in _metrics(result)],
         "strategy": _pack_strategy(strategy, "strategy", tensors),
@@ -160,7 +160,7 @@ def _pack(state: FederationState, result: Result, strategy: Strategy) -> Attachm
 
 def _unpack(server: ServerState, attachment: Attachment, strategy: Strategy) -> tuple[FederationState, Result]:
     notes = attachment.notes
-    times = tuple(RoundTimes(d, tuple(whole), unfinished, share) for d, whole, unfinished, share in notes["times"])
+    times = tuple(RoundTimes(deadline, tuple(whole), *rest) for deadline, whole, *rest in notes["times"])
     rates = {int(node): rate for node, rate in notes["upload_rates"].items()}
     state = FederationState(server, tuple(int(node) for node in notes["nodes"]), times, rates)
     result = Result(arrays=to_record(server.weights))

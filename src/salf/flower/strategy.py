@@ -28,8 +28,8 @@ class SalfStrategy(Strategy):
 
     `strategy` samples the nodes, configures and evaluates as it always did; its mean over whole replies is replaced by
     the layer-wise `rule` over partial ones (by default `salf.Corrected()`). Each round has a `deadline`: seconds, or
-    one of `Fixed`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds` after the
-    deadline, in which the replies travel. `layers` are the model's, as `salf.find_layers` gives them.
+    one of `Fixed`, `Schedule`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds`
+    after the deadline, in which the replies travel. `layers` are the model's, as `salf.find_layers` gives them.
 
     `counted_from="message"` counts what a node spends before its loop (starting a process, loading data) against its
     deadline; its clock must agree with the server's. `"loop"` gives each loop the whole deadline, whenever it begins.

@@ -158,7 +158,7 @@ class TrainingRound:
         ]
         whole = [next(seconds for seconds in each if seconds is not None) for each in known]
         share = float(reached.mean()) if reached.size else 0.0
-        return RoundTimes(deadline_seconds, tuple(whole), len(self.rows) - len(whole), share)
+        return RoundTimes(deadline_seconds, tuple(whole), len(self.rows) - len(whole), share, self.number)
 
     def upload_rates(self) -> dict[int, float]:
         """Return at how many bytes per second the replies came, by node, where they were large enough to tell."""

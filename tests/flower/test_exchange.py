@@ -1,0 +1,105 @@
+"""What comes over a grid that does not always work, and from nodes that send what is no message."""
+
+import logging
+from collections.abc import Iterable
+
+import pytest
+from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner, wrapped
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salf.flower.exchange import Exchange
+
+MODEL, LAYERS = a_model()
+HOSTILE = 2
+
+
+class DecodingGrid(MemoryGrid):
+    """Takes replies from the wire, as a deployment does: what is fetched is gone, even if decoding it fails."""
+
+    damage = staticmethod(lambda content: content)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._decoded(reply) for reply in super().pull_messages(message_ids)]
+
+    def _decoded(self, reply: Message) -> Message:
+        objects = get_all_nested_objects(reply)
+        contents = {identity: each.deflate() for identity, each in objects.items()}
+        if reply.metadata.src_node_id == HOSTILE:
+            contents = {identity: type(self).damage(content) for identity, content in contents.items()}
+        return inflate_object_from_contents(reply.object_id, contents)  # type: ignore[return-value]
+
+
+def test_what_is_no_message_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The first costs what was fetched with it; from then on it costs nobody else anything."""
+
+    class Grid(DecodingGrid):
+        damage = staticmethod(lambda content: content[: len(content) // 2])
+
+    nodes = {node: conveying(3, after=1.0 + node / 100, seed=node) for node in (1, HOSTILE, 3)}
+    with caplog.at_level(logging.WARNING, "flwr.salf"):
+        result = a_loop(Grid(nodes), wrapped(inner(3), LAYERS)).play(initial(MODEL), 3)
+    counted = [result.train_metrics_clientapp[number]["salf-contributors"] for number in (1, 2, 3)]
+    assert counted[1:] == [[2, 2, 2]] * 2
+    for number in (2, 3):
+        assert result.train_metrics_clientapp[number]["salf-failed"] == 1
+        assert f"round {number}: node {HOSTILE}: failed: error 4: its reply is no message" in caplog.text
+
+
+@given(st.data())
+def test_nothing_that_flower_decodes_or_does_not_ends_a_round(data: st.DataObject) -> None:
+    class Grid(DecodingGrid):
+        @staticmethod
+        def damage(content: bytes) -> bytes:
+            place = data.draw(st.integers(0, max(len(content) - 1, 0)))
+            return content[:place] + data.draw(st.binary(max_size=30)) + content[place + data.draw(st.integers(0, 3)) :]
+
+    grid = Grid({1: conveying(3, after=0.5), HOSTILE: conveying(3, after=1.0)})
+    result = a_loop(grid, wrapped(inner(2), LAYERS)).play(initial(MODEL), 1)
+    metrics = result.train_metrics_clientapp[1]
+    assert metrics["salf-contributors"][-1] in (1, 2)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("error", [KeyError("Messages"), ValueError("no JSON"), DecodeError("truncated")])
+def test_one_that_cannot_be_fetched_is_an_error_of_its_own(error: Exception) -> None:
+    class Grid(MemoryGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            identities = list(message_ids)
+            if "message-1" in identities:
+                raise error
+            return super().pull_messages(identities)
+
+    loop = a_loop(Grid({node: conveying(3, after=0.0) for node in (1, 2, 3)}), wrapped(inner(3), LAYERS))
+    metrics = loop.play(initial(MODEL), 1).train_metrics_clientapp[1]
+    assert (metrics["salf-contributors"], metrics["salf-failed"]) == ([2, 2, 2], 1)
+
+
+def test_losing_the_superlink_is_no_reply() -> None:
+    class Grid(MemoryGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        a_loop(Grid({1: conveying(3), 2: conveying(3)}), wrapped(inner(2), LAYERS)).play(initial(MODEL), 1)
+
+
+@pytest.mark.parametrize("absent", ["left out", "None"])
+def test_a_message_that_cannot_be_sent_shifts_no_other(absent: str) -> None:
+    class Grid(MemoryGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            identities = list(super().push_messages(messages))
+            return identities[1:] if absent == "left out" else [None, *identities[1:]]  # type: ignore[list-item]
+
+    grid = Grid({node: conveying(3) for node in (5, 6, 7)})
+    loop = a_loop(grid, wrapped(inner(3), LAYERS))
+    loop.play(initial(MODEL), 1)
+    first, *others = [message.metadata.dst_node_id for message in grid.sent]
+    assert Exchange(grid).push(grid.sent) == {f"message-{place + 4}": node for place, node in enumerate(others)}
+    places = {node: place for place, node in enumerate(loop.federation.state.nodes)}
+    chance = loop.federation.state.server.observed.probability([places[first], *(places[node] for node in others)])
+    assert chance[0].max() < 1.0  # who was not asked has conveyed nothing
+    assert chance[1:].min() == 1.0
