@@ -120,8 +120,14 @@ def test_the_records_of_lost_rounds_are_missed(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_server_app_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Another process holds it: it is waited for, but not for ever, and its death sets it free."""
-    program = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print('held', flush=True); "
-    command = [sys.executable, "-c", f"{program}sys.stdin.read()", str(tmp_path / ".lock")]
+    program = """if True:
+        import sys
+        from filelock import FileLock
+        with FileLock(sys.argv[1]):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"

@@ -10,7 +10,6 @@ import pytest
 import torch
 from flower_cases import MemoryGrid, a_loop, a_model, answer, conveying, initial, inner, update_of, wrapped
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.app.message import make_message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -129,10 +128,13 @@ def with_other_records(message: Message, data: st.DataObject) -> Message:
     return Message(content, reply_to=message)
 
 
-def of_other_objects(message: Message, data: st.DataObject) -> Message:
-    """Return what Flower decodes, though none of its functions makes it: a message without content, or of something."""
-    metadata = answer(message, update_of(1, LAYERS, STATE)).metadata
-    return make_message(metadata, data.draw(st.sampled_from([ArrayRecord(), MetricRecord(), Array(np.ones(3))])))  # type: ignore[arg-type]
+def with_an_odd_object(message: Message, data: st.DataObject) -> Message:
+    """Return a reply with an array such as Flower decodes, though it makes none."""
+    reply = answer(message, update_of(1, LAYERS, STATE))
+    odd = Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=b"")
+    odd.__dict__["data"] = data.draw(st.sampled_from([None, 3, "text", [b"a"]]))
+    next(iter(reply.content.array_records.values()))["last.bias"] = odd
+    return reply
 
 
 def failing_loudly(message: Message, data: st.DataObject) -> Message:
@@ -151,7 +153,7 @@ ATTACKS = [
     with_other_names,
     with_bad_counts,
     with_other_records,
-    of_other_objects,
+    with_an_odd_object,
     of_another_round,
     failing_loudly,
 ]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr.app import Error, Message, Metadata
+from flwr.app import Error, Message, MessageType, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
@@ -93,7 +93,7 @@ def _unreadable(identity: str, error: Exception) -> Message:
         group_id="",
         created_at=time.time(),
         ttl=0.0,
-        message_type="",
+        message_type=MessageType.TRAIN,
     )
     reason = f"its reply is no message ({type(error).__name__}: {error})"
     return make_message(metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))

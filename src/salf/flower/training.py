@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from torch import Tensor
 
 from salf.aggregation import Aggregated
@@ -105,8 +105,7 @@ class TrainingRound:
     def _admit(self, reply: Message, place: int, seconds: float | None) -> None:
         row = self.rows[place]
         try:
-            content = reply.content if reply.has_content() else RecordDict()
-            read = read_reply(content, self._admission.layers, self._admission.state)
+            read = read_reply(reply.content, self._admission.layers, self._admission.state)
             if read.told.round not in (None, self.number):
                 self._report("wrong-round", row.node, f"it answers round {read.told.round}")
                 return
