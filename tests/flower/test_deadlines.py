@@ -66,10 +66,11 @@ def test_a_schedule_is_played_round_by_round_and_goes_on_where_a_run_was_resumed
         constants=constants, num_layers=3, rounds=60, total_seconds=600.0, initial_error=1.0, rates=[16.0] * 2
     ).deadlines_seconds
     strategy = SalfStrategy(inner(2), deadline=Schedule(chosen), layers=layers)
+    folder = FederationFolder(tmp_path)
     for rounds in (2, 55, 62):  # a resumed run knows the last 50 rounds
         grid = MemoryGrid({node: conveying(3) for node in (1, 2)})
-        result = a_loop(grid, strategy, folder=FederationFolder(tmp_path)).play(initial(model), rounds)
-    played = [result.train_metrics_clientapp[number]["salf-deadline-s"] for number in range(1, 63)]
+        a_loop(grid, strategy, folder=folder).play(initial(model), rounds)
+    played = [record.deadline_s for record in folder.records()]
     assert played == pytest.approx([*chosen, chosen[-1], chosen[-1]])
     assert sum(chosen) == pytest.approx(600.0)
     assert chosen[0] > chosen[-1]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def deployed(folder: Path, *, secure: bool = False, separate: bool = False, **sl
         yield federation
 
 
-def settings(folder: Path, rounds: int, deadline_seconds: float = AMPLE, nodes: int = 2) -> dict[str, object]:
+def settings(folder: Path, rounds: int, deadline_seconds: float = AMPLE, nodes: int = 2) -> dict[str, Any]:
     return {
         "num_server_rounds": rounds,
         "folder": folder,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -55,7 +55,7 @@ class Fixed(RoundDeadline):
         return float(self.deadline_seconds)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Schedule(RoundDeadline):
     """A deadline for each round, chosen beforehand; the last one holds for all further rounds.
 
@@ -66,10 +66,10 @@ class Schedule(RoundDeadline):
     (8.0, 6.0)
     """
 
-    deadlines_seconds: Sequence[float]
+    deadlines_seconds: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        given = tuple(self.deadlines_seconds)
+    def __init__(self, deadlines_seconds: Iterable[float]) -> None:
+        given = tuple(deadlines_seconds)
         if not given:
             raise InvalidSetting("deadlines_seconds is empty; give a deadline for each round")
         for place, seconds in enumerate(given):
