@@ -177,6 +177,8 @@ class Deadline:
         self._step = StepInTheMaking(model, layers, self._bytes, self._pace.passes, accumulate)
         self._handles: list[RemovableHandle] = []
         self._precise = True
+        # Before this moment the end of the time is so far away that no forecast needs to be looked at.
+        self._careful_from = -math.inf
         self._stepping_since = self._stepping_seconds = 0.0
 
     def __enter__(self) -> Work:
@@ -224,28 +226,31 @@ class Deadline:
         now = self._watch.now()
         if torch.is_grad_enabled():
             self._step.begin_pass(now)
+            if now >= self._careful_from:
+                whole = self._all_bytes
+                margin = 2 * self._pace.whole_step() + self._pace.foresee(None, whole, whole)
+                self._careful_from = self._watch.limit - margin - self._upload_seconds(whole)
             # On an accelerator every look at the clock waits for the device; far from the deadline that is spared.
-            whole = self._all_bytes
-            margin = 2 * self._pace.whole_step() + self._pace.foresee(None, whole, whole)
-            self._precise = self._watch.is_cheap or now + margin + self._upload_seconds(whole) >= self._watch.limit
-        self._leave_unless_it_fits(now, self._pace.following(None), 0)
+            self._precise = self._watch.is_cheap or now >= self._careful_from
+        if now >= self._careful_from:
+            self._leave_unless_it_fits(now, self._pace.following(None), 0)
 
     def _on_module(self) -> None:
         """Note that a forward pass goes on, or that a checkpointed part of it is repeated for the backward pass."""
         if self._step.since is None:  # the model's parts are called without the model itself
             self._on_model()
-        elif self._step.order:
-            following = self._pace.following(self._step.order[-1])
-            self._leave_unless_it_fits(self._watch.clock(), following, self._step.complete_bytes)
-        else:
-            self._leave_unless_it_fits(self._watch.clock(), self._pace.following(None), 0)
+            return
+        now = self._watch.clock()
+        if now >= self._careful_from:
+            following = self._pace.following(self._step.order[-1] if self._step.order else None)
+            self._leave_unless_it_fits(now, following, self._step.complete_bytes if self._step.order else 0)
 
     def _on_gradient(self, name: str) -> None:
         """Note that a parameter's gradient is ready, and with it perhaps a layer."""
         self._step.arrive(name)
         layer = self._owner[name]
         if layer.name not in self._step.complete:
-            if self._precise and self._step.needs_another_pass(name, layer):
+            if self._precise and self._step.needs_another_pass(name):
                 self._leave_if_time_is_up(self._watch.now())
             return
         self._step.order.append(layer.name)
@@ -255,7 +260,7 @@ class Deadline:
         if self._step.since is not None:
             self._pace.record(layer.name, now - self._step.since)
         self._step.since = now
-        if len(self._step.complete) < len(self._layers):
+        if now >= self._careful_from and len(self._step.complete) < len(self._layers):
             self._leave_unless_it_fits(now, self._pace.following(layer.name), self._step.complete_bytes)
 
     def _leave_unless_it_fits(self, now: float, following: str | None, done: int) -> None:

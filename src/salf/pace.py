@@ -35,25 +35,39 @@ class Estimate:
     """
 
     def __init__(self) -> None:
-        self.upper = self.lower = 0.0
+        self._upper = self._lower = 0.0
         self._values: deque[float] = deque(maxlen=_REMEMBERED)
         self._eased = False
+        self._outdated = False  # whether something was measured since both were predicted
         self._denials = 0
+
+    @property
+    def upper(self) -> float:
+        """A duration that is seldom exceeded."""
+        self._predict()
+        return self._upper
+
+    @property
+    def lower(self) -> float:
+        """A duration that is seldom undercut."""
+        self._predict()
+        return self._lower
 
     def add(self, value: float) -> None:
         """Record one measurement; if it confirms that easing was right, forget the longer ones."""
-        if self._eased and value <= self.upper:
-            self._values = deque((known for known in self._values if known <= self.upper), maxlen=_REMEMBERED)
+        if self._eased and value <= self._upper:
+            self._values = deque((known for known in self._values if known <= self._upper), maxlen=_REMEMBERED)
         self._values.append(value)
         self._denials //= 2
-        self._predict()
+        self._eased, self._outdated = False, True
 
     def ease(self) -> None:
         """Lower both a little, because they kept something from being tried and so from being measured again."""
         if self._values:
+            self._predict()
             less = 1 - _EASE / (len(self._values) + _CAUTION * self._denials)
-            self.upper *= less
-            self.lower *= less
+            self._upper *= less
+            self._lower *= less
             self._eased = True
 
     def deny(self, elapsed: float) -> None:
@@ -61,13 +75,15 @@ class Estimate:
         if self._values:
             self._denials += 1
             self._values.append(2 * elapsed)
-            self._predict()
+            self._eased, self._outdated = False, True
 
     def _predict(self) -> None:
-        middle = median(self._values)
-        self.upper = middle + _DEVIATIONS * median(abs(known - middle) for known in self._values)
-        self.lower = min(self._values)
-        self._eased = False
+        """Predict both from what was measured: only when asked, since far from a deadline nobody asks."""
+        if self._outdated:
+            middle = median(self._values)
+            self._upper = middle + _DEVIATIONS * median(abs(known - middle) for known in self._values)
+            self._lower = min(self._values)
+            self._outdated = False
 
 
 class EstimateBySize:
@@ -86,7 +102,9 @@ class EstimateBySize:
 
     def add(self, size: int, seconds: float) -> None:
         """Record one measurement of work on `size` bytes."""
-        self._estimates.setdefault(size, Estimate()).add(seconds)
+        if size not in self._estimates:
+            self._estimates[size] = Estimate()
+        self._estimates[size].add(seconds)
 
     def upper(self, size: int) -> float:
         """Return a duration that is seldom exceeded; 0 before the first measurement."""
@@ -131,7 +149,9 @@ class Pace:
 
     def record(self, layer: str, seconds: float) -> None:
         """Record the time a layer took."""
-        self.layer.setdefault(layer, Estimate()).add(seconds)
+        if layer not in self.layer:
+            self.layer[layer] = Estimate()
+        self.layer[layer].add(seconds)
 
     def learn_order(self, completed: Sequence[str]) -> None:
         """Take the order of a backward pass, which may have been interrupted, for that of the next ones."""

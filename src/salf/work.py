@@ -127,17 +127,24 @@ class StepInTheMaking:
     ) -> None:
         self.order: list[str] = []
         self.since: float | None = None
-        self._model, self._layers, self._sizes = model, layers, sizes
-        self._owner = {name: layer for layer in layers if layer.name in sizes for name in layer.parameters}
-        self._by_name = {layer.name: layer for layer in layers}
+        self._model, self._sizes = model, sizes
+        self._stepped = [layer for layer in layers if layer.name in sizes]
+        self._owner = {name: layer for layer in self._stepped for name in layer.parameters}
+        # Where each layer's buffers are; the tensors are looked up each time, since a module may replace them.
+        self._buffers = {
+            layer.name: [(name, *_owner_of(model, name)) for name in layer.buffers] for layer in layers if layer.buffers
+        }
         self._parameters = dict(model.named_parameters())
         self._accumulate = accumulate
+        self._needs: dict[str, int] = {}
+        self._needs_follow_from: tuple[Mapping[str, int] | None, int] | None = None
         self.begin(passes)
 
     def begin(self, passes: Mapping[str, int] | None) -> None:
         """Start afresh; `passes` says how many backward passes reach each parameter in a step, if that is known."""
         self._expected = passes if self._accumulate is None else None
         self._fewest = self._accumulate or 1
+        self._ask()
         self._arrived: dict[str, int] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
         self.complete: set[str] = set()
@@ -155,21 +162,25 @@ class StepInTheMaking:
             self._fewest = max(self._fewest, each * (max(self._arrived.values()) // each + 1))
             self._review()
         if not self._kept:
-            self._kept = {layer.name: self._copy_buffers(layer) for layer in self._layers if layer.buffers}
+            with torch.no_grad():
+                self._kept = {
+                    layer: {name: getattr(module, key).clone() for name, module, key in buffers}
+                    for layer, buffers in self._buffers.items()
+                }
         self.order, self.since = [], now
 
     def arrive(self, name: str) -> None:
         """Note that a backward pass has completed the gradient of a parameter."""
-        self._arrived[name] = self._arrived.get(name, 0) + 1
-        if self._arrived[name] > self._fewest:
-            self._fewest = self._arrived[name]
+        count = self._arrived[name] = self._arrived.get(name, 0) + 1
+        if count > self._fewest:
+            self._fewest = count
             self._review()
         else:
             self._look_at(self._owner[name])
 
-    def needs_another_pass(self, name: str, layer: Layer) -> bool:
-        """Say whether a parameter of `layer` must be reached by further backward passes."""
-        return self._arrived.get(name, 0) < self._needs(layer)[name]
+    def needs_another_pass(self, name: str) -> bool:
+        """Say whether a parameter must be reached by further backward passes."""
+        return self._arrived.get(name, 0) < self._needs[name]
 
     def passes(self) -> dict[str, int]:
         """Return how often each gradient has arrived."""
@@ -184,29 +195,40 @@ class StepInTheMaking:
 
     def _review(self) -> None:
         """Decide anew which layers are complete, since more is asked of them than before."""
+        self._ask()
         self.complete, self.complete_bytes = set(), 0
-        for name in self._sizes:
-            self._look_at(self._by_name[name])
+        for layer in self._stepped:
+            self._look_at(layer)
 
     def _look_at(self, layer: Layer) -> None:
         """Count `layer` among the complete ones if each of its gradients has arrived as often as this step needs."""
-        if layer.name not in self.complete and all(
-            self._arrived.get(name, 0) >= need for name, need in self._needs(layer).items()
-        ):
-            self.complete.add(layer.name)
-            self.complete_bytes += self._sizes[layer.name]
+        if layer.name in self.complete:
+            return
+        for name in layer.parameters:
+            if self._arrived.get(name, 0) < self._needs[name]:
+                return
+        self.complete.add(layer.name)
+        self.complete_bytes += self._sizes[layer.name]
 
-    def _needs(self, layer: Layer) -> dict[str, int]:
-        needs = {name: (self._expected or {}).get(name, 0) for name in layer.parameters}
-        return needs if any(needs.values()) else dict.fromkeys(needs, self._fewest)
-
-    def _copy_buffers(self, layer: Layer) -> dict[str, Tensor]:
-        return {name: self._model.get_buffer(name).detach().clone() for name in layer.buffers}
+    def _ask(self) -> None:
+        """Say how often each gradient must arrive; seldom anew, since it is asked for in every step."""
+        if self._needs_follow_from == (self._expected, self._fewest):
+            return
+        self._needs_follow_from = self._expected, self._fewest
+        for layer in self._stepped:
+            needs = {name: (self._expected or {}).get(name, 0) for name in layer.parameters}
+            self._needs |= needs if any(needs.values()) else dict.fromkeys(needs, self._fewest)
 
 
 def _writes(tensor: Tensor) -> int:
     """Return how often a tensor was written to; autograd counts it, to find what would spoil a backward pass."""
     return tensor._version  # noqa: SLF001
+
+
+def _owner_of(model: nn.Module, buffer: str) -> tuple[nn.Module, str]:
+    """Return the module that a buffer belongs to, and the buffer's name within it."""
+    above, _, name = buffer.rpartition(".")
+    return model.get_submodule(above), name
 
 
 def _is_blank(gradient: Tensor | None) -> bool:
