@@ -148,9 +148,9 @@ def _options() -> argparse.Namespace:
 def _write_workload(dataset: data.Dataset, rounds: int, path: Path) -> None:
     """Write the training data, and what each client trains on in each round: what salf draws for it with seed 0."""
     partition, clients = data.iid(dataset.labels.numpy(), _CLIENTS, seed=0), np.arange(_CLIENTS)
+    numbers = (seeds.uniforms(0, "batch", number, clients, _BATCH) for number in range(1, rounds + 1))
     starts = partition.offsets[:-1, None]
-    draws = [seeds.permuted(0, "batch", number, clients, partition.sizes, _BATCH) for number in range(1, rounds + 1)]
-    batches = np.stack([partition.order[starts + drawn] for drawn in draws])
+    batches = np.stack([partition.order[starts + seeds.permuted(drawn, partition.sizes)] for drawn in numbers])
     np.savez(path, inputs=dataset.inputs.numpy(), labels=dataset.labels.numpy(), batches=batches)
 
 
