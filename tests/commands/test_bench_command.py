@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,15 +81,10 @@ def test_a_target_is_a_least_or_a_most() -> None:
 
 def test_every_target_of_the_engines_is_measured() -> None:
     names = [case.name for case in all_cases()]
-    assert len(set(names)) == len(names) == 14
-    assert {name.partition("/")[0] for name in names} == {
-        "fused",
-        "round",
-        "loop",
-        "deadline",
-        "aggregate",
-        "growth",
-    }
+    kinds = Counter(name.partition("/")[0] for name in names)
+    memory = 0 if sys.platform == "win32" else 2
+    assert kinds == Counter(fused=6, round=2, loop=1, deadline=2, aggregate=2, growth=1, memory=memory)
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", ["fused/mlp-30", "round/mlp-30", "loop/mlp-30"])

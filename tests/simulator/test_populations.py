@@ -1,36 +1,19 @@
 """What a round costs depends on who is asked, not on how many might be."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from salf.bench import Case, memory_cases
 from salf.data import Dataset
 from salf.experiment import Experiment
 from salf.simulation import Simulation
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell a process's largest memory")
 
-
-def largest_memory(clients: int, cohort: int, model: str, side: int, examples: int) -> int:
-    program = Path(__file__).with_name("population_memory.py")
-    arguments = [sys.executable, str(program), str(clients), str(cohort), model, str(side), str(examples)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
-
-
-def test_a_hundred_thousand_registered_clients_take_no_memory_to_speak_of() -> None:
-    few, many = (largest_memory(clients, 100, "mlp", 4, 100_000) for clients in (100, 100_000))
-    assert many - few < 100
-
-
-def test_a_round_of_a_thousand_clients_fits_two_gibibytes() -> None:
-    # 16 examples each of 28 x 28 pixels, through two convolutions: 600 MB of results, were they all kept at once.
-    assert largest_memory(1000, 1000, "cnn", 28, 16_000) < 2048
+@pytest.mark.parametrize("case", memory_cases(), ids=lambda case: case.name)
+def test_memory_keeps_to_its_targets(case: Case) -> None:
+    figure = case.measure(0.0)
+    assert case.is_met(figure.value), figure
 
 
 def test_only_who_was_asked_is_remembered() -> None:

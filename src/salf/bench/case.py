@@ -19,14 +19,15 @@ class Figure:
 class Case:
     """Something to measure: `measure` is given the seconds it may take, and the figure shall keep to the `target`.
 
-    `bound` says whether the target is the most ("≤") or the least ("≥") that it may be; `unit` is "×" for a ratio.
+    `bound` says whether the target is the most ("≤") or the least ("≥") that it may be; `unit` is "×" for a ratio, and
+    "" for an exponent.
     """
 
     name: str
     what: str
     target: float
     bound: Literal["≤", "≥"]
-    unit: Literal["×", "%", ""]
+    unit: Literal["×", "%", "MiB", ""]
     measure: Callable[[float], Figure]
 
     def is_met(self, value: float) -> bool:

@@ -14,8 +14,9 @@ from salf.aggregation import Aggregation
 from salf.bench.case import Case, Figure, compare, timed
 from salf.data import Dataset
 from salf.devices import UniformDepth
-from salf.engines import Tasks
+from salf.engines import EngineName, Tasks
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.methods import Salf
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg, build
 from salf.rules import Contributors
 from salf.simulation import Simulation
@@ -38,28 +39,42 @@ class Subject:
 
 
 _MLP = Subject(Mlp(hidden=(32, 16)), _MNIST, 30)
-_SUBJECTS = {
-    "mlp-30": (_MLP, 0.8),
-    "mlp-1000": (replace(_MLP, clients=1000), 0.8),
-    "cnn-30": (Subject(Cnn(), _MNIST, 30), 0.5),
-    "vgg11-30": (Subject(Vgg(), _CIFAR, 30), 0.75),
-    "residual-30": (Subject(ResidualNet(), _CIFAR, 30), 0.75),
-    "transformer-30": (Subject(Transformer(), _CIFAR, 30), 0.7),
+SUBJECTS = {
+    "mlp-30": _MLP,
+    "mlp-1000": replace(_MLP, clients=1000),
+    "cnn-30": Subject(Cnn(), _MNIST, 30),
+    "vgg11-30": Subject(Vgg(), _CIFAR, 30),
+    "residual-30": Subject(ResidualNet(), _CIFAR, 30),
+    "transformer-30": Subject(Transformer(), _CIFAR, 30),
 }
+_FUSED = {
+    "mlp-30": 0.8,
+    "mlp-1000": 0.8,
+    "cnn-30": 0.5,
+    "vgg11-30": 0.75,
+    "residual-30": 0.75,
+    "transformer-30": 0.7,
+}
+_WHOLE = {"mlp-30": 1.5, "mlp-1000": 1.1}
 
 
 def round_cases() -> list[Case]:
     """Return the cases of the fused engine, of whole rounds, and of the plain loop."""
     centralised = "one centralised forward and backward pass over the same examples"
     fused = [
-        Case(f"fused/{name}", f"fused engine against {centralised}", target, "≤", "×", partial(_fused, subject))
-        for name, (subject, target) in _SUBJECTS.items()
+        Case(f"fused/{name}", f"fused engine against {centralised}", target, "≤", "×", partial(_fused, SUBJECTS[name]))
+        for name, target in _FUSED.items()
     ]
     whole = [
         Case(
-            f"round/{name}", f"whole simulated round against {centralised}", target, "≤", "×", partial(_whole, subject)
+            f"round/{name}",
+            f"whole simulated round against {centralised}",
+            target,
+            "≤",
+            "×",
+            partial(_whole, SUBJECTS[name]),
         )
-        for name, subject, target in (("mlp-30", _MLP, 1.5), ("mlp-1000", _SUBJECTS["mlp-1000"][0], 1.1))
+        for name, target in _WHOLE.items()
     ]
     loop = Case("loop/mlp-30", "plain loop of model copies against the fused engine", 20, "≥", "×", _loop)
     return [*fused, *whole, loop]
@@ -71,10 +86,13 @@ def growth_case() -> Case:
     return Case("growth/mlp", what, 1.05, "≤", "", _growth)
 
 
-class _Bench:
-    """A simulation of a subject on random data, in which no round is evaluated, and what it is measured against."""
+class RoundBench:
+    """A simulation of a subject on random data, in which no round is evaluated, and what it is measured against.
 
-    def __init__(self, subject: Subject) -> None:
+    Stragglers are those of the paper, nine in ten, and the method is its own unless others are given.
+    """
+
+    def __init__(self, subject: Subject, *, engine: EngineName = "fused", method: Salf | None = None) -> None:
         count = max(2000, subject.clients * _BATCH)
         draw = torch.Generator().manual_seed(0)
         inputs = torch.randn(count, *subject.shape, generator=draw)
@@ -83,11 +101,12 @@ class _Bench:
         experiment = Experiment(
             name="bench",
             rounds=_NEVER,
-            engine="fused",
+            engine=engine,
             data=DataSettings(name="tensors", clients=subject.clients),
             model=subject.model,
             client=ClientSettings(batch_size=_BATCH),
             devices=UniformDepth(),
+            method=method or Salf(),
             evaluate=EvaluateSettings(every=_NEVER),
         )
         self.simulation = Simulation(experiment, dataset=dataset)
@@ -106,8 +125,12 @@ class _Bench:
     def train(self) -> None:
         """Compute what the clients of the first round convey, and nothing else."""
         with self.simulation.federation.suitable_threads():
-            running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
-            self.simulation.federation.engine.contribute(self.state.weights, self.tasks, running)
+            self.contribute()
+
+    def contribute(self) -> None:
+        """Do as `train` does, on as many threads as torch has."""
+        running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
+        self.simulation.federation.engine.contribute(self.state.weights, self.tasks, running)
 
     def centralised(self) -> None:
         """Compute one gradient from the examples of all clients of a round."""
@@ -134,13 +157,13 @@ def _backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
 
 
 def _fused(subject: Subject, seconds: float) -> Figure:
-    bench = _Bench(subject)
+    bench = RoundBench(subject)
     return compare(bench.train, bench.centralised, seconds)
 
 
 def _whole(subject: Subject, seconds: float) -> Figure:
     """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
-    bench = _Bench(subject)
+    bench = RoundBench(subject)
     times = bench.simulation.federation.rounds_ahead
     return compare(_repeated(bench.play, times), _repeated(bench.centralised, times), seconds)
 
@@ -154,14 +177,14 @@ def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:
 
 
 def _loop(seconds: float) -> Figure:
-    bench = _Bench(_MLP)
+    bench = RoundBench(_MLP)
     with bench.simulation.federation.suitable_threads():
         return compare(bench.copies, bench.train, seconds)
 
 
 def _growth(seconds: float) -> Figure:
     """Fit log time against log clients, the median of interleaved rounds for each number of clients."""
-    benches = [_Bench(replace(_MLP, clients=clients)) for clients in _GROWTH]
+    benches = [RoundBench(replace(_MLP, clients=clients)) for clients in _GROWTH]
     times: list[list[float]] = [[] for _ in benches]
     plays: list[Callable[[], None]] = [bench.play for bench in benches]
     for play in plays:

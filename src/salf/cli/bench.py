@@ -122,7 +122,7 @@ def _table(cases: Sequence[Case], figures: Mapping[str, Figure]) -> Table:
         table.add_row(
             case.name,
             case.what,
-            f"{value:.3g} {case.unit}".strip(),
+            f"{value:{'.0f' if case.unit == 'MiB' else '.3g'}} {case.unit}".strip(),
             f"{case.bound} {case.target:g} {case.unit}".strip(),
             Text("met", "green") if met else Text("missed", "red"),
         )

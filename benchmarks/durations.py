@@ -1,0 +1,44 @@
+"""How long the commands take that the documentation names: wall time from start to end, processes and reports included.
+
+    python benchmarks/durations.py DATA_ROOT
+
+First `mnist-cnn` for its 300 rounds, tested after the last one only; then ten settings of the paper's MNIST experiment
+(waiting for everyone; layer-wise updates with 30, 60 and 90 % stragglers; dropping 90 %; each for both ways of dividing
+the data), 3 seeds each, by `salf compare`. Run it on an idle machine.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_SEEDS = 3
+_SETTINGS = {"mnist-cnn": "fedavg,salf,drop", "mnist-cnn-60": "salf", "mnist-cnn-30": "salf"}
+
+
+def main(root: str) -> None:
+    """Run the commands and print a line for each."""
+    with tempfile.TemporaryDirectory(prefix="salf-durations-") as folder:
+        single = _seconds("run", "mnist-cnn", root, Path(folder) / "run", "--set", "evaluate.every=300")
+        print(f"mnist-cnn, 300 rounds, tested once: {single:.1f} s", flush=True)
+        total, runs = 0.0, 0
+        for preset, methods in _SETTINGS.items():
+            for name in (preset, preset.replace("mnist-cnn", "mnist-cnn-shards")):
+                options = "--methods", methods, "--seeds", str(_SEEDS)
+                taken = _seconds("compare", name, root, Path(folder) / name, *options)
+                print(f"{name}, {methods}, {_SEEDS} seeds: {taken:.1f} s", flush=True)
+                total, runs = total + taken, runs + _SEEDS * len(methods.split(","))
+        print(f"{runs // _SEEDS} settings, {runs} runs: {total:.1f} s")
+
+
+def _seconds(command: str, preset: str, root: str, out: Path, *options: str) -> float:
+    """Return how long one command of salf takes."""
+    words = [sys.executable, "-m", "salf", command, preset, "--set", f"data.root={root}", "--out", str(out), *options]
+    start = time.perf_counter()
+    subprocess.run([*words, "--json"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - the words are ours
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,91 @@
+"""What was tried to make simulated rounds faster, and what the rule `memory` costs: each against what salf does.
+
+    python benchmarks/trials.py
+
+Two ways are timed in turn, on random examples, 30 clients with batches of 16 unless another number is given; printed is
+the median of the ratios, above 1 where what salf does is faster. Run it on an idle machine.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from salf.bench.case import Figure, compare
+from salf.bench.rounds import SUBJECTS, RoundBench, Subject
+from salf.engines import EngineName, FusedEngine
+from salf.methods import Salf
+from salf.rules import Memory
+
+_SECONDS = 4.0
+
+
+def main() -> None:
+    """Print a line for each trial."""
+    for name in ("cnn-30", "vgg11-30", "residual-30"):
+        _tell(f"pixels' channels the other way round, {name}", _layout(SUBJECTS[name]))
+    for name in ("mlp-30", "mlp-1000", "cnn-30", "vgg11-30"):
+        _tell(f"one thread instead of two, {name}", _threads(SUBJECTS[name], 1, 2))
+    for name in ("mlp-30", "cnn-30"):
+        _tell(f"the rule memory by stacked clients against corrected, {name}", _memory(SUBJECTS[name], "stacked"))
+        _tell(f"the rule memory client by client against corrected, {name}", _memory(SUBJECTS[name], "plain"))
+    for name in ("mlp-30", "cnn-30", "vgg11-30"):
+        _tell(f"torch.compile, one pass over all examples, against the fused engine, {name}", _compiled(SUBJECTS[name]))
+
+
+def _tell(what: str, figure: Figure) -> None:
+    first, second = (1000 * float(str(figure.details[key])) for key in ("seconds", "against_seconds"))
+    print(f"{what}: {figure.value:.2f} ({first:.1f} against {second:.1f} ms)", flush=True)
+
+
+def _layout(subject: Subject) -> Figure:
+    """Compare the fused engine on images stored the other way with what it does."""
+    usual, other = RoundBench(subject), RoundBench(subject)
+    engine = other.simulation.federation.engine
+    if not isinstance(engine, FusedEngine):
+        raise TypeError(f"the {engine.name} engine was chosen")
+    engine._channels_last = not engine._channels_last  # noqa: SLF001
+    return compare(other.train, usual.train, _SECONDS)
+
+
+def _threads(subject: Subject, few: int, many: int) -> Figure:
+    bench = RoundBench(subject)
+    return compare(_on_threads(few, bench.contribute), _on_threads(many, bench.contribute), _SECONDS)
+
+
+def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        act()
+        torch.set_num_threads(before)
+
+    return run
+
+
+def _memory(subject: Subject, engine: EngineName) -> Figure:
+    """Compare whole rounds by the rule `memory` with those of the same by the paper's rule."""
+    remembering = RoundBench(subject, engine=engine, method=Salf(rule=Memory()))
+    return compare(remembering.play, RoundBench(subject).play, _SECONDS)
+
+
+def _compiled(subject: Subject) -> Figure:
+    """Compare a compiled pass of one model over all examples with the fused engine; say how long compiling takes."""
+    bench = RoundBench(subject)
+    start = time.perf_counter()
+    model = torch.compile(bench.model)
+
+    def centralised() -> None:
+        with bench.simulation.federation.suitable_threads():
+            bench.model.zero_grad(set_to_none=True)
+            outputs: Tensor = model(bench.inputs)
+            nn.functional.cross_entropy(outputs, bench.labels).backward()  # type: ignore[no-untyped-call]
+
+    centralised()
+    print(f"compiling took {time.perf_counter() - start:.0f} s", flush=True)
+    return compare(centralised, bench.train, _SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""How much memory simulated rounds take: many clients in one round, and many that are registered but not asked."""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+
+from salf.bench.case import Case, Figure
+from salf.data import Dataset
+from salf.devices import UniformDepth
+from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.models import Cnn, Mlp, Model
+from salf.simulation import Simulation
+
+_ROUNDS = 3
+_BATCH = 16
+_REGISTERED, _ASKED = 100_000, 100
+_MIB = 2**20
+
+
+def memory_cases() -> list[Case]:
+    """Return the cases of a round's and of a population's memory; none where a process cannot tell its own."""
+    if sys.platform == "win32":
+        return []
+    many, few = f"{_REGISTERED:,} clients".replace(",", " "), f"{_ASKED}"
+    return [
+        Case("memory/cnn-1000", f"1000 clients, batch {_BATCH}, CNN: the whole process", 2048, "≤", "MiB", _round),
+        Case("memory/registered", f"{many}, {few} asked: more than if {few} were all", 100, "≤", "MiB", _registered),
+    ]
+
+
+def largest_memory(clients: int, asked: int, model: Model, side: int, examples: int) -> int:
+    """Play three rounds in a process of its own, and return the most memory in bytes that this process held.
+
+    `asked` of the `clients` take part in a round; the data are so many random `examples` of `side` × `side` pixels.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_play, clients, asked, model, side, examples).result()
+
+
+def _play(clients: int, asked: int, model: Model, side: int, examples: int) -> int:
+    import resource  # noqa: PLC0415 - not there on Windows
+
+    inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
+    dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
+    experiment = Experiment(
+        name="memory",
+        rounds=_ROUNDS,
+        data=DataSettings(name="tensors", clients=clients),
+        model=model,
+        client=ClientSettings(batch_size=_BATCH, cohort=asked),
+        devices=UniformDepth(),
+        evaluate=EvaluateSettings(every=_ROUNDS),
+    )
+    simulation = Simulation(experiment, dataset=dataset)
+    state = simulation.initial_state()
+    for _ in range(_ROUNDS):
+        state, _record = simulation.play(state)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _round(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    taken = largest_memory(1000, 1000, Cnn(), 28, 1000 * _BATCH)
+    return Figure(taken / _MIB, {"bytes": taken})
+
+
+def _registered(seconds: float) -> Figure:  # noqa: ARG001
+    many, few = (largest_memory(clients, _ASKED, Mlp(), 4, _REGISTERED) for clients in (_REGISTERED, _ASKED))
+    return Figure((many - few) / _MIB, {"bytes": many, "against_bytes": few})
