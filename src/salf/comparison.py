@@ -27,6 +27,8 @@ class Summary:
     which each seed's run first reached the target (infinite: never), `work_kept` the share of finished work that
     entered the model, `bytes_down` and `bytes_up` what the server of a run sent and received, on average.
 
+    `starving` names the layers that starved in any of the runs, input to output.
+
     `rival` is the best of the other methods at equal virtual time, `p_value` that of a paired t-test against it, two
     sides, seed by seed; None where there is no other method, or a single seed.
     """
@@ -39,6 +41,7 @@ class Summary:
     work_kept: float
     bytes_down: float
     bytes_up: float
+    starving: tuple[str, ...] = ()
     rival: str | None = None
     p_value: float | None = None
 
@@ -104,6 +107,7 @@ class Comparison:
             mean_work_kept(record for run in runs for record in run.records),
             fmean(sum(record.bytes_down for record in run.records) for run in runs),
             fmean(sum(record.bytes_up for record in run.records) for run in runs),
+            tuple(dict.fromkeys(one.layer for run in runs for one in run.starving)),
         )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from salf import theory
+
 _PRIOR_ROUNDS = 2.0  # how many rounds of evidence the frequency over all clients counts for
 _PAGE = 256
 Whole = npt.NDArray[np.int64]
@@ -86,6 +88,32 @@ class ObservedReach:
 
     def _nothing(self, clients: int) -> Whole:
         return np.zeros((clients, self.num_layers + 1), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Chances:
+    """What a round's record tells of the chances π_{u,l} of those asked, a number per layer, to six decimals.
+
+    `empty` is p_l, the chance that nobody conveys the layer, `mean` and `least` are over clients; all are empty where
+    nobody was asked.
+    """
+
+    empty: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    least: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, reach: npt.NDArray[np.float64], min_contributors: int = 1) -> "Chances":
+        """Sum up π_{u,l}, of shape (clients, layers); a layer with fewer than `min_contributors` counts as empty.
+
+        >>> Chances.of(np.array([[0.25, 1.0], [0.5, 1.0]]))
+        Chances(empty=(0.375, 0.0), mean=(0.375, 1.0), least=(0.25, 1.0))
+        """
+        if not len(reach):
+            return cls()
+        empty = theory.empty_probability(reach=reach, min_contributors=min_contributors)
+        rows = np.round([empty, reach.mean(axis=0), reach.min(axis=0)], 6).tolist()
+        return cls(*(tuple(row) for row in rows))
 
 
 def _by_page(ids: Whole) -> Iterator[tuple[int, npt.NDArray[np.bool_] | slice]]:

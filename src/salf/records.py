@@ -20,6 +20,10 @@ class RoundRecord:
     entered the model (by floating-point operations; None when none was finished), `bytes_down` and `bytes_up` what the
     server sent and what reached it in time, `rejected` how many updates were refused. `accuracy` and `loss`, on the
     test data, are None where they were not evaluated. `engine` names what computed the round.
+
+    What was thought of the clients' chances before the round, per layer: `empty` is p_l, that nobody conveys it,
+    `reach` and `least_reach` are the mean and the least π_{u,l} of those asked. They are estimated from earlier rounds,
+    unless the method was told the true ones; nothing where there are no rounds.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -37,6 +41,9 @@ class RoundRecord:
     accuracy: float | None = None
     loss: float | None = None
     engine: str = "plain"
+    empty: tuple[float, ...] = ()
+    reach: tuple[float, ...] = ()
+    least_reach: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         """Return one line of JSON, without the line end.

@@ -30,6 +30,7 @@ from salf.records import RoundRecord, final_accuracy
 from salf.report import ReportedRun, render_report
 from salf.settings import flatten
 from salf.simulation import Simulation
+from salf.starvation import Starving, Watch, starving
 from salf.state import ServerState
 from salf.timeline import TimeLine
 
@@ -39,11 +40,12 @@ _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that chang
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its experiment, one record per round, and its folder if it was kept."""
+    """A finished run: its experiment, one record per round, its folder if it was kept, and the layers that starved."""
 
     experiment: Experiment
     records: tuple[RoundRecord, ...]
     folder: Path | None = None
+    starving: tuple[Starving, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -67,7 +69,7 @@ def run_experiment(
     checkpoint_seconds: float = 2.0,
     build_engine: Callable[[Training], Engine] | None = None,
 ) -> Run:
-    """Run an experiment, keeping it in the folder `out` if one is given.
+    """Run an experiment, keeping it in the folder `out` if one is given. Warns as `simulate` does.
 
     `resume` goes on with a run that was interrupted in that folder, or starts it if it had not got that far. `watch` is
     called with every record, those of earlier rounds included. A crash costs the work of `checkpoint_seconds` of real
@@ -81,13 +83,12 @@ def run_experiment(
     """
     if out is None:
         simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
-        return Run(experiment, tuple(_play(simulation, simulation.initial_state(), [], watch)))
+        return _play(simulation, simulation.initial_state(), [], watch)
     with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
         simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state())
-        played = _play(simulation, state, records, watch, folder)
-    return Run(experiment, tuple(played), folder.path)
+        return _play(simulation, state, records, watch, folder)
 
 
 def _play(
@@ -96,8 +97,8 @@ def _play(
     records: list[RoundRecord],
     watch: Callable[[RoundRecord], None] | None,
     folder: "RunFolder | None" = None,
-) -> list[RoundRecord]:
-    tell = watch or _ignore
+) -> Run:
+    tell, hunger = watch or _ignore, Watch(simulation.layers.names)
     for record in records:
         tell(record)
     while state.round < simulation.experiment.rounds:
@@ -108,9 +109,15 @@ def _play(
         if folder is not None:
             folder.append(record, state)
         tell(record)
+        hunger.warn(state.round, state.observed, record.clients)
     if folder is not None:
         folder.finish(simulation, state, records)
-    return records
+    return Run(
+        simulation.experiment,
+        tuple(records),
+        None if folder is None else folder.path,
+        starving(state.observed, simulation.layers.names, records[-1].clients),
+    )
 
 
 def _ignore(_: RoundRecord) -> None:

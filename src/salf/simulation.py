@@ -13,6 +13,7 @@ from salf.federation import Federation
 from salf.methods import AsynchronousMethod, HeteroFL
 from salf.reach import ObservedReach
 from salf.records import RoundRecord
+from salf.starvation import Watch
 from salf.state import ServerState
 from salf.submodels import Submodels
 from salf.synchronous import SynchronousRounds
@@ -75,14 +76,16 @@ def simulate(
 ) -> Iterator[RoundRecord]:
     """Run an experiment on the virtual clock, yielding one record per round.
 
-    `model` and `dataset` stand in for those that the experiment names; the model is copied, never changed.
+    `model` and `dataset` stand in for those that the experiment names; the model is copied, never changed. Warns with
+    `salf.starvation.StarvationWarning` of layers that hardly anybody conveys, or always the same clients.
 
     >>> experiment = Experiment.load("digits", rounds=2, **{"data.clients": 4})
     >>> [record.round for record in simulate(experiment)]
     [1, 2]
     """
     simulation = Simulation(experiment, model=model, dataset=dataset)
-    state = simulation.initial_state()
+    state, watch = simulation.initial_state(), Watch(simulation.layers.names)
     while state.round < experiment.rounds:
         state, record = simulation.play(state)
+        watch.warn(state.round, state.observed, record.clients)
         yield record

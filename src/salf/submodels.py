@@ -92,7 +92,7 @@ class Submodels:
         held = overlap.held()
         stayed = tuple(layer.name for layer in self._layers if layer.parameters[0] not in held)
         result = Aggregated(overlap.state(), tuple(contributors.tolist()), overflowed=stayed)
-        return Trained(result, accepted, held)
+        return Trained(result, accepted, held=held)
 
     def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the global state, before a test with BatchNorm's statistics over the clients' training examples."""

@@ -13,6 +13,7 @@ from salf.devices import Cohort, Floats, Job, Times
 from salf.engines import Tasks
 from salf.federation import Federation
 from salf.methods import Schedule, Situation, SynchronousMethod
+from salf.reach import Chances
 from salf.records import RoundRecord
 from salf.server import OptimizerState
 from salf.speeds import ObservedSpeeds
@@ -36,11 +37,13 @@ class Plan:
 class Trained:
     """What a round's clients make of the global model: the aggregate, and whose updates were accepted, (clients,).
 
-    `held` says, by parameter, which of its elements somebody conveyed, where that may be less than all.
+    `reach`, of shape (clients, layers), are the chances that the rule was told, None where it was told none. `held`
+    says, by parameter, which of its elements somebody conveyed, where that may be less than all.
     """
 
     result: Aggregated
     accepted: npt.NDArray[np.bool_]
+    reach: Floats | None = None
     held: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -69,18 +72,19 @@ class WholeModels:
         """Let the cohort train, and aggregate what it conveys."""
         federation, cohort = self._federation, plan.cohort
         devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
+        reach = self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed))
         running = Aggregation(
             state.weights,
             federation.layers,
             self._method.aggregation_rule,
-            reach=self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed)),
+            reach=reach,
             clients=cohort.clients.tolist(),
             memory=state.memory,
             momentum=federation.experiment.client.momentum,
         )
         tasks = federation.tasks(cohort, plan.schedule.steps, self._method.proximal)
         accepted = federation.engine.contribute(state.weights, tasks, running)
-        return Trained(running.finish(len(cohort.clients)), accepted)
+        return Trained(running.finish(len(cohort.clients)), accepted, reach)
 
     def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the state as it is."""
@@ -117,9 +121,14 @@ class SynchronousRounds:
             optimizer,
             plan.speeds,
         )
-        return after, self._record(after, plan, trained)
+        return after, self._record(after, plan, trained, self._chances(state, plan, trained))
 
-    def _record(self, after: ServerState, plan: Plan, trained: Trained) -> RoundRecord:
+    def _chances(self, state: ServerState, plan: Plan, trained: Trained) -> Chances:
+        """Return what was thought of the clients' chances before the round."""
+        reach = state.observed.probability(plan.cohort.clients) if trained.reach is None else trained.reach
+        return Chances.of(reach, self._method.aggregation_rule.min_contributors)
+
+    def _record(self, after: ServerState, plan: Plan, trained: Trained, chances: Chances) -> RoundRecord:
         """Return the record of the round that led to a state."""
         schedule, conveyed = plan.schedule, plan.schedule.steps > 0
         given = np.zeros(len(conveyed), dtype=np.int64) if schedule.jobs is None else schedule.jobs
@@ -138,6 +147,9 @@ class SynchronousRounds:
             accuracy=accuracy,
             loss=loss,
             engine=self._federation.engine.name,
+            empty=chances.empty,
+            reach=chances.mean,
+            least_reach=chances.least,
         )
 
     def plan(self, state: ServerState) -> Plan:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from salf.errors import SalfError
 from salf.experiment import Experiment
 from salf.records import RoundRecord
 from salf.runs import Run, RunFolder, run_experiment
+from salf.starvation import StarvationWarning
 
 Watch = Callable[[int], None] | None
 
@@ -124,7 +126,9 @@ def _run(assignment: Assignment, watch: Callable[[RoundRecord], None]) -> Run:
     if assignment.validate:
         settings = assignment.experiment.data
         dataset = load(settings.name, settings.root).held_out(assignment.experiment.seed)
-    return run_experiment(assignment.experiment, assignment.folder, assignment.resume, watch=watch, dataset=dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StarvationWarning)  # each run tells at its end, and they are told together
+        return run_experiment(assignment.experiment, assignment.folder, assignment.resume, watch=watch, dataset=dataset)
 
 
 def _count_round(_: RoundRecord) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -117,6 +118,8 @@ def compare(
     else:
         show(_table(comparison))
         tell(_legend(comparison))
+        for line in _hungry(comparison):
+            tell(line)
         if tuning is not None:
             best = ", ".join(f"{method} {rate:g}" for method, rate in tuning.learning_rates.items())
             tell(f"learning rates, each the best of {tune} on held-out examples: {best}")
@@ -172,6 +175,14 @@ def _legend(comparison: Comparison) -> str:
     )
 
 
+def _hungry(comparison: Comparison) -> Iterator[str]:
+    """Yield a line for each method by which layers starved."""
+    for summary in comparison.summaries:
+        if summary.starving:
+            layers = ", ".join(summary.starving)
+            yield f"{summary.method}: {layers} learn from some of the clients alone; salf run says from whom not"
+
+
 def _time_to_target(summary: Summary) -> str:
     """Write the mean time; where only some seeds reach the target, how many."""
     reached = sum(map(math.isfinite, summary.times_to_target))
@@ -206,6 +217,7 @@ def _summary_as_object(comparison: Comparison, summary: Summary) -> dict[str, ob
         "work_kept": finite(summary.work_kept),
         "bytes_down": summary.bytes_down,
         "bytes_up": summary.bytes_up,
+        "starving": list(summary.starving),
         "rival": summary.rival,
         "p_value": summary.p_value,
     }

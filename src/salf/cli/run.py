@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -136,6 +137,7 @@ def _as_object(run: Run) -> dict[str, object]:
         "accuracy": finite(run.accuracy),
         "loss": last.loss,
         "work_kept": finite(mean_work_kept(run.records)),
+        "starving": [asdict(one) for one in run.starving],
         "folder": None if run.folder is None else str(run.folder),
     }
 

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from salf.aggregation import Aggregated, Aggregation
+from salf.aggregation import Aggregated, Aggregation, Floats
 from salf.errors import InvalidSetting
 from salf.flower.composition import release
 from salf.flower.metrics import mean_metrics
@@ -18,7 +18,7 @@ from salf.flower.replies import PREFIX
 from salf.flower.state import FederationState
 from salf.flower.terms import Terms
 from salf.flower.training import Admission, Collector, TrainingRound
-from salf.reach import ObservedReach
+from salf.reach import Chances, ObservedReach
 from salf.robust import Centre, ClippedLayers, RobustAggregation
 from salf.state import ServerState
 
@@ -140,8 +140,8 @@ class Federation:
             weights, metrics = release(
                 self.terms.strategy, training.number, self._asked, old, result.state, layers, metrics
             )
-        record = self._record(training, result, seconds)
         _, places = before.places([row.node for row in training.rows])
+        record = self._record(training, result, seconds, before.server.observed.probability(places))
         observed = before.server.observed.observe(places, training.reached())
         server = ServerState(training.number, record.time_s, weights, observed, result.memory)
         # From the loop's own time it does not follow when the reply was made; to the server it has no beginning.
@@ -150,8 +150,9 @@ class Federation:
         self._training = self._asked = None
         return record, MetricRecord({**metrics, **_told(record)})
 
-    def _record(self, training: TrainingRound, result: Aggregated, seconds: float) -> FederationRecord:
+    def _record(self, training: TrainingRound, result: Aggregated, seconds: float, reach: Floats) -> FederationRecord:
         depths = training.reached().sum(axis=1)
+        chances = Chances.of(reach, self.terms.rule.min_contributors)
         return FederationRecord(
             round=training.number,
             time_s=self.state.server.time_s + seconds,
@@ -169,6 +170,9 @@ class Federation:
             missing=training.troubles["missing"],
             failed=training.troubles["failed"],
             late=training.troubles["late"],
+            empty=chances.empty,
+            reach=chances.mean,
+            least_reach=chances.least,
         )
 
 

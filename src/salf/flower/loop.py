@@ -15,7 +15,12 @@ from salf.flower.metrics import usable_evaluations
 from salf.flower.record import FederationRecord
 from salf.flower.state import FederationFolder
 from salf.flower.training import log
+from salf.starvation import Watch, describe
 
+_REMEDY = (
+    "let these nodes train on smaller batches, choose a longer deadline, or the rule salf.Memory() or, where they get "
+    "there now and then, salf.InverseProbability()"
+)
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -35,6 +40,10 @@ class Loop:
     timeout: float
     folder: FederationFolder | None
     _unanswered: tuple[str, ...] = field(default=(), init=False)
+    _hunger: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hunger = Watch(self.federation.terms.layers.names)
 
     def play(self, initial: ArrayRecord, num_rounds: int) -> Result:
         """Play the rounds up to `num_rounds`, after those that the folder holds; return all results."""
@@ -52,6 +61,7 @@ class Loop:
         for number in range(done + 1, num_rounds + 1):
             log.info("[ROUND %d/%d]", number, num_rounds)
             limit, record = self._train(number, arrays, result)
+            self._warn_of_starvation(number, record.clients)
             result.arrays = arrays = self._weights()
             self._evaluate(number, arrays, result, limit)
             if self.folder is not None:
@@ -117,6 +127,14 @@ class Loop:
         log.info("\t└──> %s", record.to_json())
         self._note(result.train_metrics_clientapp, number, metrics)
         return limit, record
+
+    def _warn_of_starvation(self, number: int, asked: int) -> None:
+        """Say which layers hardly anybody conveys, or always the same nodes, once that has become clear."""
+        state = self.federation.state
+        found = self._hunger.look(number, state.server.observed, asked)
+        if found:
+            named = [replace(one, absent=tuple(sorted(state.nodes[place] for place in one.absent))) for one in found]
+            log.warning("round %d: %s", number, describe(named, _REMEDY))
 
     def _evaluate(self, number: int, arrays: ArrayRecord, result: Result, limit: float) -> None:
         """Let the nodes evaluate the model as the wrapped strategy wants it, then the server."""

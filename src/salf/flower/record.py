@@ -9,6 +9,7 @@ from salf.records import RoundRecord
 
 # Why a reply changed nothing; `missing` and `late` are no replies to the round in time.
 Trouble = Literal["invalid", "duplicate", "wrong-round", "unknown", "failed", "missing", "late"]
+_LISTS = ("contributors", "depths", "empty", "reach", "least_reach")
 REFUSED: tuple[Trouble, ...] = ("invalid", "duplicate", "wrong-round", "unknown")
 
 
@@ -38,9 +39,9 @@ class FederationRecord(RoundRecord):
         """
         values: Any = json.loads(line)
         known = isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}
-        if not known or not all(isinstance(values[name], list) for name in ("contributors", "depths")):
+        if not known or not all(isinstance(values[name], list) for name in _LISTS):
             raise ValueError("this is not the record of a round on Flower")
-        lists = {name: tuple(values[name]) for name in ("contributors", "depths")}
+        lists = {name: tuple(values[name]) for name in _LISTS}
         return cls(**{**values, **lists})
 
 
