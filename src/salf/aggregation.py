@@ -7,7 +7,6 @@ is. Buffers are averaged over contributors and never extrapolated; integer buffe
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
+from salf.memory import ClientMemory, Recollection, Remembered
 from salf.rules import InverseProbability, Memory, Rule, Share
 from salf.theory import DepthDistribution, empty_probability, reach_probability
 from salf.updates import Update, all_finite, check_update
@@ -23,19 +23,6 @@ from salf.updates import Update, all_finite, check_update
 Reach = npt.ArrayLike | DepthDistribution
 Floats = npt.NDArray[np.float64]
 _SINGLE_BYTES = torch.float32.itemsize
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """The last thing a client conveyed for one layer."""
-
-    deltas: Mapping[str, Tensor]
-    weight: float
-    steps: int
-
-
-# Client, then layer name. A value: aggregating with `Memory` returns the next one.
-ClientMemory = Mapping[int, Mapping[str, Remembered]]
 
 
 @dataclass(frozen=True)
@@ -172,7 +159,8 @@ class Aggregation:
         self._state, self._layers, self._rule = state, layers, rule
         self._clients, self._momentum = clients, momentum
         self._reach = _as_probabilities(reach, len(layers))
-        self._memory: dict[int, Mapping[str, Remembered]] = dict(memory or {})
+        self._memory = Recollection(memory or {}, rule.budget_bytes) if isinstance(rule, Memory) else None
+        self._known = memory or {}
         self._sums = [_Sum() for _ in layers]
         self._received = 0
         self._weight_received = 0.0
@@ -189,8 +177,8 @@ class Aggregation:
         chances = [
             self._chance(row, index) if update.conveys(layer) else 1.0 for index, layer in enumerate(self._layers)
         ]
-        if isinstance(self._rule, Memory):
-            self._remember(update, row, weight)
+        if self._memory is not None:
+            self._remember(self._memory, update, row, weight)
         for layer, total, chance in zip(self._layers, self._sums, chances, strict=True):
             if not update.conveys(layer):
                 continue
@@ -252,7 +240,7 @@ class Aggregation:
         factors: list[float] = []
         means: dict[str, Tensor] = {}
         for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
-            moved = self._recall(layer) if isinstance(self._rule, Memory) else total
+            moved = total if self._memory is None else self._recall(self._memory, layer)
             if total.contributors < self._rule.min_contributors:
                 continue
             factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
@@ -274,7 +262,8 @@ class Aggregation:
             name: changed[first[name]] if first[name] in changed else old.clone() for name, old in self._state.items()
         }
         contributors = tuple(total.contributors for total in self._sums)
-        return Aggregated(new, contributors, MappingProxyType(self._memory), tuple(layer.name for layer in overflowed))
+        memory = self._known if self._memory is None else self._memory.memory
+        return Aggregated(new, contributors, memory, tuple(layer.name for layer in overflowed))
 
     def _moved(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
         """Return old + factor · sum for some parameters, in their own type; the sums are used up."""
@@ -305,28 +294,30 @@ class Aggregation:
             )
         return chance
 
-    def _remember(self, update: Update, row: int, weight: float) -> None:
+    def _remember(self, memory: Recollection, update: Update, row: int, weight: float) -> None:
         if self._clients is not None and not 0 <= row < len(self._clients):
             raise InvalidSetting(f"clients names {len(self._clients)} clients, but update {row + 1} arrived")
-        client = row if self._clients is None else self._clients[row]
-        conveyed = {
-            layer.name: Remembered(
-                {name: update.deltas[name].clone() for name in layer.parameters}, weight, update.steps_of(layer.name)
-            )
-            for layer in self._layers
-            if update.conveys(layer)
-        }
-        self._memory[client] = {**self._memory.get(client, {}), **conveyed}
+        memory.keep(
+            row if self._clients is None else self._clients[row],
+            {
+                layer.name: Remembered(
+                    {name: update.deltas[name].clone() for name in layer.parameters},
+                    weight,
+                    update.steps_of(layer.name),
+                    memory.turn,
+                )
+                for layer in self._layers
+                if update.conveys(layer)
+            },
+        )
 
-    def _recall(self, layer: Layer) -> _Sum:
-        """Sum what every client last conveyed for a layer, in the order of the clients' numbers."""
+    def _recall(self, memory: Recollection, layer: Layer) -> _Sum:
+        """Sum what every client last conveyed for a layer."""
         total = _Sum()
-        for client in sorted(self._memory):
-            last = self._memory[client].get(layer.name)
-            if last is not None:
-                steps = float(self._progress(last.steps))
-                each = steps if self._rule.normalise == "steps" else 1
-                total.add(last.deltas, last.weight / each, last.weight, steps)
+        for last in memory.of(layer.name):
+            steps = float(self._progress(last.steps))
+            each = steps if self._rule.normalise == "steps" else 1
+            total.add(last.deltas, last.weight / each, last.weight, steps)
         return total
 
     def _count_clients(self, num_clients: int | None) -> int:

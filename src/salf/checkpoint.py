@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from salf.aggregation import Remembered
 from salf.errors import RunFolderError
 from salf.flights import Flight, Flights
+from salf.memory import Remembered
 from salf.mixing import Buffer
 from salf.reach import ObservedReach
 from salf.speeds import ObservedSpeeds
 from salf.state import ServerState
 
-_FORMAT = "salf-checkpoint-3"
+_FORMAT = "salf-checkpoint-4"
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -94,7 +94,7 @@ def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _describe(state: ServerState, notes: Mapping[str, Any]) -> str:
     """Put what is not a tensor into JSON, which gives every float back to the last bit."""
     memory = {
-        client: {layer: [last.weight, last.steps, list(last.deltas)] for layer, last in layers.items()}
+        client: {layer: [last.weight, last.steps, list(last.deltas), last.turn] for layer, last in layers.items()}
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
@@ -144,8 +144,8 @@ def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Se
     weights, observed = (_under(prefix, tensors) for prefix in ("weights/", "observed/"))
     memory = {
         int(client): {
-            layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps)
-            for layer, (weight, steps, names) in layers.items()
+            layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, turn)
+            for layer, (weight, steps, names, turn) in layers.items()
         }
         for client, layers in description["memory"].items()
     }

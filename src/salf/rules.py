@@ -103,9 +103,11 @@ class Memory(Rule):
     """Everyone's last word: Σ_all a_u M_{u,l} / Σ_{all with a memory} a_u, M_{u,l} the last Δ_{u,l} that u conveyed.
 
     After MIFA (Gu et al., "Fast federated learning in the presence of arbitrary device unavailability", 2021), layer by
-    layer. Needs every client to reach every layer now and then, and memory for one model per client.
+    layer. Needs every client to reach every layer now and then, and memory for one model per client: up to
+    `budget_bytes`, beyond which what was conveyed longest ago is forgotten.
     """
 
+    budget_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
     name: Literal["memory"] = "memory"
 
     def factor(self, share: Share) -> float:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from salf.aggregation import ClientMemory
 from salf.flights import Flights
+from salf.memory import ClientMemory
 from salf.reach import ObservedReach
 from salf.server import OptimizerState
 from salf.speeds import ObservedSpeeds

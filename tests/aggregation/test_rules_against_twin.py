@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation import ClientMemory, Reach, aggregate
+from salf.aggregation import Reach, aggregate
+from salf.memory import ClientMemory
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.theory import EmpiricalDepth, ExponentialDepth, UniformDepth
 

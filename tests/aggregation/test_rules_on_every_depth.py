@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from salf.aggregation import Aggregation, ClientMemory
+from salf.aggregation import Aggregation
 from salf.layers import Layer, Layers
+from salf.memory import ClientMemory
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.theory import (
     DepthDistribution,

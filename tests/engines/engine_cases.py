@@ -13,9 +13,10 @@ from engine_models import MODELS, built, data_for
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from salf.aggregation import Aggregated, Aggregation, ClientMemory
+from salf.aggregation import Aggregated, Aggregation
 from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks
 from salf.layers import Layers, find_layers
+from salf.memory import ClientMemory
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 
 SGD = Optimisation(lr=0.2)
