@@ -292,7 +292,7 @@ class Aggregation:
             raise InvalidSetting(
                 f"client {row} conveyed layer '{self._layers[layer].name}', which by reach it never reaches (π = 0)"
             )
-        return chance
+        return max(chance, self._rule.least_probability)
 
     def _remember(self, memory: Recollection, update: Update, row: int, weight: float) -> None:
         if self._clients is not None and not 0 <= row < len(self._clients):

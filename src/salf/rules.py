@@ -88,9 +88,11 @@ class Everyone(Rule):
 class InverseProbability(Rule):
     """Horvitz–Thompson, Σ_{U_l} (a_u/π_{u,l}) Δ_{u,l} / Σ_all a_u: unbiased even when some clients are always slower.
 
-    Needs `reach`, and π_{u,l} > 0 for whoever conveys layer l.
+    Needs `reach`, and π_{u,l} > 0 for whoever conveys layer l. Its variance explodes as chances get small: one below
+    `least_probability` is taken to be that, so that nobody's Δ is multiplied by more than its inverse.
     """
 
+    least_probability: Annotated[float, Field(gt=0, le=1)] = 0.01
     name: Literal["inverse-probability"] = "inverse-probability"
 
     def factor(self, share: Share) -> float:

@@ -191,8 +191,8 @@ PAIR = Layers((Layer("first", ("a",)), Layer("second", ("b",))))
         (torch.float32, 3e38, 2, Contributors(), None),  # the sum
         (torch.float32, 3e38, 1, Corrected(), [1.0, 0.5]),  # the correction
         (torch.float16, 6e4, 1, Corrected(), [1.0, 0.5]),  # the way back to half precision
-        (torch.float32, 1.0, 1, InverseProbability(), [1.0, 1e-45]),  # the first one's weight
-        (torch.float32, 1.0, 2, InverseProbability(), [1.0, 1e-45]),  # a later one's weight
+        (torch.float32, 1.0, 1, InverseProbability(least_probability=1e-45), [1.0, 1e-45]),  # the first one's weight
+        (torch.float32, 1.0, 2, InverseProbability(least_probability=1e-45), [1.0, 1e-45]),  # a later one's weight
         (torch.float32, 3e38, 2, Memory(), None),
     ],
 )

@@ -39,7 +39,7 @@ def naive_share(
         correction = min(rule.max_correction, 1 / (1 - p)) if p < 1 else rule.max_correction
         return correction * asked / len(who) * a[client] / a_all
     if isinstance(rule, InverseProbability):
-        return a[client] / pi / a_all
+        return a[client] / max(pi, rule.least_probability) / a_all
     return a[client] / (a_all if isinstance(rule, Everyone) else sum(a[other] for other in who))
 
 

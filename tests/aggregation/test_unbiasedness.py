@@ -130,3 +130,12 @@ def test_the_correction_is_capped(reach: float, moved: float) -> None:
     running = Aggregation({"w": torch.zeros(1)}, layers, Corrected(max_correction=1.6), reach=[reach])
     running.add(Update({"w": torch.ones(1)}, 1, 1))
     assert running.finish().state["w"].item() == pytest.approx(moved, rel=1e-6)
+
+
+@pytest.mark.parametrize(("reach", "moved"), [(0.5, 2.0), (0.1, 4.0), (0.25, 4.0), (1.0, 1.0)])
+def test_nobody_counts_for_more_than_the_inverse_of_the_least_probability(reach: float, moved: float) -> None:
+    layers = Layers((Layer("only", ("w",)),))
+    rule = InverseProbability(least_probability=0.25)
+    running = Aggregation({"w": torch.zeros(1)}, layers, rule, reach=[reach])
+    running.add(Update({"w": torch.ones(1)}, 1, 1))
+    assert running.finish().state["w"].item() == pytest.approx(moved, rel=1e-6)
