@@ -1,8 +1,10 @@
 """How much computing each layer of a model takes: floating-point operations, counted while the model runs."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -55,6 +57,29 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
             sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers
         ),
     )
+
+
+def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: LayerCosts) -> LayerCosts:
+    """Return `costs` with what is left of each layer's backward pass where it is not trained, counted one by one.
+
+    >>> from salf.layers import find_layers
+    >>> model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU(), nn.Linear(20, 5, bias=False))
+    >>> layers, example = find_layers(model, torch.zeros(1, 10)), torch.zeros(1, 10)
+    >>> costs = measure_passing(model, example, layers, measure_costs(model, example, layers))
+    >>> [cost // 100 for cost in costs.passing]
+    [0.0, 2.0]
+    """
+    total = sum(costs.backward)
+    passing = []
+    for layer, whole in zip(layers, costs.backward, strict=True):
+        others = Layers(tuple(other for other in layers if other is not layer))
+        twin = copy.deepcopy(model)
+        for name, parameter in twin.named_parameters(remove_duplicate=False):
+            if name in layer.parameters:
+                parameter.requires_grad = False
+        left = sum(measure_costs(twin, example, others).backward) if len(others) else 0.0
+        passing.append(min(max(left - (total - whole), 0.0), whole))
+    return replace(costs, passing=tuple(passing))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from salf import data, models, seeds
-from salf.costs import measure_costs
+from salf.costs import measure_costs, measure_passing
 from salf.devices import Cohort, Company, Floats, Job
 from salf.engines import Engine, Tasks, Training, choose_engine
 from salf.errors import InvalidSetting
@@ -60,7 +60,10 @@ class Federation:
         self._normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001 - torch has no public name for all of them
         example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
-        self.job = Job(measure_costs(model, example, self.layers), experiment.client.local_steps)
+        costs = measure_costs(model, example, self.layers)
+        if _skips_layers(experiment):
+            costs = measure_passing(model, example, self.layers, costs)
+        self.job = Job(costs, experiment.client.local_steps)
         client = experiment.client
         _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
         batch = client.batch_size * self.job.costs.forward
@@ -181,7 +184,11 @@ class Federation:
         # Clients of HeteroFL train sub-models, on engines of their own: there is nothing to choose or to check.
         chosen = "plain" if isinstance(method, HeteroFL) else self.experiment.engine
         rule = method.aggregation_rule if isinstance(method, SynchronousMethod) else None
-        return choose_engine(chosen, training, rule)
+        return choose_engine(chosen, training, rule, skips_layers=_skips_layers(self.experiment))
+
+
+def _skips_layers(experiment: Experiment) -> bool:
+    return isinstance(experiment.method, SynchronousMethod) and experiment.method.skips_layers
 
 
 def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:

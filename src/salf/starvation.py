@@ -81,12 +81,16 @@ def starving(observed: ObservedReach, layers: Sequence[str], asked: int) -> tupl
 
 
 def describe(found: Sequence[Starving], remedy: str = REMEDY) -> str:
-    """Say which layers starve, for want of which clients, and what helps."""
+    """Say which layers starve, for want of which clients, and what helps; `remedy` is for slow clients.
+
+    >>> describe([Starving("conv1", (), 0, nobody=True)])
+    'layer conv1 (in most rounds conveyed by nobody) starves; raise the deadline, or ask more clients in each round'
+    """
     one = len(found) == 1
-    return (
-        f"{'layer' if one else 'layers'} {', '.join(map(str, found))} {'starves' if one else 'starve'}: what these "
-        f"clients know does not enter; {remedy}"
-    )
+    what = f"{'layer' if one else 'layers'} {', '.join(map(str, found))} {'starves' if one else 'starve'}"
+    if all(each.nobody for each in found):
+        return f"{what}; raise the deadline, or ask more clients in each round"
+    return f"{what}: what these clients know does not enter; {remedy}"
 
 
 class Watch:

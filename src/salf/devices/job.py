@@ -12,12 +12,14 @@ Floats = npt.NDArray[np.float64]
 class LayerCosts:
     """What one example costs: floating-point operations of the forward pass and of each layer's backward pass.
 
-    `layer_bytes` is the size of what conveying each layer sends.
+    `layer_bytes` is the size of what conveying each layer sends. `passing` is what is left of each layer's backward
+    pass where its weights are not trained, its input gradient; where it was not measured, half is taken to be left.
     """
 
     forward: float
     backward: tuple[float, ...]
     layer_bytes: tuple[int, ...]
+    passing: tuple[float, ...] | None = None
 
     @property
     def num_layers(self) -> int:
@@ -29,7 +31,8 @@ class LayerCosts:
 class Job:
     """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs.
 
-    Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. `whole` are the
+    Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. The last `skipped`
+    layers are not trained, but passed through: only their input gradients are computed. `whole` are the
     costs of the model that the federation trains, where the client is given a narrower one: device models state their
     times for that.
     """
@@ -38,17 +41,25 @@ class Job:
     local_steps: int
     depth: int | None = None
     whole: LayerCosts | None = None
+    skipped: int = 0
 
     @property
     def trained(self) -> npt.NDArray[np.bool_]:
         """Which layers are trained, shape (layers,)."""
         layers = self.costs.num_layers
-        return np.arange(layers) >= layers - (layers if self.depth is None else self.depth)
+        places = np.arange(layers)
+        first = layers - (layers if self.depth is None else self.depth)
+        return (places >= first) & (places < layers - self.skipped)
 
     @property
     def backward(self) -> Floats:
         """The operations of each layer's backward pass, none for a frozen one; shape (layers,)."""
-        return np.asarray(self.costs.backward, dtype=np.float64) * self.trained
+        costs = np.asarray(self.costs.backward, dtype=np.float64)
+        trained = costs * self.trained
+        if self.skipped:
+            passing = costs / 2 if self.costs.passing is None else np.asarray(self.costs.passing, dtype=np.float64)
+            trained[-self.skipped :] = passing[-self.skipped :]
+        return trained
 
     @property
     def upload_bytes(self) -> Floats:

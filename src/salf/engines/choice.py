@@ -45,10 +45,11 @@ class Training:
     local_steps: int
 
 
-def choose_engine(name: EngineName, training: Training, rule: Rule | None) -> Engine:
+def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, skips_layers: bool = False) -> Engine:
     """Return the engine called `name`, or with "auto" the one that suits the run best.
 
-    Without a `rule` clients train one by one, as their turn comes, and there is nothing to choose.
+    Without a `rule` clients train one by one, as their turn comes, and there is nothing to choose. `skips_layers` says
+    that a client may convey a layer without those behind it.
 
     The choice depends on the run alone, not on how fast this machine is, so that a run is the same wherever it is
     resumed. An engine that does many clients at once is tried on a few of them beside the plain one first. If their
@@ -62,7 +63,12 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None) -> En
         )
     if rule is None:
         return _plain(training)
-    wanted = _best(training, rule) if name == "auto" else name
+    if skips_layers and name == "fused":
+        raise InvalidSetting(
+            "engine is 'fused', which computes layers from the output on, but by this method clients leave out some of "
+            "those; choose 'auto' or 'plain'"
+        )
+    wanted = _best(training, rule, skips_layers=skips_layers) if name == "auto" else name
     if wanted == "plain":
         return _plain(training)
     try:
@@ -76,8 +82,9 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None) -> En
     return engine
 
 
-def _best(training: Training, rule: Rule) -> Literal["plain", "fused", "stacked"]:
-    if training.local_steps == 1 and training.optimisation.optimizer == "sgd" and not isinstance(rule, Memory):
+def _best(training: Training, rule: Rule, *, skips_layers: bool) -> Literal["plain", "fused", "stacked"]:
+    sums = training.local_steps == 1 and training.optimisation.optimizer == "sgd" and not skips_layers
+    if sums and not isinstance(rule, Memory):
         return "fused"
     return "stacked" if training.costs.forward <= _STACKED_UP_TO_FLOPS else "plain"
 

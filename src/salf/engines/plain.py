@@ -91,11 +91,16 @@ class PlainEngine:
 
     def _take_step(self, task: ClientTask, step: int, anchor: Mapping[str, Tensor]) -> None:
         """Take an optimizer step over the layers that get so many; the others keep their weights and their buffers."""
-        depth = int((task.steps > step).sum())
+        trained = task.steps > step
+        depth = len(trained) - int(trained.argmax())
+        left_alone = [layer for layer, own in zip(self._layers, trained, strict=True) if not own]
+        passed_through = {name for layer in left_alone for name in layer.parameters}
         index = torch.as_tensor(task.batches[step], device=self._inputs.device)
-        kept = self._copy_buffers(self._layers[: len(self._layers) - depth])
+        kept = self._copy_buffers(left_alone)
         loss = self._loss_of(task.client)(self._model(self._inputs[index]), self._labels[index])
         for name, gradient in truncated_gradients(loss, self._parameters, self._layers, depth).items():
+            if name in passed_through:
+                continue
             parameter = self._parameters[name]
             parameter.grad = gradient
             if task.proximal:

@@ -7,6 +7,7 @@ from pydantic import Field
 from salf.methods.adaptive import AdelFL as AdelFL
 from salf.methods.arriving import FedAsync as FedAsync
 from salf.methods.arriving import FedBuff as FedBuff
+from salf.methods.deeper import ReachingDeeper as ReachingDeeper
 from salf.methods.dropping import DropStragglers as DropStragglers
 from salf.methods.freezing import TimelyFL as TimelyFL
 from salf.methods.layerwise import Salf as Salf
@@ -36,6 +37,7 @@ OneMethod: TypeAlias = (
     | FedBuff
     | Salf
     | AdelFL
+    | ReachingDeeper
     | Remembering
     | SalfPlus
 )
@@ -54,6 +56,7 @@ METHODS: dict[str, type[OneMethod]] = {
     "fedbuff": FedBuff,
     "salf": Salf,
     "adel": AdelFL,
+    "deeper": ReachingDeeper,
     "memory": Remembering,
     "salfplus": SalfPlus,
 }

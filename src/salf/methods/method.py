@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ class Schedule:
     seconds: float
     deadline_seconds: float | None
     jobs: Whole | None = None
+
+
+class Scheduling(Protocol):
+    """What decides what of one round counts."""
+
+    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+        """Decide, given the clients' times for each of the method's jobs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ class SynchronousMethod(Method, ABC):
         """Return the method with what it decides before the first round."""
         return self
 
-    def in_round(self, round: int, usual_seconds: float) -> Self:  # noqa: ARG002
-        """Return what the method is in one round, the first of which is 1; itself where all are alike."""
+    def in_round(self, round: int, usual_seconds: float) -> Scheduling:  # noqa: ARG002
+        """Return what decides in one round, the first of which is 1; the method itself where all are alike."""
         return self
 
     def effort(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002
@@ -103,6 +111,11 @@ class SynchronousMethod(Method, ABC):
         `speeds`, of that shape, are those that were observed in earlier rounds, in jobs per second, NaN where unknown.
         """
         return None
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether a client may convey a layer without those behind it, nearer to the output."""
+        return False
 
     def jobs(self, job: Job) -> tuple[Job, ...]:
         """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""
