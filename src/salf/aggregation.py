@@ -4,41 +4,26 @@ A rule of `salf.rules` says how far a layer moves; one with fewer than `min_cont
 is. Buffers are averaged over contributors and never extrapolated; integer buffers take the maximum.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, check_type
 from salf.layers import Layer, Layers
 from salf.memory import ClientMemory, Recollection, Remembered
 from salf.rules import InverseProbability, Memory, Rule, Share
+from salf.sums import LayerSum, LayerTotal, mean_of
 from salf.theory import DepthDistribution, empty_probability, reach_probability
 from salf.updates import Update, all_finite, check_update
 
 Reach = npt.ArrayLike | DepthDistribution
 Floats = npt.NDArray[np.float64]
-_SINGLE_BYTES = torch.float32.itemsize
-
-
-@dataclass(frozen=True)
-class LayerTotal:
-    """What the contributors of one layer conveyed, summed by whoever computed it.
-
-    With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
-    `weighted_steps` Σ a_u τ_u. `deltas` holds Σ s_u Δ_u, where s_u is a_u, times what `Aggregation.boosts` may say, and
-    divided by τ_u under a rule that normalises by steps; `buffers` Σ a_u b_u, and the maximum of whole numbers.
-    """
-
-    contributors: int
-    weight: float
-    weighted_steps: float
-    deltas: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+_MOST_CLIENTS = 2**53  # beyond it a number of clients is no longer exact as a weight
 
 
 @dataclass(frozen=True)
@@ -87,53 +72,11 @@ def aggregate(
     >>> result.contributors, result.state["body.weight"][0].item(), result.state["head.weight"][0].item()
     ((1, 2), 1.3333333730697632, 2.0)
     """
+    check_type("updates", updates, Iterable, "the round's updates, as a list or another iterable")
     running = Aggregation(state, layers, rule, reach=reach, clients=clients, memory=memory)
     for update in updates:
         running.add(update)
     return running.finish(num_clients)
-
-
-@dataclass
-class _Sum:
-    """The running sums of one layer over the updates that conveyed it."""
-
-    deltas: dict[str, Tensor] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    contributors: int = 0
-    weight: float = 0.0
-    weighted_steps: float = 0.0
-    buffer_weight: float = 0.0
-
-    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float) -> None:
-        self.contributors += 1
-        self.weight += weight
-        self.weighted_steps += weight * steps
-        for name, delta in deltas.items():
-            _accumulate(self.deltas, name, delta, scale)
-
-    def add_total(self, total: LayerTotal) -> None:
-        self.contributors += total.contributors
-        self.weight += total.weight
-        self.weighted_steps += total.weighted_steps
-        for name, delta in total.deltas.items():
-            wide = _widened(delta)
-            self.deltas[name] = self.deltas[name] + wide if name in self.deltas else wide
-        if total.buffers:
-            self.buffer_weight += total.weight
-        for name, value in total.buffers.items():
-            self._add_buffer(name, value, 1.0)
-
-    def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
-        self.buffer_weight += weight
-        for name, value in buffers.items():
-            self._add_buffer(name, value, weight)
-
-    def _add_buffer(self, name: str, value: Tensor, weight: float) -> None:
-        if value.is_floating_point() or value.is_complex():
-            _accumulate(self.buffers, name, value, weight)
-        else:
-            known = self.buffers.get(name)
-            self.buffers[name] = value.clone() if known is None else torch.maximum(known, value)
 
 
 class Aggregation:
@@ -153,6 +96,11 @@ class Aggregation:
         memory: ClientMemory | None = None,
         momentum: float = 0.0,
     ) -> None:
+        check_type("state", state, Mapping, "the model's state dict")
+        check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
+        check_type("rule", rule, Rule, "one of the rules, such as salf.Corrected()")
+        check_type("memory", memory, (Mapping, NoneType), "the memory of the result before")
+        check_type("clients", clients, (Sequence, np.ndarray, NoneType), "a number for each client that is asked")
         missing = [name for layer in layers for name in (*layer.parameters, *layer.buffers) if name not in state]
         if missing:
             raise InvalidSetting(f"the state lacks {', '.join(map(repr, missing))}, which its layers name")
@@ -161,7 +109,7 @@ class Aggregation:
         self._reach = _as_probabilities(reach, len(layers))
         self._memory = Recollection(memory or {}, rule.budget_bytes) if isinstance(rule, Memory) else None
         self._known = memory or {}
-        self._sums = [_Sum() for _ in layers]
+        self._sums = [LayerSum() for _ in layers]
         self._received = 0
         self._weight_received = 0.0
 
@@ -250,7 +198,7 @@ class Aggregation:
             sums |= {name: moved.deltas.pop(name) for name in layer.parameters}
             factors += [factor] * len(layer.parameters)
             means |= {
-                name: _mean(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
+                name: mean_of(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
             }
         changed = self._moved(sums, factors) | means
         overflowed = _overflowed(moving, changed)
@@ -311,9 +259,9 @@ class Aggregation:
             },
         )
 
-    def _recall(self, memory: Recollection, layer: Layer) -> _Sum:
+    def _recall(self, memory: Recollection, layer: Layer) -> LayerSum:
         """Sum what every client last conveyed for a layer."""
-        total = _Sum()
+        total = LayerSum()
         for last in memory.of(layer.name):
             steps = float(self._progress(last.steps))
             each = steps if self._rule.normalise == "steps" else 1
@@ -322,7 +270,10 @@ class Aggregation:
 
     def _count_clients(self, num_clients: int | None) -> int:
         known = self._reach.shape[0] if self._reach is not None and self._reach.ndim == 2 else None
+        check_type("num_clients", num_clients, (int, np.integer, NoneType), "how many clients were asked")
         asked = num_clients if num_clients is not None else known if known is not None else self._received
+        if asked > _MOST_CLIENTS:
+            raise InvalidSetting(f"num_clients is {asked}; give at most 2^53")
         if asked < self._received:
             raise InvalidSetting(f"{self._received} updates came from num_clients={asked} clients")
         if known is not None and known != asked:
@@ -360,7 +311,7 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.fl
         else:
             given = reach_probability(depth=reach, num_layers=num_layers)
         chances = np.asarray(given, dtype=np.float64)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidSetting(f"reach cannot be used: {error}") from error
     if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:
         raise InvalidSetting(
@@ -371,27 +322,9 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.fl
     return chances
 
 
-def _widened(value: Tensor) -> Tensor:
-    """Return the same in single precision if its own type is shorter."""
-    return value if value.dtype.itemsize >= _SINGLE_BYTES else value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float) -> None:
-    """Add scale · value, in single precision where the tensor's own type is shorter."""
-    wide = torch.promote_types(value.dtype, torch.float32)
-    if name not in sums:
-        sums[name] = value.to(wide, copy=True).mul_(scale)
-    else:
-        sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
-
-
 def _overflowed(layers: Sequence[Layer], changed: Mapping[str, Tensor]) -> list[Layer]:
     """Return the layers of which a value is not finite."""
     if all_finite([*changed.values()]):
         return []
     names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in changed] for layer in layers}
     return [layer for layer in layers if not all_finite([changed[name] for name in names[layer.name]])]
-
-
-def _mean(old: Tensor, total: Tensor, weight: float) -> Tensor:
-    return (total / weight).to(old.dtype) if old.is_floating_point() or old.is_complex() else total

@@ -19,6 +19,18 @@ class RunFolderError(SalfError):
     """A run's folder cannot be written, read, or does not belong to this experiment."""
 
 
+def check_type(name: str, value: object, kind: type | tuple[type, ...], needed: str) -> None:
+    """Raise `InvalidSetting` unless the argument called `name` is of a type; `needed` says in words what is.
+
+    >>> check_type("model", None, dict, "an nn.Module")
+    Traceback (most recent call last):
+    salf.errors.InvalidSetting: model is of type NoneType; give an nn.Module
+    """
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise InvalidSetting(f"{name} is {given}; give {needed}")
+
+
 class _Problems(SalfError):
     """An error that lists every problem found, not only the first."""
 

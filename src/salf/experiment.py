@@ -102,7 +102,7 @@ class Experiment:
     """
 
     name: Annotated[str, Field(min_length=1)] = "experiment"
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     rounds: Count = 100
     engine: EngineName = "auto"
     data: DataSettings = Field(default_factory=DataSettings)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import overload
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from salf.errors import UnsuitableModel
+from salf.errors import UnsuitableModel, check_type
 from salf.probe import Example, ProbeFailed, Trace, trace
 
 Group = Callable[[str], str] | Iterable[str]
@@ -43,6 +44,9 @@ class Layers(Sequence[Layer]):
     unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_type("sequence", self.sequence, tuple, "a tuple of salf.Layer")
+        for layer in self.sequence:
+            check_type("an entry of sequence", layer, Layer, "a salf.Layer")
         owned = [name for layer in self.sequence for name in (*layer.parameters, *layer.buffers)]
         problems = [f"'{name}' belongs to two layers" for name in sorted(_repeated(owned))]
         problems += [f"two layers are called '{name}'" for name in sorted(_repeated(self.names))]
@@ -87,7 +91,8 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
     declare their modules in the order in which they call them.
 
     A tied parameter belongs to its owner nearest the input, where its gradient completes. Frozen parameters, and with
-    an example also those that get no gradient, belong to no layer. Raises `UnsuitableModel`, which lists every reason.
+    an example also those that get no gradient, belong to no layer. Raises `UnsuitableModel`, which lists every reason,
+    and `InvalidSetting` for what is no model or no example.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_layers(model).names
@@ -95,6 +100,10 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
     >>> find_layers(model, group=lambda module: "head" if module == "3" else "body").names
     ('body', 'head')
     """
+    check_type("model", model, nn.Module, "an nn.Module, already built")
+    if example is not None:
+        kinds, needed = (torch.Tensor, tuple, list, Mapping), "one batch: a tensor, or a tuple or mapping of arguments"
+        check_type("example", example, kinds, needed)
     problems = _problems(model)
     observed: Trace | None = None
     if not problems and example is not None:

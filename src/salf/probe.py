@@ -62,8 +62,11 @@ def trace(model: nn.Module, example: Example, read_meter: Callable[[], float] = 
 def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) -> Trace:
     completions: list[Completion] = []
     called: dict[str, None] = {}
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
+    try:
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
+    except RuntimeError as error:  # a ScriptModule
+        raise ProbeFailed(f"its calls cannot be watched; give it uncompiled ({_short(error)})") from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.grad = None

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salf.aggregation import Aggregated, Aggregation, LayerTotal, Reach
+from salf.aggregation import Aggregated, Aggregation, Reach
 from salf.errors import InvalidSetting
 from salf.layers import Layers
 from salf.rules import Contributors, Corrected, Everyone, Rule
+from salf.sums import LayerTotal
 from salf.updates import Update, check_update
 
 

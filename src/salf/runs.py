@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from salf.checkpoint import load_checkpoint, plain_tensors, save_checkpoint, write_atomically
+from salf.checkpoint import Attachment, load_attached, plain_tensors, save_checkpoint, write_atomically
 from salf.data import Dataset
 from salf.engines import Engine, Training
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
+from salf.locks import FolderLock
 from salf.records import RoundRecord, final_accuracy
 from salf.report import ReportedRun, render_report
 from salf.settings import flatten
@@ -75,7 +76,8 @@ def run_experiment(
     called with every record, those of earlier rounds included. A crash costs the work of `checkpoint_seconds` of real
     time at most, or more where saving takes so long that a tenth of the time would go into it. `build_engine` makes an
     engine that the experiment cannot choose by itself. Raises `RunFolderError`
-    when the folder cannot be written, already holds a run, or holds one of another experiment.
+    when the folder cannot be written, is in use by another process, already holds a run, or holds one of another
+    experiment or on other data.
 
     >>> run = run_experiment(Experiment.load("digits", rounds=2, **{"data.clients": 4}))
     >>> len(run.records), run.time_s
@@ -87,7 +89,7 @@ def run_experiment(
     with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
         simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         folder.keep_timeline(simulation)
-        state, records = folder.restore(simulation.initial_state())
+        state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)
         return _play(simulation, state, records, watch, folder)
 
 
@@ -135,20 +137,31 @@ class RunFolder:
         self._checkpoint_seconds = checkpoint_seconds
         self._save_at = time.monotonic() + checkpoint_seconds
         self._is_new = False
+        self._lock: FolderLock | None = None
+        self._data = Attachment()
         self._records: BinaryIO | None = None
         self._unsaved: ServerState | None = None
 
     @classmethod
     def open(cls, path: Path, experiment: Experiment, *, resume: bool, checkpoint_seconds: float = 2.0) -> "RunFolder":
-        """Make the folder and write the experiment into it, or check that it holds this very experiment."""
+        """Make the folder and write the experiment into it, or check that it holds this very experiment.
+
+        Until it is left no other process can open it.
+        """
         cls.check(path, experiment, resume=resume)
         folder = cls(path, checkpoint_seconds)
-        folder._is_new = not folder._experiment.exists()
         try:
             folder._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise RunFolderError(f"cannot make the folder {path}: {_reason(error)}; choose another") from error
-        write_atomically(folder._experiment, _movable(experiment).to_toml().encode())
+        folder._lock = FolderLock(path)
+        try:
+            cls.check(path, experiment, resume=resume)  # another process may have come in between
+            folder._is_new = not folder._experiment.exists()
+            write_atomically(folder._experiment, _movable(experiment).to_toml().encode())
+        except BaseException:
+            folder._lock.release()
+            raise
         return folder
 
     @classmethod
@@ -229,12 +242,21 @@ class RunFolder:
         """Write who does what when in a typical round."""
         write_atomically(self._timeline, simulation.timeline().to_json())
 
-    def restore(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
-        """Return the last checkpoint, or else the initial state, and the records up to it; later ones are dropped."""
+    def restore(self, initial: ServerState, dataset: Dataset) -> tuple[ServerState, list[RoundRecord]]:
+        """Return the last checkpoint, or else the initial state, and the records up to it; later ones are dropped.
+
+        Raises `RunFolderError` if the checkpoint was made on other data, or does not fit the initial state.
+        """
         records = self.read_records(self.path)
+        self._data = Attachment(notes={"data": dataset.fingerprint()})
         state = initial
         if self._checkpoint.exists():
-            state = load_checkpoint(self._checkpoint)
+            state, known = load_attached(self._checkpoint)
+            if known.notes and known.notes != self._data.notes:
+                raise RunFolderError(
+                    f"the checkpoint {self._checkpoint} was made on other data than is there now (were the files of "
+                    "the data set changed?); bring those back, or start the run anew elsewhere"
+                )
             if _shapes(state.weights) != _shapes(initial.weights):
                 raise RunFolderError(
                     f"the checkpoint {self._checkpoint} holds other weights than this experiment's model has (was the "
@@ -284,6 +306,8 @@ class RunFolder:
                     self._records.close()
             elif self._is_new and isinstance(error, Exception):
                 self._remove()
+            if self._lock is not None:
+                self._lock.release()
 
     def _save(self) -> None:
         """Write a checkpoint of the last round, once its record is safely on the disk."""
@@ -294,7 +318,7 @@ class RunFolder:
             os.fsync(self._records.fileno())
         except OSError as error:
             raise RunFolderError(f"cannot write {self._record_file}: {_reason(error)}; mend that and go on") from error
-        save_checkpoint(self._checkpoint, self._unsaved)
+        save_checkpoint(self._checkpoint, self._unsaved, self._data)
         self._unsaved, ended = None, time.monotonic()
         self._save_at = ended + max(self._checkpoint_seconds, (ended - began) / _CHECKPOINT_SHARE)
 

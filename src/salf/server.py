@@ -31,7 +31,7 @@ class ServerOptimisation:
     """
 
     optimizer: Literal["sgd", "adam", "yogi"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 1.0
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 1.0
     momentum: Fraction = 0.0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99

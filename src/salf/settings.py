@@ -87,6 +87,8 @@ def read(path_or_preset: str | Path) -> tuple[Table, str]:
         return tomllib.loads(text), origin
     except ValueError as error:
         raise InvalidSetting(f"{origin} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidSetting(f"{origin} nests values more deeply than can be read; no setting is nested so") from error
 
 
 def _read_text(path_or_preset: str | Path) -> tuple[str, str]:
@@ -95,7 +97,7 @@ def _read_text(path_or_preset: str | Path) -> tuple[str, str]:
         return (_presets() / f"{path_or_preset}.toml").read_text(encoding="utf-8"), f"preset '{path_or_preset}'"
     path = Path(path_or_preset)
     try:
-        return path.read_text(encoding="utf-8"), str(path)
+        return path.read_text(encoding="utf-8-sig"), str(path)  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise InvalidSetting(f"cannot read the experiment file {path}: it is not UTF-8 text") from error
     except (OSError, ValueError) as error:

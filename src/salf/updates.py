@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from salf.errors import InvalidUpdate
+from salf.errors import InvalidSetting, InvalidUpdate, check_type
 from salf.layers import Layer, Layers
 
 _FORMAT = "salf-update-1"
@@ -26,7 +26,8 @@ class Update:
     `deltas` maps a parameter's name to the local minus the global weights; a parameter that was not reached is absent,
     never zero. `steps` says how many optimizer steps each layer received, by layer name, or as one number for every
     conveyed layer (they differ by at most one between the layers of a client). `num_examples` is the size of the
-    client's data set. `buffers` holds the values, not the differences, of the buffers of the conveyed layers.
+    client's data set. `buffers` holds the values, not the differences, of the buffers of the conveyed layers. Raises
+    `InvalidSetting` where `deltas` or `buffers` is no mapping; all else is `check_update`'s matter.
 
     >>> update = Update({"head.weight": torch.zeros(2, 3)}, steps=1, num_examples=50)
     >>> sorted(update.deltas), update.steps_of("head")
@@ -39,13 +40,16 @@ class Update:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("deltas", "buffers"):
+            check_type(name, getattr(self, name), Mapping, "a mapping from names to tensors")
         for name in ("deltas", "steps", "buffers"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
 
     def __repr__(self) -> str:
-        size = sum(tensor.nbytes for tensor in (*self.deltas.values(), *self.buffers.values()))
+        # What is no tensor is `check_update`'s matter.
+        size = sum(getattr(value, "nbytes", 0) for value in (*self.deltas.values(), *self.buffers.values()))
         steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
         return (
             f"Update({len(self.deltas)} parameters, {len(self.buffers)} buffers, {size} bytes, "
@@ -65,15 +69,15 @@ class Update:
         return all(name in self.deltas for name in layer.parameters)
 
     def to_bytes(self) -> bytes:
-        """Serialise without loss in the safetensors format.
+        """Serialise without loss in the safetensors format. Raises `InvalidSetting` for values that are no tensors.
 
         >>> update = Update({"head.bias": torch.tensor([0.5, -1.0])}, steps={"head": 2}, num_examples=7)
         >>> again = Update.from_bytes(update.to_bytes())
         >>> torch.equal(again.deltas["head.bias"], update.deltas["head.bias"]), again.steps["head"], again.num_examples
         (True, 2, 7)
         """
-        tensors = {f"delta/{name}": _plain(tensor) for name, tensor in self.deltas.items()}
-        tensors |= {f"buffer/{name}": _plain(tensor) for name, tensor in self.buffers.items()}
+        tensors = {f"delta/{name}": _plain(name, tensor) for name, tensor in self.deltas.items()}
+        tensors |= {f"buffer/{name}": _plain(name, tensor) for name, tensor in self.buffers.items()}
         steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
         header = {"format": _FORMAT, "steps": steps, "num_examples": self.num_examples}
         # A single entry: safetensors writes several in an order of its own, another in each process.
@@ -107,7 +111,11 @@ def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) ->
 
     Checked are names, shapes, types, that every value is finite, that each layer is conveyed whole or not at all, the
     number of examples (1 to 2^53) and of steps (the same in a conveyed layer; at most one apart between layers).
+    Raises `InvalidSetting` where the three are not what they should be.
     """
+    check_type("update", update, Update, "a salf.Update")
+    check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
+    check_type("state", state, Mapping, "the model's state dict")
     problems = [*_count_problems(update, layers), *_tensor_problems(update, layers, state)]
     if problems:
         raise InvalidUpdate("this update cannot be aggregated", problems)
@@ -161,8 +169,11 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> It
     if not isinstance(value, Tensor):
         yield f"'{name}' is a {type(value).__name__}, not a tensor"
         return
-    if value.layout is not torch.strided:
-        yield f"'{name}' is stored as {value.layout}, not as a dense tensor"
+    if value.layout is not torch.strided or value.is_meta:
+        yield f"'{name}' is stored as {'meta' if value.is_meta else value.layout}, not as a dense tensor"
+        return
+    if name not in state:
+        yield f"the state lacks '{name}', which its layers name"
         return
     expected = state[name]
     if value.shape != expected.shape:
@@ -191,6 +202,9 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return (all(math.isfinite(norm.item()) for norm in norms) and not rest) or all(map(is_finite, tensors))
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _plain(name: str, tensor: Tensor) -> Tensor:
     """Copy to what safetensors stores: dense, contiguous, and sharing memory with nothing."""
+    check_type(f"'{name}'", tensor, Tensor, "a tensor")
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        raise InvalidSetting(f"'{name}' is on {tensor.device} and {tensor.layout}, not a dense tensor with values")
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

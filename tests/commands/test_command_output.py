@@ -343,7 +343,7 @@ def begin(output: int, *arguments: str, **environment: str) -> subprocess.Popen[
 def end_of(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes | None]:
     """Return how a command ended: its exit status, what it complained about, and what it printed."""
     with process:
-        text, errors = process.communicate(timeout=90)
+        text, errors = process.communicate(timeout=600)
         return process.returncode, errors, text
 
 

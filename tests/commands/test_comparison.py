@@ -167,7 +167,7 @@ def test_the_command_is_interrupted_killed_and_resumed(tmp_path: Path) -> None:
 
     process = begin(rounds=1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (130, "")
     assert err == "salf: interrupted; a run that is kept in a folder goes on with --resume\n"
     saved = _longest(tmp_path)
@@ -175,7 +175,7 @@ def test_the_command_is_interrupted_killed_and_resumed(tmp_path: Path) -> None:
 
     process = begin("--resume", rounds=saved + 20)
     process.kill()
-    process.communicate(timeout=60)  # ends when the last process that holds the output has gone
+    process.communicate(timeout=600)  # ends when the last process that holds the output has gone
     assert process.returncode == -signal.SIGKILL
 
     again = compare(tiny(rounds=300, evaluate__every=100), METHODS, 1, tmp_path, resume=True)

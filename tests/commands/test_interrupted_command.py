@@ -25,7 +25,7 @@ class Command:
 
     def wait_for_rounds(self, folder: Path, rounds: int) -> None:
         began = time.monotonic()
-        while self.process.poll() is None and time.monotonic() < began + 60:
+        while self.process.poll() is None and time.monotonic() < began + 600:
             records = folder / "records.jsonl"
             if records.exists() and records.read_bytes().count(b"\n") >= rounds:
                 return
@@ -36,7 +36,7 @@ class Command:
     def end(self, sign: signal.Signals | None = None) -> tuple[int, str, str]:
         if sign is not None:
             self.process.send_signal(sign)
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=600)
         return self.process.returncode, out, err
 
 

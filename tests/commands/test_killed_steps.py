@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this sys
 def test_a_run_killed_at_any_step_of_writing_gives_the_same_bytes(tmp_path: Path) -> None:
     program = Path(__file__).with_name("killed_steps.py")
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     steps = int(done.stdout)

@@ -173,7 +173,7 @@ def test_an_error_of_the_watcher_saves_what_was_played(tmp_path: Path) -> None:
 
 def test_checkpoints_are_as_frequent_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(runs, "save_checkpoint", lambda path, state: saved.append(state.round))
+    monkeypatch.setattr(runs, "save_checkpoint", lambda path, state, _: saved.append(state.round))
     run_experiment(tiny(), tmp_path / "rarely", checkpoint_seconds=1000)
     assert saved == [6]
     saved.clear()
@@ -188,7 +188,7 @@ def test_saving_slowly_means_saving_rarely(tmp_path: Path, monkeypatch: pytest.M
     def pass_a_second(_: RoundRecord) -> None:
         now[0] += 1
 
-    def save_for_two_seconds(path: Path, state: ServerState) -> None:
+    def save_for_two_seconds(path: Path, state: ServerState, _: object) -> None:
         now[0] += 2
         saved.append(state.round)
 

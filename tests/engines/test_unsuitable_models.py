@@ -11,7 +11,6 @@ from engine_models import MODELS, SHAPE, Apply, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.aggregation import LayerTotal
 from salf.costs import measure_costs
 from salf.engines import FusedEngine, Optimisation, StackedEngine, Training, choose_engine
 from salf.engines.choice import EngineName
@@ -19,6 +18,7 @@ from salf.engines.client_norm import ClientNorm
 from salf.errors import InvalidSetting
 from salf.layers import find_layers
 from salf.rules import Corrected, InverseProbability
+from salf.sums import LayerTotal
 from salf.updates import Update
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)

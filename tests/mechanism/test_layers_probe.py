@@ -1,13 +1,15 @@
 """What `find_layers` does with an example, and what it refuses."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import TASKS, Task, backward, buffers_of, mlp_task, parameters_of, same
 from torch import Tensor, nn
 
-from salf.errors import UnsuitableModel
+from salf.errors import InvalidSetting, UnsuitableModel
 from salf.layers import Group, find_layers
 from salf.probe import Example
 
@@ -147,6 +149,12 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Group | None, 
     "no real output": (lambda: Rounded(2, 1), torch.ones(1, 2), None, "no output of the model depends on"),
     "spoilt": (lambda: Spoiling(2, 1), torch.ones(1, 2), None, "the backward pass fails on the example"),
     "uncopyable": (lambda: Uncopyable(2, 1), torch.ones(1, 2), None, "cannot be copied for the probe .*cannot be two"),
+    "compiled to a script": (
+        lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 1))),
+        torch.ones(1, 2),
+        None,
+        "its calls cannot be watched; give it uncompiled",
+    ),
     "no such prefix": (
         lambda: nn.Sequential(nn.Linear(2, 1)),
         None,
@@ -174,6 +182,20 @@ def test_what_is_unsuitable_is_refused_with_the_reason(
         find_layers(model, example, group)
     assert str(caught.value).startswith(f"{type(model).__name__} cannot be trained layer by layer: ")
     assert caught.value.problems
+
+
+@pytest.mark.parametrize("model", [None, 3, "model", nn.Linear, [nn.Linear(2, 1)], torch.ones(1, 2)])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(InvalidSetting, match=r"model is (of type|the class) \w+; give an nn.Module, already built"):
+        find_layers(model)
+
+
+@pytest.mark.parametrize("example", [3, "text", np.ones((1, 2)), {1, 2}, object()])
+def test_what_is_no_example_is_refused(example: Any) -> None:
+    with pytest.raises(
+        InvalidSetting, match=r"example is of type \w+; give one batch: a tensor, or a tuple or mapping"
+    ):
+        find_layers(nn.Linear(2, 1), example)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")

@@ -25,7 +25,7 @@ def test_runs_killed_again_and_again_end_with_the_same_bytes(method: str, tmp_pa
         [sys.executable, str(program), str(tmp_path), method, str(folders)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,10 @@ def mistakes_reported() -> Iterator[None]:
     except BrokenPipeError:
         _abandon_output()
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # torch has no class for it
+            raise
+        fail("there is not enough memory for this; make the model, the batches or the number of clients smaller", 2)
     except OSError as error:
         _abandon_output()
         fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 2)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from salf.aggregation import Aggregation, Floats, LayerTotal
+from salf.aggregation import Aggregation, Floats
 from salf.engines.chain import find_chain
 from salf.engines.nested import NestedPass
 from salf.engines.plain import PlainEngine
@@ -18,6 +18,7 @@ from salf.engines.task import Optimisation, Tasks, Whole
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
+from salf.sums import LayerTotal
 from salf.updates import all_finite
 
 # How large the results of all operations on the examples of one pass may be together.

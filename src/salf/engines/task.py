@@ -98,9 +98,9 @@ class Optimisation:
     """How a client optimises: one of `torch.optim`'s optimizers, made anew in every round."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 0.0
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":

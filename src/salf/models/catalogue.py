@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from salf.errors import InvalidSetting
 from salf.models.cnn import Cnn
 from salf.models.factory import Factory, import_callable
 from salf.models.mlp import Mlp
@@ -21,7 +22,7 @@ def build(model: Model, input_shape: tuple[int, ...], num_classes: int, seed: in
 
     `input_shape` is the shape of one example, without the batch: (channels, height, width) for images. A `Factory` that
     draws elsewhere than from torch's CPU generator must see to its own seed. Raises `InvalidSetting` if the model does
-    not fit the data.
+    not fit the data, or not into memory.
 
     >>> first, second = (build(Mlp(), (784,), num_classes=10, seed=1) for _ in range(2))
     >>> bool((first.fc1.weight == second.fc1.weight).all())
@@ -33,4 +34,10 @@ def build(model: Model, input_shape: tuple[int, ...], num_classes: int, seed: in
             import_callable(model.call)
         # torch.manual_seed would also seed the accelerators' generators, which are not restored.
         torch.default_generator.manual_seed(seed)
-        return model.build(input_shape, num_classes)
+        try:
+            return model.build(input_shape, num_classes)
+        except (RuntimeError, TypeError, ArithmeticError, MemoryError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InvalidSetting(
+                f"model.name is '{model.name}', which cannot be built in these sizes ({reason}); choose smaller ones"
+            ) from error
