@@ -7,7 +7,8 @@ from typing import Self
 import torch
 
 from salf import seeds
-from salf.errors import InvalidSetting
+from salf.data.tables import Table, read_column
+from salf.errors import InvalidSetting, check_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,9 @@ class Dataset:
         become int64. There are as many classes as the largest label asks for. Raises `InvalidSetting`, which lists
         everything that is wrong.
         """
+        given = {"inputs": inputs, "labels": labels, "test_inputs": test_inputs, "test_labels": test_labels}
+        for argument, tensor in given.items():
+            check_type(argument, tensor, torch.Tensor, "a tensor")
         problems = [
             *_problems(inputs, labels, "inputs", "labels"),
             *_problems(test_inputs, test_labels, "test_inputs", "test_labels"),
@@ -58,6 +62,27 @@ class Dataset:
         labels, test_labels = _converted(labels), _converted(test_labels)
         classes = 1 + max(int(labels.max()), int(test_labels.max()))
         return cls(name, _converted(inputs), labels, _converted(test_inputs), test_labels, classes)
+
+    @classmethod
+    def from_tables(cls, train: Table, test: Table, *, inputs: str, labels: str, name: str = "tables") -> Self:
+        """Make a data set of two tables, such as splits of Hugging Face's `datasets`, given the names of two columns.
+
+        Images become float32 of shape (channels, height, width), normalised to [−1, 1]; numbers are treated as by
+        `from_tensors`. Raises `InvalidSetting` for a column that is missing or holds no numbers of one shape, and for
+        what `from_tensors` refuses.
+
+        >>> train = {"pixels": torch.zeros(6, 8, 8, 3, dtype=torch.uint8), "digit": [0, 1, 2, 0, 1, 2]}
+        >>> data = Dataset.from_tables(train, train, inputs="pixels", labels="digit")
+        >>> data.input_shape, data.inputs.min().item(), data.num_classes
+        ((3, 8, 8), -1.0, 3)
+        """
+        return cls.from_tensors(
+            read_column(train, inputs, where="train"),
+            read_column(train, labels, where="train"),
+            read_column(test, inputs, where="test"),
+            read_column(test, labels, where="test"),
+            name,
+        )
 
     def held_out(self, seed: int, share: float = 0.1) -> Self:
         """Return a data set whose test data is a share of the training examples, chosen by `seed` and taken out there.
