@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_cases import content, refusal, salf, tiny, tiny_run
 
 from salf import locks
@@ -158,6 +159,6 @@ def test_a_fingerprint_tells_data_apart(part: str) -> None:
     changed[-1] += 1
     assert replace(digits, **{part: changed}).fingerprint() != digits.fingerprint()
     assert replace(digits, **{part: tensor[:-1]}).fingerprint() != digits.fingerprint()
-    elsewhere = tensor.unsqueeze(-1).expand(*tensor.shape, 2)[..., 0]  # the same values, with gaps between them
+    elsewhere = torch.stack([tensor, tensor], dim=-1)[..., 0]  # the same values, with gaps between them
     assert not elsewhere.is_contiguous()
     assert replace(digits, **{part: elsewhere}).fingerprint() == digits.fingerprint()

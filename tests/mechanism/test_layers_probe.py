@@ -173,7 +173,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Group | None, 
 
 
 @pytest.mark.parametrize(("make", "example", "group", "reason"), REASONS.values(), ids=REASONS.keys())
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:`torch.jit.script` is deprecated")
 def test_what_is_unsuitable_is_refused_with_the_reason(
     make: Callable[[], nn.Module], example: Example | None, group: Group | None, reason: str
 ) -> None:

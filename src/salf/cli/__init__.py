@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Straggler-aware layer-wise federated learning: a round deadline that loses no work of the slow devices.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 _presets = f"Presets: {', '.join(preset_names())}."
 app.command(epilog=_presets)(mistakes_reported()(run))
