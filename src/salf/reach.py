@@ -9,6 +9,7 @@ import numpy.typing as npt
 from salf import theory
 
 _PRIOR_ROUNDS = 2.0  # how many rounds of evidence the frequency over all clients counts for
+_SURE_AFTER = 10  # rounds without a miss, of a client that was not asked in every round
 _PAGE = 256
 Whole = npt.NDArray[np.int64]
 
@@ -20,10 +21,12 @@ class ObservedReach:
     The probability that client u reaches layer l is estimated as its own frequency, smoothed towards that of all
     clients: π̂_{u,l} = (reached_{u,l} + 2 q̂_l) / (rounds_u + 2), q̂_l = (Σ reached_l + 1) / (Σ rounds + 1). Without
     evidence it is 1, so nothing is corrected before anyone was seen to miss a layer; and a client that never missed a
-    layer is taken to be certain of it, so that p_l is 0 as soon as there is one.
+    layer, in all rounds so far or in ten at least, is taken to be certain of it, so that p_l is 0 as soon as there is
+    one. Fewer rounds say little where clients are drawn from many: those who were lucky once would pass for certain.
 
     `pages` holds the counts of 256 clients each, the rounds in the first column and then the layers, and only of those
-    of whom one was asked: a round copies the pages of its cohort, whatever the size of the population.
+    of whom one was asked: a round copies the pages of its cohort, whatever the size of the population. `observations`
+    counts the rounds in which anybody was asked.
 
     >>> seen = ObservedReach(num_layers=2).observe([3, 8], [[False, True], [True, True]])
     >>> seen.probability([3, 8, 5]).round(3)
@@ -33,6 +36,7 @@ class ObservedReach:
     num_layers: int
     pages: Mapping[int, Whole] = field(default_factory=dict)
     totals: Whole | None = None
+    observations: int = 0
 
     def observe(self, clients: npt.ArrayLike, reached: npt.ArrayLike) -> "ObservedReach":
         """Count one round: `reached` has shape (clients, layers), true where a client reached a layer."""
@@ -46,7 +50,8 @@ class ObservedReach:
             known = pages.get(page)
             pages[page] = self._nothing(_PAGE) if known is None else known.copy()
             np.add.at(pages[page], ids[own] % _PAGE, counts[own])
-        return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0))
+        seen = self.observations + bool(len(ids))
+        return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0), seen)
 
     def probability(self, clients: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Estimate π_{u,l} for the given clients, shape (clients, layers)."""
@@ -55,15 +60,24 @@ class ObservedReach:
         totals = self._totals()
         overall = (totals[1:] + 1) / (totals[0] + 1)
         smoothed = (reached + _PRIOR_ROUNDS * overall) / (rounds + _PRIOR_ROUNDS)
-        return np.where((rounds > 0) & (reached == rounds), 1.0, smoothed)
+        enough = (rounds > 0) & (rounds >= min(self.observations, _SURE_AFTER))
+        return np.where(enough & (reached == rounds), 1.0, smoothed)
 
     def to_arrays(self) -> dict[str, Whole]:
-        """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers)."""
+        """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers).
+
+        `observations` has shape (1,).
+        """
         pages = sorted(self.pages)
         counts = np.concatenate([self._nothing(0), *(self.pages[page] for page in pages)])
         clients = (np.array(pages, dtype=np.int64)[:, None] * _PAGE + np.arange(_PAGE)).ravel()
         asked = counts[:, 0] > 0
-        return {"clients": clients[asked], "rounds": counts[asked, 0], "reached": counts[asked, 1:]}
+        return {
+            "clients": clients[asked],
+            "rounds": counts[asked, 0],
+            "reached": counts[asked, 1:],
+            "observations": np.array([self.observations]),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Whole]) -> "ObservedReach":
@@ -74,7 +88,7 @@ class ObservedReach:
         for page, own in _by_page(arrays["clients"]):
             pages[page] = empty._nothing(_PAGE)
             pages[page][arrays["clients"][own] % _PAGE] = counts[own]
-        return cls(empty.num_layers, pages, counts.sum(axis=0))
+        return cls(empty.num_layers, pages, counts.sum(axis=0), int(arrays["observations"][0]))
 
     def _counts(self, ids: Whole) -> Whole:
         counts = self._nothing(len(ids))

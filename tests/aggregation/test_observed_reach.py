@@ -11,14 +11,14 @@ LAYERS = 3
 Round = dict[int, list[bool]]
 rounds = st.lists(
     st.dictionaries(st.integers(0, 5), st.lists(st.booleans(), min_size=LAYERS, max_size=LAYERS), max_size=5),
-    max_size=6,
+    max_size=14,
 )
 
 
 def naive_probability(history: list[Round], client: int, layer: int) -> float:
     asked = [reached for seen in history for reached in seen.values()]
     own = [seen[client] for seen in history if client in seen]
-    if own and all(reached[layer] for reached in own):
+    if own and all(reached[layer] for reached in own) and len(own) >= min(10, sum(map(bool, history))):
         return 1.0
     overall = (sum(reached[layer] for reached in asked) + 1) / (len(asked) + 1)
     return (sum(reached[layer] for reached in own) + 2 * overall) / (len(own) + 2)
@@ -51,6 +51,19 @@ def test_observing_leaves_what_was_known_alone(history: list[Round]) -> None:
 
 def test_without_evidence_everyone_reaches_everything() -> None:
     assert ObservedReach(2).probability([4, 5]).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_who_was_lucky_once_is_not_certain() -> None:
+    """A population of which each round asks few: what was estimated once had p_l at 0 as soon as one had luck."""
+    rng, chance, asked = np.random.default_rng(4), 0.2, 10
+    seen = ObservedReach(1)
+    empty = []
+    for number in range(400):
+        clients = rng.choice(1000, asked, replace=False)
+        if number >= 200:
+            empty.append(float((1 - seen.probability(clients)).prod()))
+        seen = seen.observe(clients, rng.random((asked, 1)) < chance)
+    assert np.mean(empty) == pytest.approx((1 - chance) ** asked, rel=0.2)
 
 
 def test_evidence_wins_over_time() -> None:
