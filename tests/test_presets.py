@@ -15,6 +15,8 @@ UNMEASURED = (
     "mnist-cnn-phones",
     "mnist-cnn-shards-phones",
 )
+# By some methods the data of the slow do not enter, which is told, and is what is to be seen.
+pytestmark = pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the checkout")
 
 
