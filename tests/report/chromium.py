@@ -68,8 +68,8 @@ class Page:
 
 
 @contextmanager
-def open_page(address: str, profile: Path, *, width: int, scheme: str) -> Iterator[Page]:
-    """Open an address in a browser of its own, on a screen of that width, in the light or the dark scheme."""
+def open_page(address: str, profile: Path, *, width: int, scheme: str, media: str = "screen") -> Iterator[Page]:
+    """Open an address in a browser of its own, on a screen or paper of that width, in the light or the dark scheme."""
     browser = find_browser()
     assert browser is not None
     (from_us, commands), (answers, to_us) = os.pipe(), os.pipe()
@@ -90,7 +90,7 @@ def open_page(address: str, profile: Path, *, width: int, scheme: str) -> Iterat
             size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
             page.call("Emulation.setDeviceMetricsOverride", **size)
             scheme_is = [{"name": "prefers-color-scheme", "value": scheme}]
-            page.call("Emulation.setEmulatedMedia", features=scheme_is)
+            page.call("Emulation.setEmulatedMedia", media=media, features=scheme_is)
             page.open(address)
             yield page
         finally:

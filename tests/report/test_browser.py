@@ -1,12 +1,15 @@
-"""The report in a real browser: nothing is fetched, nothing complains, everything is drawn and can be read."""
+"""The report in a real browser and on paper: nothing is fetched, nothing complains, everything is drawn and can be read."""
 
+import base64
 from pathlib import Path
 
 import pytest
 from chromium import find_browser, open_page
-from report_cases import keep_runs
+from report_cases import keep_runs, reported
 
+from salf.methods import METHODS
 from salf.pages import write_page
+from salf.report import render_report
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (apt-get install chromium)")
 
@@ -45,6 +48,7 @@ FIGURES = """
 })
 """
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+FOLDED = "[...document.querySelectorAll('details > pre')].filter(pre => pre.getBoundingClientRect().height < 50).length"
 UNREACHABLE = """
 [...document.querySelectorAll('body *')].filter(element => {
   const scrolls = ['auto', 'scroll'].includes(getComputedStyle(element).overflowX);
@@ -62,7 +66,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_the_page_in_a_browser(address: str, tmp_path: Path, width: int, scheme: str) -> None:
     with open_page(address, tmp_path, width=width, scheme=scheme) as page:
         drawn, contrasts = page.value_of(FIGURES), page.value_of(CONTRASTS)
@@ -83,6 +87,23 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path, width: int, scheme:
         assert words > 20
     assert len(contrasts) > 200
     assert min(contrasts)[0] >= 4.5, min(contrasts)
+
+
+def test_the_page_on_paper(tmp_path: Path) -> None:
+    """Every method's runs fit on A4 within margins of 1 cm, dark on white, with all settings unfolded."""
+    page_file = tmp_path / "report.html"
+    page_file.write_text(render_report([reported(method) for method in METHODS]), encoding="utf-8")
+    profile = tmp_path / "profile"
+    with open_page(page_file.as_uri(), profile, width=718, scheme="dark", media="print") as page:
+        assert page.value_of("matchMedia('(prefers-color-scheme: dark)').matches")
+        assert page.value_of("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.value_of(OVERFLOW) <= 0
+        contrasts, folded = page.value_of(CONTRASTS), page.value_of(FOLDED)
+        pdf = base64.b64decode(page.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
+    assert min(contrasts)[0] >= 4.5, min(contrasts)
+    assert folded == 0
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 50_000
 
 
 def test_what_the_test_measures_is_measured(tmp_path: Path) -> None:

@@ -66,15 +66,15 @@ def test_a_page_has_its_sections_figures_and_texts() -> None:
         "Figures",
         "Accuracy and loss",
         "Clients that conveyed each layer",
-        "Share of the clients asked",
+        "Share of the clients asked, in per cent",
         "How deep clients got",
         "A typical round",
         "Settings",
     ]
     assert page.rows[1][:2] == ["salf", "45.40 % ± 7.07"]
     assert page.rows[2][:2] == ["drop", "40.40 %"]
-    assert ["in", "25.00 %", "25.00 %"] in page.rows
-    assert ["out", "75.00 %", "75.00 %"] in page.rows
+    assert ["in", "25.00", "25.00"] in page.rows
+    assert ["out", "75.00", "75.00"] in page.rows
     assert len(page.summaries) == 4 + 2 + 2 + 2
     assert "salf from 0.452 to 0.454" in page.summaries[0]
     assert page.summaries[4].endswith("in 1.0; hidden 2.0; out 3.0")

@@ -15,9 +15,11 @@ from salf.rules import Contributors, Everyone, Rule
 class DropStragglers(SynchronousMethod):
     """Federated averaging with a deadline: a client that has not conveyed its whole job by then is discarded.
 
-    `normalise="received"` averages over those that made it. `"everyone"` divides by all who were asked, which is the
-    baseline of the SALF authors' public code and shrinks the step by the share of stragglers. `deadline` is in seconds;
-    without one it is the usual time of the experiment's devices.
+    The baseline of SALF's experiments (arXiv 2403.18375), and what Bonawitz et al. (arXiv 1902.01046, §2.2) do when
+    their reporting window closes. `normalise="received"` averages over the set R that made it: w_{t+1} − w_t =
+    Σ_R a_u Δ_u / Σ_R a_u. `"everyone"` divides by all who were asked, Σ_R a_u Δ_u / Σ a_u, which is the baseline of the
+    SALF authors' public code and shrinks the step by the share of stragglers. `deadline` is in seconds; without one it
+    is the usual time of the experiment's devices.
     """
 
     name: Literal["drop"] = "drop"

@@ -19,8 +19,9 @@ class TimelyFL(SynchronousMethod):
     Before it trains, each client is given the longest suffix of layers of which it can do the whole job by the deadline
     (algorithm 3: the partial training ratio α); backpropagation ends there. Each layer is the mean over those who
     trained it. The paper's clients measure their speed at the beginning of a round; here they know it, which is kinder.
-    `deadline` (the paper's aggregation interval) is in seconds; without one it is the usual time of the experiment's
-    devices.
+    The paper lets fast clients fill the interval with further epochs; here nobody does more than the experiment's job,
+    as with every other method. `deadline` (the paper's aggregation interval) is in seconds; without one it is the usual
+    time of the experiment's devices.
     """
 
     name: Literal["timelyfl"] = "timelyfl"

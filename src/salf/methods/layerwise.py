@@ -66,9 +66,10 @@ class LayerWise(SynchronousMethod):
 
 @validated(frozen=True, kw_only=True, config=STRICT)
 class Salf(LayerWise):
-    """SALF (arXiv 2403.18375): at the deadline each client conveys the layers it has finished.
+    """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client conveys its finished layers.
 
-    `rule` says how a layer moves that not everyone reached.
+    `rule` says how a layer moves that not everyone reached; the paper's, and the default, is `Corrected`: the mean over
+    the clients U_l that reached layer l, times 1/(1 − p_l), where p_l is the chance that nobody does.
     """
 
     name: Literal["salf"] = "salf"

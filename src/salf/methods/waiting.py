@@ -15,9 +15,11 @@ from salf.rules import Contributors, Rule
 
 @validated(frozen=True, kw_only=True, config=STRICT)
 class FedAvg(SynchronousMethod):
-    """Federated averaging (McMahan et al., 2017) without a deadline: a round lasts as long as its slowest client.
+    """Federated averaging without a deadline: a round lasts as long as its slowest client.
 
-    A client that never answers is given up after the time that its device model states.
+    McMahan et al. (arXiv 1602.05629, algorithm 1): w_{t+1} = Σ a_u w_u / Σ a_u over those who answer. That paper weighs
+    clients by their examples (`weight_by_examples`); by default all count alike, as in the experiments of SALF's
+    authors. A client that never answers is given up after the time that its device model states.
     """
 
     name: Literal["fedavg"] = "fedavg"
@@ -36,8 +38,8 @@ class FedAvg(SynchronousMethod):
 class OverSelection(SynchronousMethod):
     """Asking more clients than are needed, and keeping the first (Bonawitz et al., arXiv 1902.01046, §2.2 and §9).
 
-    Of the n clients that the experiment asks, as of every method, the first ⌈n / `ask`⌉ count; the others' work is
-    lost. 1.3 is what that system asks for each client that it needs.
+    Of the n clients that the experiment asks, as of every method, the first ⌈n / `ask`⌉ count, and the model becomes
+    their mean; the others' work is lost. 1.3 is what that system asks for each client that it needs.
     """
 
     name: Literal["overselection"] = "overselection"

@@ -72,7 +72,7 @@ def _participation(groups: Sequence[Group]) -> Iterator[str]:
     yield "<h2>Clients that conveyed each layer</h2>\n"
     yield '<p class="note">Layers from the output, on top, to the input; the mean over seeds.</p>\n'
     yield f'<div class="figures">{"".join(map(participation, groups))}</div>\n'
-    yield "<h3>Share of the clients asked</h3>\n" + participation_table(groups)
+    yield "<h3>Share of the clients asked, in per cent</h3>\n" + participation_table(groups)
     depths = "".join(depth_distribution(group, place) for place, group in enumerate(groups))
     if depths:
         yield f'<h2>How deep clients got</h2>\n<div class="figures">{depths}</div>\n'

@@ -48,7 +48,8 @@ mark { background: var(--mark); color: var(--ink); }
 summary { cursor: pointer; padding: .25rem 0; }
 @media print { :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10pt; }
   figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .figures { grid-template-columns: 1fr 1fr; }
-  .wide, pre { overflow: visible; } th, td { padding: .15rem .3rem; font-size: 8pt; }
+  .wide, pre { overflow: visible; } th, td { padding: .15rem .2rem; font-size: 7.5pt; }
+  thead th { font-size: 7pt; white-space: normal; overflow-wrap: anywhere; }
   pre { white-space: pre-wrap; font-size: 8pt; columns: 2; }
   details::details-content { content-visibility: visible; block-size: auto; } * { print-color-adjust: exact; } }
 """

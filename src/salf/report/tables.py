@@ -46,10 +46,10 @@ def figures_table(figures: Sequence[Figures]) -> str:
 
 
 def participation_table(groups: Sequence[Group]) -> str:
-    """Return the share of the clients asked that conveyed each layer, per method."""
+    """Return the share of the clients asked that conveyed each layer, in per cent, per method."""
     names = groups[0].runs[0].layers
     shares = [_shares(group) for group in groups]
-    rows = [(name, *(_percent(share[place]) for share in shares)) for place, name in enumerate(names)]
+    rows = [(name, *(f"{100 * share[place]:.2f}" for share in shares)) for place, name in enumerate(names)]
     return table("Share of the clients asked that conveyed each layer", ("layer", *(g.label for g in groups)), rows)
 
 
