@@ -23,6 +23,20 @@ class Tuning:
         """The best rate of each method; the smallest of equally good ones."""
         return {method: max(sorted(tried), key=lambda rate: tried[rate]) for method, tried in self.accuracies.items()}
 
+    @property
+    def edges(self) -> dict[str, str]:
+        """The methods whose best rate is the "smallest" or the "largest" of several that were tried.
+
+        One beyond may be better still: only between two others is a rate known to be the best.
+        """
+        ends = {method: (min(tried), max(tried)) for method, tried in self.accuracies.items() if len(tried) > 1}
+        best = self.learning_rates
+        return {
+            method: "smallest" if best[method] == low else "largest"
+            for method, (low, high) in ends.items()
+            if best[method] in (low, high)
+        }
+
 
 def tune(
     experiment: Experiment,

@@ -44,6 +44,16 @@ def test_of_equally_good_rates_the_smallest_is_taken() -> None:
     assert Tuning({"salf": {0.3: 0.9, 0.1: 0.9, 1.0: 0.2}}).learning_rates == {"salf": 0.1}
 
 
+def test_a_rate_at_the_end_of_those_tried_is_said_to_be_one() -> None:
+    tried = {
+        "salf": {0.1: 0.8, 0.3: 0.9, 1.0: 0.2},
+        "drop": {0.1: 0.1, 0.3: 0.2, 1.0: 0.3},
+        "fedavg": {0.1: 0.9, 0.3: 0.9, 1.0: 0.3},
+        "fedbuff": {0.1: 0.9},
+    }
+    assert Tuning(tried).edges == {"drop": "largest", "fedavg": "smallest"}
+
+
 @pytest.mark.parametrize("rates", [[], [0.1, 0.1], [-1.0], [0.0], [float("nan")], [float("inf")]])
 def test_rates_that_are_none_are_refused(rates: list[float]) -> None:
     with pytest.raises(InvalidSetting, match="name different positive numbers"):

@@ -1,4 +1,4 @@
-"""The report in a real browser and on paper: nothing is fetched, nothing complains, everything is drawn and can be read."""
+"""The report in a real browser and on paper: nothing is fetched or complains, all is drawn and can be read."""
 
 import base64
 from pathlib import Path

@@ -121,8 +121,7 @@ def compare(
         for line in _hungry(comparison):
             tell(line)
         if tuning is not None:
-            best = ", ".join(f"{method} {rate:g}" for method, rate in tuning.learning_rates.items())
-            tell(f"learning rates, each the best of {tune} on held-out examples: {best}")
+            tell(f"learning rates, each the best of {tune} on held-out examples: {_best_rates(tuning)}")
         tell(f"report: {folder / 'report.html'} · plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
 
 
@@ -132,6 +131,12 @@ def _rates(text: str | None) -> list[float]:
         return [float(rate) for rate in (text or "").split(",") if rate.strip()]
     except ValueError as error:
         raise InvalidSetting(f"--tune is '{text}'; give numbers separated by commas, such as 0.03,0.1,0.3") from error
+
+
+def _best_rates(tuning: Tuning) -> str:
+    """Name each method's learning rate, and say where one beyond those that were tried may be better."""
+    edges = {method: f" (the {edge} tried)" for method, edge in tuning.edges.items()}
+    return ", ".join(f"{method} {rate:g}{edges.get(method, '')}" for method, rate in tuning.learning_rates.items())
 
 
 def _table(comparison: Comparison) -> Table:

@@ -16,9 +16,9 @@ class FedProx(SynchronousMethod):
     """FedProx (Li et al., arXiv 1812.06127, algorithm 2): stragglers convey the local steps they have finished.
 
     Clients minimise F_u(w) + `mu`/2 ‖w − w_t‖² (equation 2), which keeps those who do more steps from running away; the
-    result is the mean over whoever finished one step. 1 is what the paper uses for MNIST, FEMNIST and synthetic data; it tunes it
-    over 0.001, 0.01, 0.1 and 1. With one local step there is nothing to shorten: a straggler counts if it has finished
-    that. `deadline` is in seconds; without one it is the usual time of the experiment's devices.
+    result is the mean over whoever finished one step. 1 is what the paper uses for MNIST, FEMNIST and synthetic data;
+    it tunes it over 0.001, 0.01, 0.1 and 1. With one local step there is nothing to shorten: a straggler counts if it
+    has finished that. `deadline` is in seconds; without one it is the usual time of the experiment's devices.
     """
 
     name: Literal["fedprox"] = "fedprox"
