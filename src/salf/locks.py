@@ -17,14 +17,14 @@ class FolderLock:
     """A lock on a folder, held from its making until `release`, or the death of the process.
 
     It is advice to other processes that ask for it, leaves no file, and is not there on Windows or on file systems that
-    lock no folders. Raises `RunFolderError` if somebody else keeps it for more than a few seconds.
+    lock no folders. Raises `RunFolderError` if somebody else keeps it for more than `patience_seconds`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._handle: int | None = None
         with suppress(OSError):
             self._handle = os.open(folder, os.O_RDONLY)
-        patient_until = time.monotonic() + _PATIENCE_SECONDS
+        patient_until = time.monotonic() + patience_seconds
         while self._handle is not None and not _locked(self._handle):
             if time.monotonic() >= patient_until:
                 self.release()

@@ -122,16 +122,17 @@ def test_a_folder_belongs_to_one_server_app_at_a_time(tmp_path: Path, caplog: py
     """Another process holds it: it is waited for, but not for ever, and its death sets it free."""
     program = """if True:
         import sys
-        from filelock import FileLock
-        with FileLock(sys.argv[1]):
-            print("held", flush=True)
-            sys.stdin.read()
+        from pathlib import Path
+        from salf.locks import FolderLock
+        lock = FolderLock(Path(sys.argv[1]))
+        print("held", flush=True)
+        sys.stdin.read()
     """
-    command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunFolderError, match="does not end; stop it"), FederationFolder(tmp_path, 0.1).held():
+        with pytest.raises(RunFolderError, match="another process is at work"), FederationFolder(tmp_path, 0.1).held():
             pass
         threading.Timer(0.5, other.kill).start()
         loop_in(tmp_path, Corrected(), inner(4), NODES).play(initial(MODEL), 1)

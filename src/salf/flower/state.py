@@ -4,14 +4,13 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -21,6 +20,7 @@ from salf.errors import RunFolderError
 from salf.flower.arrays import from_record, to_record
 from salf.flower.deadlines import REMEMBERED_ROUNDS, RoundTimes
 from salf.flower.record import FederationRecord
+from salf.locks import FolderLock
 from salf.state import ServerState
 
 log = logging.getLogger("flwr.salf")
@@ -77,27 +77,20 @@ class FederationFolder:
         """
         try:
             self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            lock = self._lock()
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise RunFolderError(f"cannot make the folder {self.path}: {error}; choose another") from error
+        lock = self._lock()
         try:
             yield
         finally:
             lock.release()
 
-    def _lock(self) -> FileLock:
-        lock = FileLock(self.path / ".lock")
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-            return lock
-        log.warning("another server app is at work in %s; waiting for it to end", self.path)
+    def _lock(self) -> FolderLock:
         try:
-            lock.acquire(timeout=self.patience_seconds, poll_interval=0.5)
-        except Timeout as error:
-            raise RunFolderError(
-                f"another server app is at work in {self.path} and does not end; stop it, or choose another folder"
-            ) from error
-        return lock
+            return FolderLock(self.path, patience_seconds=0)
+        except RunFolderError:
+            log.warning("another server app is at work in %s; waiting for it to end", self.path)
+        return FolderLock(self.path, self.patience_seconds)
 
     def load(self, strategy: Strategy) -> tuple[FederationState, Result] | None:
         """Return the state and the results so far, having given `strategy` its own state back; None in a new folder."""
