@@ -30,7 +30,7 @@ def main() -> None:
     for name in ("mlp-30", "cnn-30"):
         _tell(f"the rule memory by stacked clients against corrected, {name}", _memory(SUBJECTS[name], "stacked"))
         _tell(f"the rule memory client by client against corrected, {name}", _memory(SUBJECTS[name], "plain"))
-    for name in ("mlp-30", "cnn-30", "vgg11-30"):
+    for name in ("mlp-30", "cnn-30", "residual-30"):
         _tell(f"torch.compile, one pass over all examples, against the fused engine, {name}", _compiled(SUBJECTS[name]))
 
 

@@ -9,6 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Real
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -179,6 +180,7 @@ class Deadline:
         self._precise = True
         # Before this moment the end of the time is so far away that no forecast needs to be looked at.
         self._careful_from = -math.inf
+        self._stepped: list[Layer] = []
         self._stepping_since = self._stepping_seconds = 0.0
 
     def __enter__(self) -> Work:
@@ -217,7 +219,7 @@ class Deadline:
                 self._handles.append(module.register_forward_pre_hook(_Hook(self._on_module)))
         for name in self._owner:
             add_hook = self._parameters[name].register_post_accumulate_grad_hook
-            self._handles.append(add_hook(lambda _, name=name: self._on_gradient(name)))  # type: ignore[no-untyped-call]
+            self._handles.append(add_hook(partial(self._on_gradient, name)))  # type: ignore[no-untyped-call]
         self._handles.append(self._optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(self._optimizer.register_step_post_hook(self._after_step))
 
@@ -245,7 +247,7 @@ class Deadline:
             following = self._pace.following(self._step.order[-1] if self._step.order else None)
             self._leave_unless_it_fits(now, following, self._step.complete_bytes if self._step.order else 0)
 
-    def _on_gradient(self, name: str) -> None:
+    def _on_gradient(self, name: str, _: Tensor) -> None:
         """Note that a parameter's gradient is ready, and with it perhaps a layer."""
         self._step.arrive(name)
         layer = self._owner[name]
@@ -293,7 +295,8 @@ class Deadline:
         if named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
             raise InvalidSetting("optimizer.step(closure) runs backward passes of its own; use step() under a deadline")
         before = self._now_if_precise()
-        copied = self._work.keep_initial(name for layer in self._layers_to_step() for name in layer.parameters)
+        self._stepped = self._layers_to_step()
+        copied = self._work.keep_initial(name for layer in self._stepped for name in layer.parameters)
         self._stepping_since = self._now_if_precise()
         if copied and self._precise:
             self._pace.keep.add(copied, self._stepping_since - before)
@@ -302,13 +305,12 @@ class Deadline:
     def _after_step(self, *_: object) -> None:
         if getattr(self._optimizer, "found_inf", False):  # a fused optimizer that a GradScaler has told to do nothing
             return
-        stepped = self._layers_to_step()
-        size = sum(self._bytes[layer.name] for layer in stepped)
+        size = sum(self._bytes[layer.name] for layer in self._stepped)
         if self._precise and size:
             took = self._watch.now() - self._stepping_since
             self._stepping_seconds += took
             self._pace.step.add(size, took)
-        self._work.count_step([layer.name for layer in stepped], whole=not self._work.interrupted)
+        self._work.count_step([layer.name for layer in self._stepped], whole=not self._work.interrupted)
         if not self._work.interrupted:
             self._pace.passes = self._step.passes()
             self._pace.learn_order(self._step.order)
