@@ -162,6 +162,7 @@ def rounds(draw: st.DrawFn, layers: int, *, local_steps: int = 1, apart: bool = 
     sizes = draw(st.lists(st.integers(2, 4), min_size=number, max_size=number))
     seed = draw(st.integers(0, 2**32))
     tasks = tasks_of(steps_to(depths, layers), sizes, clients=clients, seed=seed)
+    tasks = replace(tasks, proximal=draw(st.sampled_from([0.0, 0.0, 0.5])))
     rule = draw(rules(apart=apart, sums=sums))
     chances = np.random.default_rng(seed).uniform(0.1, 1.0, size=(number, layers))
     known = isinstance(rule, InverseProbability) or draw(st.booleans())

@@ -33,10 +33,10 @@ _CHANNELS_LAST_FROM = 16
 class FusedEngine:
     """Computes the sums of a round's updates in one forward and one backward pass over the examples of all clients.
 
-    Clients must take one step of plain SGD; in a single step momentum changes nothing. Where a sum is not finite the
-    plain engine repeats the round, to find out whose update is to blame. The model is copied, never changed; models
-    whose rows depend on each other other than by batch normalisation, which is done client by client, raise
-    `UnsuitableModel`.
+    Clients must take one step of plain SGD; in a single step from the global weights neither momentum nor a proximal
+    term changes anything. Where a sum is not finite the plain engine repeats the round, to find out whose update is to
+    blame. The model is copied, never changed; models whose rows depend on each other other than by batch
+    normalisation, which is done client by client, raise `UnsuitableModel`.
     """
 
     name = "fused"
