@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator_cases import MODELS, SHAPE, built, everyone, job, play, small_data, small_experiment
 from torch import nn
 
+import salf
 from salf.aggregation import Aggregation
 from salf.costs import measure_costs, measure_passing
 from salf.devices import ExponentialLayers, GradedSpeeds, Job, LayerCosts, Physical, Times
@@ -160,3 +161,23 @@ def test_more_clients_get_to_the_first_layer() -> None:
 def test_the_fused_engine_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="engine is 'fused', which computes layers from the output on"):
         Simulation(small_experiment({**GRADED, "method.name": "deeper", "engine": "fused"}), dataset=small_data())
+
+
+def test_a_real_client_passes_through_layers_that_it_freezes() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    inputs, labels = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    layers = salf.find_layers(model, inputs[:2])
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model[4].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with salf.deadline(model, optimizer, seconds=60, layers=layers) as work:
+        nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    update = work.update(num_examples=8)
+    assert update.steps == {"0": 1, "2": 1}
+    salf.check_update(update, layers, state)
+    whole = salf.Update({name: torch.ones_like(value) for name, value in state.items()}, steps=1, num_examples=8)
+    result = salf.aggregate(state, [update, whole], layers, salf.Contributors())
+    assert result.contributors == (2, 2, 1)
+    torch.testing.assert_close(result.state["4.bias"], state["4.bias"] + 1)
+    torch.testing.assert_close(result.state["0.bias"], state["0.bias"] + (update.deltas["0.bias"] + 1) / 2)
