@@ -78,7 +78,8 @@ def test_such_a_data_set_is_trained_on() -> None:
         ([None] * 4, LABELS, "column 'x' of train holds no numbers but object"),
         (PIXELS, LABELS[:3], r"inputs has shape \(4, 3, 6, 5\), labels \(3,\)"),
         (PIXELS, [0.5] * 4, "labels is of type torch.float64"),
-        (3, LABELS, "train has no column 'x'"),
+        (3, LABELS, "column 'x' of train cannot be read"),
+        ([[[1], [2, 3]]] * 4, LABELS, "column 'x' of train cannot be read .*inhomogeneous"),
     ],
 )
 def test_what_cannot_be_used_is_refused(inputs: Any, labels: Any, message: str) -> None:
@@ -91,6 +92,13 @@ def test_a_table_that_is_none_is_refused() -> None:
     for table, message in ((None, "test is of type NoneType; give a table"), ([1], "test has no column 'x'")):
         with pytest.raises(InvalidSetting, match=message):
             Dataset.from_tables(good, table, inputs="x", labels="y")  # type: ignore[arg-type]
+
+    class Hub(dict[str, list[object]]):
+        def __getitem__(self, column: str) -> list[object]:
+            raise ValueError(f"Column '{column}' doesn't exist.")
+
+    with pytest.raises(InvalidSetting, match=r"train has no column 'x' \(Column 'x' doesn't exist.\)"):
+        Dataset.from_tables(Hub(), Hub(), inputs="x", labels="y")
     with pytest.raises(InvalidSetting, match="train has no column 'z'"):
         Dataset.from_tables(good, good, inputs="z", labels="y")  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting, match="test_labels is of type list; give a tensor"):

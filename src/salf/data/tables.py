@@ -31,9 +31,13 @@ def read_column(table: Table, column: str, where: str) -> torch.Tensor:
     """
     check_type(where, table, Table, "a table: a mapping from names to columns, or a split of a Hugging Face data set")
     try:
-        values = [np.asarray(value) for value in table[column]]
-    except (KeyError, TypeError) as error:
+        cells = table[column]
+    except (LookupError, TypeError, ValueError) as error:  # Hugging Face's tables raise the last
         raise InvalidSetting(f"{where} has no column '{column}' ({error}); name one that it has") from error
+    try:
+        values = [np.asarray(cell) for cell in cells]
+    except (TypeError, ValueError) as error:
+        raise InvalidSetting(f"column '{column}' of {where} cannot be read ({error}); name one of numbers") from error
     if not values:
         raise InvalidSetting(f"column '{column}' of {where} is empty; give at least one example")
     shapes = sorted({value.shape for value in values})
