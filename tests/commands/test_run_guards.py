@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def held_by_a_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("salf.runs.FolderLock", partial(locks.FolderLock, patience_seconds=0.0))
 
 
 @pytest.mark.usefixtures("impatient")
