@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -169,8 +170,8 @@ def _environment(peer: Peer, folder: Path) -> Path:
     home = folder.resolve() / peer.environment
     python, marker = home / "bin" / "python", home / "requirements.json"
     requirements = [*_COMMON, *peer.requirements]
-    project = (_ROOT / "pyproject.toml").read_text(encoding="utf-8") if str(_ROOT) in requirements else ""
-    wanted = json.dumps([sys.version, requirements, project])
+    own = _dependencies() if str(_ROOT) in requirements else []
+    wanted = json.dumps([sys.version, requirements, own])
     if marker.is_file() and marker.read_text(encoding="utf-8") == wanted:
         return python
     _say(f"  installing {' '.join(requirements)}")
@@ -178,6 +179,13 @@ def _environment(peer: Peer, folder: Path) -> Path:
     _run([str(python), "-m", "pip", "install", "--quiet", *requirements], os.environ)
     marker.write_text(wanted, encoding="utf-8")
     return python
+
+
+def _dependencies() -> list[str]:
+    """Return what salf itself requires."""
+    with (_ROOT / "pyproject.toml").open("rb") as file:
+        required: list[str] = tomllib.load(file)["project"]["dependencies"]
+    return required
 
 
 def _measure(peer: Peer, python: Path, workload: Path, options: argparse.Namespace) -> Measurement:

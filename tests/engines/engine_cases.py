@@ -154,7 +154,15 @@ def rules(*, apart: bool, sums: bool) -> st.SearchStrategy[Rule]:
 
 
 @st.composite
-def rounds(draw: st.DrawFn, layers: int, *, local_steps: int = 1, apart: bool = True, sums: bool = True) -> Round:
+def rounds(
+    draw: st.DrawFn,
+    layers: int,
+    *,
+    local_steps: int = 1,
+    apart: bool = True,
+    sums: bool = True,
+    proximal: bool = True,
+) -> Round:
     """A round of up to six clients of all depths with batches of two to four examples."""
     clients = draw(st.lists(st.integers(0, CLIENTS), min_size=1, max_size=6, unique=True))
     number = len(clients)
@@ -162,7 +170,7 @@ def rounds(draw: st.DrawFn, layers: int, *, local_steps: int = 1, apart: bool = 
     sizes = draw(st.lists(st.integers(2, 4), min_size=number, max_size=number))
     seed = draw(st.integers(0, 2**32))
     tasks = tasks_of(steps_to(depths, layers), sizes, clients=clients, seed=seed)
-    tasks = replace(tasks, proximal=draw(st.sampled_from([0.0, 0.0, 0.5])))
+    tasks = replace(tasks, proximal=draw(st.sampled_from([0.0, 0.0, 0.5])) if proximal else 0.0)
     rule = draw(rules(apart=apart, sums=sums))
     chances = np.random.default_rng(seed).uniform(0.1, 1.0, size=(number, layers))
     known = isinstance(rule, InverseProbability) or draw(st.booleans())

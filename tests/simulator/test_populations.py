@@ -1,12 +1,16 @@
 """What a round costs depends on who is asked, not on how many might be."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from salf.bench import Case, memory_cases
+from salf.bench.memory import largest_memory
 from salf.data import Dataset
 from salf.experiment import Experiment
+from salf.models import Mlp
 from salf.simulation import Simulation
 
 
@@ -39,3 +43,9 @@ def test_only_who_was_asked_is_remembered() -> None:
     assert 7 < len(asked) <= 42
     assert int(state.observed.to_arrays()["rounds"].sum()) == 42
     assert np.all(np.diff(simulation.tasks(state).clients) > 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell a process's largest memory")
+def test_what_is_measured_is_a_process_of_its_own() -> None:
+    held = torch.ones(2**28)  # 1 GiB, more than a small simulation takes
+    assert largest_memory(10, 10, Mlp(), 4, 100) < held.nbytes
