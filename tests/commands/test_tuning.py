@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_cases import tiny
+from command_cases import plain, salf, settings, tiny
 
 from salf.comparison import compare
 from salf.data import load
@@ -52,6 +52,15 @@ def test_a_rate_at_the_end_of_those_tried_is_said_to_be_one() -> None:
         "fedbuff": {0.1: 0.9},
     }
     assert Tuning(tried).edges == {"drop": "largest", "fedavg": "smallest"}
+
+
+def test_the_command_says_which_rate_each_method_was_given(tmp_path: Path) -> None:
+    options = ["--methods", "salf,drop", "--seeds", "1", "--jobs", "1", "--tune", "1e-7,1e-6"]
+    result = salf("compare", *settings(rounds=1), *options, "--out", tmp_path / "compared")
+    assert result.code == 0
+    # Too small to change what a model says: of equally good rates the smallest is taken.
+    said = "each the best of 1e-7,1e-6 on held-out examples: salf 1e-07 (the smallest tried), drop 1e-07 (the smallest"
+    assert said in plain(result.out)
 
 
 @pytest.mark.parametrize("rates", [[], [0.1, 0.1], [-1.0], [0.0], [float("nan")], [float("inf")]])
