@@ -74,5 +74,5 @@ def on_the_way(preset: str, method: str) -> float:
     ],
 )
 def test_a_competitor_gains_on_dropping_where_its_paper_says_so(preset: str, method: str) -> None:
-    """In equal virtual time: all of these methods' rounds last as long. Measured with seed 0: 6, 7, 11 and 18 per cent more."""
+    """In equal virtual time: all their rounds last as long. Measured with seed 0: 6, 7, 11 and 18 per cent more."""
     assert on_the_way(preset, method) > on_the_way(preset, "drop")
