@@ -40,7 +40,7 @@ def settings_reference() -> str:
 
     >>> page = settings_reference()
     >>> [line for line in page.splitlines() if "client.lr" in line]
-    ['| `client.lr` | number | greater than 0 | `0.1` |']
+    ['| `client.lr` | number | greater than 0 and at most 1e+30 | `0.1` |']
     """
     return "\n".join([_INTRODUCTION, *_describe("", "", Section({"": Experiment}))])
 

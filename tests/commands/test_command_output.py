@@ -81,6 +81,7 @@ def test_a_run_prints_one_object_for_machines(tmp_path: Path) -> None:
         "accuracy": last.accuracy,
         "loss": last.loss,
         "work_kept": fmean(record.work_kept or 0 for record in run.records),
+        "starving": [],
         "folder": str(tmp_path),
     }
     assert only_json(salf("run", "--resume", tmp_path, "--json")) == found
@@ -278,6 +279,7 @@ def test_a_comparison_is_told_as_a_table_and_kept_as_json(tmp_path: Path) -> Non
             "bytes_up": summary.bytes_up,
             "rival": summary.rival,
             "p_value": summary.p_value,
+            "starving": [],
         }
         records = [RunFolder.read_records(tmp_path / summary.method / f"seed-{seed}") for seed in (2, 3)]
         assert [run.records for run in comparison.runs[summary.method]] == [tuple(some) for some in records]

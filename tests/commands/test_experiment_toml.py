@@ -14,6 +14,7 @@ from salf.models import Cnn, Factory, Mlp, ResidualNet, Transformer, Vgg
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
+RATE = st.floats(min_value=1e-300, max_value=1e30)
 FRACTION = st.floats(min_value=0, max_value=1)
 SHARE = st.floats(min_value=1e-9, max_value=1)
 COUNT = st.integers(1, 2**40)
@@ -60,7 +61,7 @@ EXPERIMENTS = st.builds(
     model=MODEL,
     client=st.builds(
         ClientSettings,
-        lr=POSITIVE,
+        lr=RATE,
         batch_size=COUNT,
         cohort=st.none() | st.integers(1, 5),
         optimizer=st.sampled_from(["sgd", "adam", "adamw"]),

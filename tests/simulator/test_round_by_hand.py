@@ -146,7 +146,8 @@ class Naive:
         rows = list(itertools.chain(*self.observed.values()))
         own = self.observed.get(client, [])
         overall = [(sum(row[index] for row in rows) + 1) / (len(rows) + 1) for index in range(layers)]
-        never_missed = [bool(own) and all(row[index] for row in own) for index in range(layers)]
+        enough = len(own) >= max(1, min(round - 1, 10))  # rounds, to be certain of a client that was not always asked
+        never_missed = [enough and all(row[index] for row in own) for index in range(layers)]
         smoothed = [(sum(row[index] for row in own) + 2 * q) / (len(own) + 2) for index, q in enumerate(overall)]
         return [1.0 if certain else chance for certain, chance in zip(never_missed, smoothed, strict=True)]
 
