@@ -1,5 +1,7 @@
 """An experiment on Flower's simulation engine: what the plain engine gives, up to rounding."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,9 @@ from safetensors.torch import load_file
 
 from salf.errors import InvalidSetting, SalfError
 from salf.experiment import Experiment
-from salf.flower import run_on_flower
 from salf.flower.exchange import Exchange
 from salf.flower.simulated import FlowerEngine, _client_app
+from salf.records import RoundRecord
 from salf.runs import run_experiment
 from salf.simulation import Simulation
 
@@ -83,10 +85,19 @@ def test_the_engine_is_not_chosen_outside_flower() -> None:
         Simulation(RUN)
 
 
-@pytest.mark.filterwarnings("ignore")  # Flower's and Ray's own
 def test_a_run_on_flowers_simulation_engine_ends_as_a_plain_one(tmp_path: Path) -> None:
-    run_on_flower(RUN, tmp_path / "flower")
-    run_experiment(replace(RUN, engine="plain"), tmp_path / "plain")
+    """The whole command, with Ray and its processes."""
+    file = tmp_path / "experiment.toml"
+    file.write_text(RUN.to_toml())
+    command = [sys.executable, "-m", "salf", "run", str(file), "--engine", "flower", "--out", str(tmp_path / "flower")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain = run_experiment(replace(RUN, engine="plain"), tmp_path / "plain")
+    records = [RoundRecord.from_json(line) for line in (tmp_path / "flower" / "records.jsonl").read_text().splitlines()]
+    assert [record.engine for record in records] == ["flower"] * 3
+    assert [record.contributors for record in records] == [record.contributors for record in plain.records]
+    assert [record.time_s for record in records] == [record.time_s for record in plain.records]
     mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("flower", "plain"))
+    assert set(mine) == set(theirs)
     for name, value in theirs.items():
         np.testing.assert_allclose(mine[name].numpy(), value.numpy(), rtol=1e-5, atol=1e-6)
