@@ -44,7 +44,7 @@ class Update:
             check_type(name, getattr(self, name), Mapping, "a mapping from names to tensors")
         for name in ("deltas", "steps", "buffers"):
             value = getattr(self, name)
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and not isinstance(value, MappingProxyType):  # which is as good as a copy
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
 
     def __repr__(self) -> str:
@@ -116,6 +116,15 @@ def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) ->
     check_type("update", update, Update, "a salf.Update")
     check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
     check_type("state", state, Mapping, "the model's state dict")
+    _check(update, layers, state)
+
+
+def check_names(update: Update, layers: Layers) -> None:
+    """Raise `InvalidUpdate` as `check_update` does, but without looking at the tensors themselves."""
+    _check(update, layers, None)
+
+
+def _check(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> None:
     problems = [*_count_problems(update, layers), *_tensor_problems(update, layers, state)]
     if problems:
         raise InvalidUpdate("this update cannot be aggregated", problems)
@@ -140,21 +149,25 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
 
 
-def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> Iterator[str]:
+def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> Iterator[str]:
     parameters = {name for layer in layers for name in layer.parameters}
     buffers = {name: layer for layer in layers for name in layer.buffers}
-    for name, delta in update.deltas.items():
+    for name in update.deltas:
         if name not in parameters:
             yield f"'{name}' is no trainable parameter of this model"
-        else:
-            yield from _value_problems(name, delta, state)
-    for name, buffer in update.buffers.items():
+        elif state is not None:
+            yield from _value_problems(name, update.deltas[name], state)
+    for name in update.buffers:
         if name not in buffers:
             yield f"'{name}' is no buffer of a layer of this model"
         elif not update.conveys(buffers[name]):
             yield f"buffer '{name}' comes without its layer '{buffers[name].name}'"
-        else:
-            yield from _value_problems(name, buffer, state)
+        elif state is not None:
+            yield from _value_problems(name, update.buffers[name], state)
+    yield from _half_layers(update, layers)
+
+
+def _half_layers(update: Update, layers: Layers) -> Iterator[str]:
     for layer in layers:
         for names, conveyed, kind in (
             (layer.parameters, update.deltas, "layer"),

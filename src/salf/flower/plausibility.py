@@ -31,7 +31,10 @@ class Plausibility:
         }
 
     def check(self, update: Update) -> None:
-        """Raise `InvalidUpdate`, listing every problem, unless `update`, whose shapes are right, may be training's."""
+        """Raise `InvalidUpdate`, listing every problem, unless `update`, whose shapes are right, may be training's.
+
+        What it accepts is finite: of other values no norm is.
+        """
         problems = [*self._changes(update), *_buffers(update, self._state)]
         if problems:
             raise InvalidUpdate("this update cannot come from training", problems)
@@ -41,7 +44,7 @@ class Plausibility:
             if not update.conveys(layer):
                 continue
             changed = _root_mean_square([update.deltas[name] for name in layer.parameters])
-            if not changed <= self._max_change * self._usual[layer.name]:
+            if not (math.isfinite(changed) and changed <= self._max_change * self._usual[layer.name]):
                 yield (
                     f"layer '{layer.name}' changes by {changed:.3g} on average, "
                     f"more than {self._max_change:g} times its weights"
@@ -53,12 +56,13 @@ def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
         if not value.numel():
             continue
         old = state[name]
-        if not value.is_floating_point():
+        if not (value.is_floating_point() or value.is_complex()):
             if not 0 <= int(value.max()) - int(old.max()) <= _COUNTER_LIMIT and value.dtype is not torch.bool:
                 yield f"counter '{name}' goes from {int(old.max())} to {int(value.max())}"
             continue
-        if not float(value.abs().max()) <= _BUFFER_LIMIT * max(1.0, float(old.abs().max())):
-            yield f"buffer '{name}' reaches {float(value.abs().max()):.3g}"
+        most = float(value.abs().max())
+        if not (math.isfinite(most) and most <= _BUFFER_LIMIT * max(1.0, float(old.abs().max()))):
+            yield f"buffer '{name}' reaches {most:.3g}"
         elif name.endswith("running_var") and float(value.min()) < 0:
             yield f"'{name}' holds a negative variance"
 

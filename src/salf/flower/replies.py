@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
@@ -18,6 +21,8 @@ NUM_EXAMPLES = "num-examples"
 PREFIX = "salf-"
 _ROUND, _STEPS, _ELAPSED = f"{PREFIX}round", f"{PREFIX}steps", f"{PREFIX}elapsed-s"
 _OVERSHOOT, _INTERRUPTED = f"{PREFIX}overshoot-s", f"{PREFIX}interrupted"
+Values = npt.NDArray[Any]
+
 _UNREADABLE = "this reply cannot be read"
 _MOST_SAID = 2000  # characters of a reason in the log; how much there is to say, a node decides
 
@@ -110,10 +115,13 @@ def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]
     [arrays], [record] = content.array_records.values(), content.metric_records.values()
     steps, told = _read_steps(record, layers, problems), _read_told(record, problems)
     size = sum(len(array.data) for array in arrays.values())
-    deltas, buffers = _read_tensors(arrays, steps, layers, state, problems)
+    read = _read_arrays(arrays, steps, layers, state, problems)
     if problems:
         raise InvalidUpdate(_UNREADABLE, problems)
     examples = record.get(NUM_EXAMPLES)
+    parameters = {name for layer in layers for name in layer.parameters}
+    deltas = MappingProxyType(Differences({name: read[name] for name in read if name in parameters}, state))
+    buffers = {name: torch.from_numpy(values.copy()) for name, values in read.items() if name not in parameters}
     update = Update(deltas, 1 if steps is None else steps, examples, buffers)  # type: ignore[arg-type] # checked later
     return Reply(update, told, dict(_own_metrics(record)), size)
 
@@ -141,43 +149,62 @@ def _read_told(record: MetricRecord, problems: list[str]) -> Told:
     return Told(number, seconds[_ELAPSED], seconds[_OVERSHOOT], bool(seconds[_INTERRUPTED]))
 
 
-def _read_tensors(
+def _read_arrays(
     arrays: ArrayRecord,
     steps: Mapping[str, int] | None,
     layers: Layers,
     state: Mapping[str, Tensor],
     problems: list[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the differences from `state`, and the buffers, of the conveyed layers."""
+) -> dict[str, Values]:
+    """Return the arrays of the conveyed layers, which have the shapes and types of the state's."""
     conveyed = [layer for layer in layers if steps is None or layer.name in steps]
     parameters = {name for layer in conveyed for name in layer.parameters}
     travelling = {name for layer in conveyed for name in layer.buffers}
     missing = [name for name in parameters if name not in arrays] if steps is not None else []
     problems += [f"'{name}' is missing, though its layer is said to be conveyed" for name in sorted(missing)]
-    deltas: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
+    read: dict[str, Values] = {}
     for name in list(arrays):
-        array = arrays.pop(name)  # so that the reply's memory shrinks while the update's grows
+        array = arrays.pop(name)  # so that they last as long as the update, whoever still holds the reply
         if name not in state:
             problems.append(f"{_short(name)} is no array of this model")
         elif name in parameters or name in travelling:
             try:
-                found = _read_tensor(array, state[name], is_delta=name in parameters)
+                read[name] = _read_array(array, state[name].numpy())
             except (TypeError, ValueError) as error:
                 problems.append(f"'{name}' cannot be used: {error}")
-            else:
-                (deltas if name in parameters else buffers)[name] = found
-    return deltas, buffers
+    return read
 
 
-def _read_tensor(array: Array, known: Tensor, *, is_delta: bool) -> Tensor:
-    values, old = view(array), known.numpy()
-    if values.shape != old.shape:
-        raise ValueError(f"its shape is {values.shape}, not {old.shape}")
-    if values.dtype != old.dtype:
-        raise ValueError(f"its type is {values.dtype}, not {old.dtype}")
-    with np.errstate(all="ignore"):  # what is not finite is refused later, with a reason
-        return torch.from_numpy(np.asarray(values - old if is_delta else values.copy()))
+def _read_array(array: Array, known: Values) -> Values:
+    values = view(array)
+    if values.shape != known.shape:
+        raise ValueError(f"its shape is {values.shape}, not {known.shape}")
+    if values.dtype != known.dtype:
+        raise ValueError(f"its type is {values.dtype}, not {known.dtype}")
+    return values
+
+
+class Differences(Mapping[str, Tensor]):
+    """By what arrays differ from those of a state, computed whenever it is asked for.
+
+    To subtract twice, for a check and for a sum, takes less time than to set memory aside for a whole model.
+    """
+
+    def __init__(self, arrays: Mapping[str, Values], state: Mapping[str, Tensor]) -> None:
+        self._arrays, self._state = arrays, state
+
+    def __getitem__(self, name: str) -> Tensor:
+        with np.errstate(all="ignore"):  # what is not finite is refused, with a reason
+            return torch.from_numpy(np.asarray(self._arrays[name] - self._state[name].numpy()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def _own_metrics(record: MetricRecord) -> Iterator[tuple[str, float | list[float]]]:

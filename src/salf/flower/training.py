@@ -19,7 +19,7 @@ from salf.flower.record import Trouble
 from salf.flower.replies import Reply, Told, one_line, read_reply
 from salf.layers import Layers
 from salf.robust import ClippedLayers
-from salf.updates import Update, check_update
+from salf.updates import Update, check_names, check_update
 
 log = logging.getLogger("flwr.salf")  # below Flower's own logger, whose handlers it uses
 
@@ -29,8 +29,8 @@ _RATE_FROM_BYTES = 2**18  # what is smaller measures how long a message takes to
 class Collector(Protocol):
     """What updates are added to as they arrive."""
 
-    def add(self, update: Update, position: int | None = None) -> None:
-        """Add one client's update; one that raises `InvalidUpdate` changes nothing."""
+    def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:
+        """Add one client's update, of which the caller may know that `check_update` accepts it."""
         ...
 
     def finish(self, num_clients: int | None = None) -> Aggregated:
@@ -49,6 +49,7 @@ class Admission:
 
     def admit(self, update: Update) -> Update:
         """Return the update as it may enter the model. Raises `InvalidUpdate`, which lists every problem."""
+        check_names(update, self.layers)  # whose shapes and types are right as soon as it could be read
         try:
             self._plausibility.check(update)
         except InvalidUpdate:
@@ -110,7 +111,7 @@ class TrainingRound:
                 self._report("wrong-round", row.node, f"it answers round {read.told.round}")
                 return
             update = self._admission.admit(read.update)
-            self._running.add(update, place)
+            self._running.add(update, place, checked=True)
         except InvalidUpdate as error:
             self._report("invalid", row.node, str(error))
             return
