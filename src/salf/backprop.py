@@ -175,6 +175,7 @@ class Deadline:
         self._owner = {name: layer for layer in self._layers for name in layer.parameters}
         self._pace = pace_of(model, stopwatch.clock)
         self._work = Work(model, layers, self._pace)
+        self._reserve, self._luck = (kept.of(stopwatch.seconds) for kept in (self._pace.reserve, self._pace.luck))
         self._step = StepInTheMaking(model, layers, self._bytes, self._pace.passes, accumulate)
         self._handles: list[RemovableHandle] = []
         self._precise = True
@@ -206,8 +207,9 @@ class Deadline:
         if isinstance(error, _TimeUp) and mine:
             self._pace.leave.add(now - error.noticed - self._stepping_seconds)
             limit = self._watch.limit - self._upload_seconds(self._step.complete_bytes)
-            foreseen = self._work.steps > 0 or self._work.depth > 1  # otherwise the block stayed out of hope
-            self._pace.judge(late=foreseen and now > limit, seconds=self._watch.limit - self._watch.started)
+            hoped = not self._work.steps and self._work.depth <= 1
+            reserve = self._pace.luck if hoped else self._pace.reserve
+            reserve.judge(late=now > limit, block_seconds=self._watch.seconds)
         return mine
 
     def _add_hooks(self) -> None:
@@ -230,7 +232,7 @@ class Deadline:
             self._step.begin_pass(now)
             if now >= self._careful_from:
                 whole = self._all_bytes
-                margin = 2 * self._pace.whole_step() + self._pace.foresee(None, whole, whole)
+                margin = 2 * self._pace.whole_step() + self._reserve + self._pace.foresee(None, whole, whole)
                 self._careful_from = self._watch.limit - margin - self._upload_seconds(whole)
             # On an accelerator every look at the clock waits for the device; far from the deadline that is spared.
             self._precise = self._watch.is_cheap or now >= self._careful_from
@@ -277,8 +279,11 @@ class Deadline:
         stepped = done if following is None else done + self._bytes.get(following, 0)
         copied = 0 if self._work.steps else stepped
         # Who has nothing to convey yet has nothing to lose, and leaves only when even luck would not be enough.
-        foresee = self._pace.foresee if self._work.steps or done else self._pace.hope
-        ready = since + foresee(following, stepped, copied) + self._upload_seconds(stepped)
+        if self._work.steps or done:
+            takes = self._reserve + self._pace.foresee(following, stepped, copied)
+        else:
+            takes = self._luck + self._pace.hope(following, stepped, copied)
+        ready = since + takes + self._upload_seconds(stepped)
         if max(now, ready) > self._watch.limit:
             self._pace.ease(following, stepped, copied)
             raise _TimeUp(self, now)

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
@@ -186,6 +185,8 @@ def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | Non
         return None
     if np.ptp(differences) == 0:
         return None if differences[0] else 1.0
+    from scipy.stats import ttest_rel  # noqa: PLC0415 - takes most of a second to import
+
     return float(ttest_rel(one, other).pvalue)
 
 

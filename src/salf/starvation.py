@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from salf.reach import ObservedReach
 
 FIRST_LOOK = 60  # rounds; then after twice, four times, … as many
 _HARDLY_EVER, _SURE = 0.05, 0.05
+_IMPLAUSIBLE = 0.001
 _TOO_MANY = 0.1  # of the clients may be too slow without a word
 _MOST_EMPTY = 0.5  # above which the rule `Corrected` no longer corrects in full
 _MOST_NAMED = 6
@@ -72,12 +73,32 @@ def starving(observed: ObservedReach, layers: Sequence[str], asked: int) -> tupl
     nobody = (1 - reached.sum(axis=0) / rounds.sum()) ** asked > _MOST_EMPTY
     known = (1 - _HARDLY_EVER) ** rounds < _SURE
     clients = counts["clients"][known]
-    absent = np.asarray(binom.cdf(reached[known], rounds[known, None], _HARDLY_EVER)) < _SURE
+    absent = np.asarray(bdtr(reached[known], rounds[known, None], _HARDLY_EVER)) < _SURE
     return tuple(
         Starving(layer, tuple(clients[own].tolist()), len(clients), bool(empty))
         for layer, own, empty in zip(layers, absent.T, nobody.tolist(), strict=True)
         if empty or own.sum() > _TOO_MANY * len(clients)
     )
+
+
+def left_behind(observed: ObservedReach) -> bool:
+    """Say whether some client reaches some layer much more seldom than the others do.
+
+    It has reached it in so few of the rounds in which it was asked that even half of the frequency over all clients
+    would be implausible (binomial test at 0.1 %).
+
+    >>> seen = ObservedReach(num_layers=1)
+    >>> for _ in range(20):
+    ...     seen = seen.observe([0, 1, 2], [[False], [True], [True]])
+    >>> left_behind(seen), left_behind(seen.observe([0], [[True]]))
+    (True, False)
+    """
+    counts = observed.to_arrays()
+    rounds, reached = counts["rounds"], counts["reached"]
+    if not len(rounds):
+        return False
+    usual = reached.sum(axis=0) / rounds.sum()
+    return bool((bdtr(reached, rounds[:, None], usual / 2) < _IMPLAUSIBLE).any())
 
 
 def describe(found: Sequence[Starving], remedy: str = REMEDY) -> str:

@@ -161,7 +161,7 @@ class SynchronousRounds:
         if effort is not None:
             cohort = replace(cohort, effort=self._federation.in_examples(cohort.clients, effort))
         options = tuple(devices.times(job, cohort) for job in self._jobs)
-        schedule = self._method.in_round(cohort.round, usual).schedule(options, usual)
+        schedule = self._method.in_round(cohort.round, usual, state.observed).schedule(options, usual)
         return Plan(cohort, options, schedule, self._speeds(state, cohort, options))
 
     def _speeds(self, state: ServerState, cohort: Cohort, options: Sequence[Times]) -> ObservedSpeeds:

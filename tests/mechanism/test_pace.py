@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from networks import mlp_task
 from virtual_time import Clock
 
-from salf.pace import Estimate, EstimateBySize, Pace, Stopwatch, pace_of
+from salf.pace import Estimate, EstimateBySize, Pace, Reserve, Stopwatch, pace_of
 
 
 def estimate(*seconds: float) -> Estimate:
@@ -155,32 +155,36 @@ def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:
     assert pace.foresee("head", 10, 10) == pytest.approx(15 * 0.95)
 
 
-def test_a_late_block_adds_to_the_reserve_and_twenty_in_time_take_it_back() -> None:
-    pace = Pace()
-    pace.judge(late=False, seconds=10)
-    assert pace.reserve == 0
-    pace.judge(late=True, seconds=10)
-    assert pace.reserve == pytest.approx(0.19)
-    assert pace.foresee(None, 0, 0) == pytest.approx(0.19)
-    assert pace.hope(None, 0, 0) == 0
-    for _ in range(18):
-        pace.judge(late=False, seconds=10)
-    assert pace.reserve == pytest.approx(0.01)
-    pace.judge(late=False, seconds=10)
-    assert pace.reserve == pytest.approx(0, abs=1e-12)
+def test_a_late_block_adds_to_the_reserve_and_24_in_time_take_it_back() -> None:
+    reserve = Reserve(rate=0.02)
+    reserve.judge(late=False, block_seconds=10)
+    assert reserve.seconds == 0
+    reserve.judge(late=True, block_seconds=10)
+    assert reserve.seconds == pytest.approx(0.192)
+    for _ in range(23):
+        reserve.judge(late=False, block_seconds=10)
+    assert reserve.seconds == pytest.approx(0.008)
+    reserve.judge(late=False, block_seconds=10)
+    assert reserve.seconds == pytest.approx(0, abs=1e-12)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.01, 10))
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=20), st.floats(0.01, 10))
 def test_however_forecasts_err_few_blocks_are_late(errors: list[float], seconds: float) -> None:
-    pace, late = Pace(), 0
-    for error in islice(
-        cycle(errors), 500
-    ):  # of the block's time; a reserve as large as the error would have been enough
-        is_late = error * seconds > pace.reserve
+    reserve, late = Reserve(rate=0.02), 0
+    for error in islice(cycle(errors), 500):  # of the block's time; a reserve of that size would have been enough
+        is_late = error * seconds > reserve.of(seconds)
         late += is_late
-        pace.judge(late=is_late, seconds=seconds)
-    # Every late block adds 19 times what one in time takes away, and none is late once the reserve exceeds every error.
-    assert late <= (1 + 0.02) / 0.02 + 0.05 * 500
+        reserve.judge(late=is_late, block_seconds=seconds)
+    # Every late block adds 24 times what one in time takes away, and none is late once the reserve exceeds every error.
+    assert late <= (0.2 + 0.02) / 0.02 + 0.04 * 500
+
+
+def test_what_long_blocks_have_taught_does_not_starve_short_ones() -> None:
+    reserve = Reserve(rate=0.02)
+    for _ in range(10):
+        reserve.judge(late=True, block_seconds=1000)
+    assert reserve.of(1000) == pytest.approx(192)
+    assert reserve.of(1) == pytest.approx(0.2)
 
 
 def test_a_pace_is_kept_for_a_model_and_a_clock_and_goes_with_the_model() -> None:

@@ -13,6 +13,7 @@ from salf.checkpoint import load_checkpoint, save_checkpoint
 from salf.devices import Devices, ExponentialLayers, GradedSpeeds, Physical, UniformDepth
 from salf.errors import InvalidSetting
 from salf.methods import AdelFL, Outset, Remembering, Salf, SalfPlus
+from salf.reach import ObservedReach
 from salf.rules import Memory
 from salf.simulation import Simulation
 from salf.speeds import ObservedSpeeds
@@ -58,6 +59,7 @@ def test_batches_are_as_large_as_the_effort() -> None:
     assert batches[1, 0, :5].tolist() == whole[1, 0, :5].tolist()
 
 
+NOBODY = ObservedReach(num_layers=4)
 Rounds = st.lists(st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=1), min_size=1, max_size=30)
 
 
@@ -77,12 +79,24 @@ def test_speeds_are_means_in_which_the_past_fades(rounds: list[dict[int, float]]
 
 
 def test_every_so_many_rounds_last_longer() -> None:
+    method = Remembering(deadline=2.0, long_every=4, long_factor=3.0)
+    assert [method.in_round(number, 9.0, NOBODY).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
+    assert replace(method, deadline=None).in_round(4, 9.0, NOBODY).deadline == 27.0
+    assert replace(method, long_every=None).in_round(4, 9.0, NOBODY).deadline == 2.0
+
+
+def test_some_rounds_last_longer_while_somebody_is_left_behind() -> None:
+    alike, behind = NOBODY, NOBODY
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        alike = alike.observe(range(10), np.sort(draws.random((10, 4)) < 0.4, axis=1))
+        behind = behind.observe(range(10), np.tile([[False] * 4, *[[True] * 4] * 9], (1, 1)))
     method = SalfPlus(deadline=2.0, long_every=4, long_factor=3.0)
-    assert [method.in_round(number, 9.0).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
-    assert replace(method, deadline=None).in_round(4, 9.0).deadline == 27.0
-    assert replace(method, long_every=None).in_round(4, 9.0).deadline == 2.0
-    # Ten rounds with one of five deadlines: on average 1.4 deadlines.
-    usual = [SalfPlus().in_round(number, 1.0).deadline or 1.0 for number in range(1, 101)]
+    assert [method.in_round(number, 9.0, behind).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
+    assert {method.in_round(number, 9.0, alike).deadline for number in range(1, 9)} == {2.0}
+    assert {method.in_round(number, 9.0, NOBODY).deadline for number in range(1, 9)} == {2.0}
+    # Ten rounds with one of five deadlines: on average 1.4 deadlines at most.
+    usual = [SalfPlus().in_round(number, 1.0, behind).deadline or 1.0 for number in range(1, 101)]
     assert np.mean(usual) == pytest.approx(1.4)
 
 
@@ -135,14 +149,14 @@ def test_adaptive_deadlines_spend_the_time_of_constant_ones() -> None:
     assert sum(method.deadlines) == pytest.approx(100.0)
     assert method.deadlines[0] < method.deadlines[-1]  # what happened long ago hardly counts
     assert sum(AdelFL(total_seconds=150.0).prepare(outset([0.5] * 10)).deadlines) == pytest.approx(150.0)
-    assert method.in_round(3, 2.0).deadline == method.deadlines[2]
-    assert method.in_round(99, 2.0).deadline == method.deadlines[-1]
+    assert method.in_round(3, 2.0, NOBODY).deadline == method.deadlines[2]
+    assert method.in_round(99, 2.0, NOBODY).deadline == method.deadlines[-1]
     assert method.prepare(outset([0.1] * 3)) == method
 
 
 def test_explicit_deadlines_are_kept() -> None:
     method = AdelFL(deadlines=(1.0, 3.0)).prepare(outset([0.5] * 4))
-    assert [method.in_round(number, 2.0).deadline for number in (1, 2, 3)] == [1.0, 3.0, 3.0]
+    assert [method.in_round(number, 2.0, NOBODY).deadline for number in (1, 2, 3)] == [1.0, 3.0, 3.0]
     _, records = play({"method.name": "adel", "method.deadlines": [0.5, 0.75, 1.0], "devices.stragglers": 1.0})
     assert [record.deadline_s for record in records] == [0.5, 0.75, 1.0]
 

@@ -20,6 +20,7 @@ from salf.engines import Optimisation, PlainEngine, StackedEngine, Tasks
 from salf.errors import InvalidSetting
 from salf.layers import Layers, find_layers
 from salf.methods import ReachingDeeper, Salf
+from salf.reach import ObservedReach
 from salf.rules import Contributors
 from salf.simulation import Simulation
 
@@ -88,7 +89,7 @@ def test_whose_turn_it_is_and_how_deep_they_get(
     method, whole = ReachingDeeper(deadline=seconds, covered=covered), job(layers)
     cohort = everyone(clients, seed=seed)
     options = [Physical(step_seconds=1.0).times(each, cohort) for each in method.jobs(whole)]
-    schedule = method.in_round(7 if odd else 8, 1.0).schedule(options, 1.0)
+    schedule = method.in_round(7 if odd else 8, 1.0, ObservedReach(num_layers=1)).schedule(options, 1.0)
     assert schedule.jobs is not None
     steps = [np.flatnonzero(row).tolist() for row in schedule.steps]
     assert [*zip(schedule.jobs.tolist(), steps, strict=True)] == choose_naively(options, seconds, covered, int(odd))

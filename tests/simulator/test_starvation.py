@@ -11,7 +11,7 @@ from simulator_cases import small_data, small_experiment
 from salf import run_experiment, simulate, theory
 from salf.reach import Chances, ObservedReach
 from salf.simulation import Simulation
-from salf.starvation import FIRST_LOOK, StarvationWarning, Starving, Watch, describe, starving
+from salf.starvation import FIRST_LOOK, StarvationWarning, Starving, Watch, describe, left_behind, starving
 
 LAYERS = ("conv1", "conv2", "fc")
 GRADED: dict[str, object] = {"devices.kind": "graded", "data.clients": 10, "client.batch_size": 8, "rounds": 60}
@@ -23,6 +23,16 @@ def seen(chances: np.ndarray, rounds: int, seed: int = 0) -> ObservedReach:
     for _ in range(rounds):
         observed = observed.observe(np.arange(len(chances)), rng.random((len(chances), 1)) < chances)
     return observed
+
+
+def test_equal_chances_leave_nobody_behind_and_one_client_too_slow_is_noticed() -> None:
+    alike = np.tile([0.2, 0.5, 0.9], (30, 1))
+    found = [left_behind(seen(alike, rounds, seed)) for seed in range(40) for rounds in (10, 50, 200)]
+    assert sum(found) <= 3  # of 120: each looks at 90 frequencies, but half the usual one is far below them
+    slow = alike.copy()
+    slow[7, 0] = 0.0
+    assert all(left_behind(seen(slow, 200, seed)) for seed in range(40))
+    assert not left_behind(ObservedReach(3))
 
 
 def test_clients_that_never_get_there_are_named() -> None:

@@ -16,7 +16,6 @@ from salf.bench import Case, Figure, all_cases
 from salf.checkpoint import write_atomically
 from salf.cli.console import AsJson, counted, print_json, progress_bar, show, tell
 from salf.errors import InvalidSetting, RunFolderError
-from salf.plots import plot_growth, save_figure
 from salf.settings import did_you_mean
 
 Only = Annotated[
@@ -79,6 +78,8 @@ def _keep(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
     growth = figures.get("growth/mlp")
     if growth is not None:
         clients, taken = growth.details["clients"], growth.details["seconds"]
+        from salf.plots import plot_growth, save_figure  # noqa: PLC0415 - takes half a second to import
+
         plot = plot_growth(clients, taken, "MLP, batch 16, one local step")  # type: ignore[arg-type]
         for suffix in (".png", ".svg"):
             save_figure(plot, folder / f"clients{suffix}")

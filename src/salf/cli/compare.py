@@ -35,7 +35,6 @@ from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.pages import write_page
-from salf.plots import plot_accuracy, save_figure
 from salf.tuning import Tuning
 from salf.tuning import tune as tune_methods
 
@@ -108,6 +107,8 @@ def compare(
     result = _as_object(comparison, tuning)
     write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
+    from salf.plots import plot_accuracy, save_figure  # noqa: PLC0415 - takes half a second to import
+
     figure = plot_accuracy(curves, f"{chosen.name}: {counted(seeds, 'seed')}", comparison.target)
     for suffix in (".png", ".svg"):
         save_figure(figure, folder / f"accuracy{suffix}")

@@ -18,7 +18,6 @@ from salf.experiment import Experiment
 from salf.layers import find_layers
 from salf.models import Factory, build
 from salf.planning import ASSUMED, STEPS, Fleet, MeasuredTimes, Task, make_plan, read_times
-from salf.plots import plot_deadlines, save_figure
 from salf.settings import did_you_mean
 from salf.theory import Constants
 
@@ -80,6 +79,8 @@ def plan(
     made = make_plan(fleet, _task(fleet, known, budget, steps, chosen.rounds, own), own, wanted)
     name = f"{model or chosen.name} on {times or chosen.devices.kind}"
     if out is not None:
+        from salf.plots import plot_deadlines, save_figure  # noqa: PLC0415 - takes half a second to import
+
         save_figure(plot_deadlines(made.outlooks, layers.names, made.best.deadline_seconds, name), out)
     if as_json:
         print_json(as_object(name, layers.names, fleet, own, made))

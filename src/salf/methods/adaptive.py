@@ -13,6 +13,7 @@ from salf.errors import InvalidSetting
 from salf.methods.layerwise import LayerWise, NamedRule
 from salf.methods.method import STRICT, Deadline, Outset
 from salf.methods.persistent import shortened
+from salf.reach import ObservedReach
 from salf.rules import Corrected, Rule
 
 Positive = Annotated[float, Field(gt=0)]
@@ -85,7 +86,7 @@ class AdelFL(LayerWise):
             raise InvalidSetting(f"method.total_seconds is {self.total_seconds}: {error}") from error
         return replace(self, deadlines=tuple(schedule.deadlines_seconds.tolist()))
 
-    def in_round(self, round: int, usual_seconds: float) -> Self:  # noqa: ARG002
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:  # noqa: ARG002
         """Return the method with the deadline of a round."""
         return replace(self, deadline=self.deadlines[min(round, len(self.deadlines)) - 1])
 

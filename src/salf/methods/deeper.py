@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass as validated
 from salf.devices import Job, Times
 from salf.methods.layerwise import LayerWise, NamedRule
 from salf.methods.method import STRICT, Schedule, Scheduling, Whole
+from salf.reach import ObservedReach
 from salf.rules import Corrected, Rule
 
 Bools = npt.NDArray[np.bool_]
@@ -46,7 +47,7 @@ class ReachingDeeper(LayerWise):
         """Return the job that trains all layers, and those that pass through the last 1, 2, … and all but the first."""
         return tuple(replace(job, skipped=skipped) for skipped in range(job.costs.num_layers))
 
-    def in_round(self, round: int, usual_seconds: float) -> Scheduling:  # noqa: ARG002
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:  # noqa: ARG002
         """Return the schedule in which the clients at the odd or the even places have their turn."""
         return _Turn(self, round % 2)
 

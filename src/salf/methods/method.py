@@ -101,8 +101,11 @@ class SynchronousMethod(Method, ABC):
         """Return the method with what it decides before the first round."""
         return self
 
-    def in_round(self, round: int, usual_seconds: float) -> Scheduling:  # noqa: ARG002
-        """Return what decides in one round, the first of which is 1; the method itself where all are alike."""
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:  # noqa: ARG002
+        """Return what decides in one round, the first of which is 1; the method itself where all are alike.
+
+        `observed` is who reached what in earlier rounds.
+        """
         return self
 
     def effort(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002

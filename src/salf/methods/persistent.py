@@ -10,7 +10,9 @@ from pydantic.dataclasses import dataclass as validated
 from salf.devices import Floats
 from salf.methods.layerwise import LayerWise, NamedRule
 from salf.methods.method import STRICT
+from salf.reach import ObservedReach
 from salf.rules import Corrected, Memory, Rule
+from salf.starvation import left_behind
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -23,11 +25,15 @@ class LongRounds(LayerWise):
     long_every: Annotated[int, Field(ge=2)] | None = 10
     long_factor: Annotated[float, Field(ge=1)] = 5.0
 
-    def in_round(self, round: int, usual_seconds: float) -> Self:
-        """Prolong the deadline when it is the turn."""
-        if self.long_every is None or round % self.long_every:
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
+        """Prolong the deadline when it is the turn, and there is need."""
+        if self.long_every is None or round % self.long_every or not self.needs_long_rounds(observed):
             return self
         return replace(self, deadline=(self.deadline or usual_seconds) * self.long_factor)
+
+    def needs_long_rounds(self, observed: ObservedReach) -> bool:  # noqa: ARG002
+        """Say whether there is need of a long round, given who reached what in earlier ones."""
+        return True
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -57,7 +63,8 @@ class SalfPlus(LongRounds):
     A client is given the share of a batch with which, at the speed it had in earlier rounds, it finishes its job by the
     deadline; so everyone's depth has about the same distribution, which is what makes the paper's correction unbiased
     (ADEL-FL, arXiv 2505.23973, does this for known speeds), and the slow ones' data count as much as the others'. One
-    whose batch is down to one example, and is too slow even so, gets its turn in the long rounds.
+    whose batch is down to one example, and is too slow even so, gets its turn in the long rounds. There are none while
+    nobody is left behind: while no client reaches a layer much more seldom than the others (`salf.starvation`).
     """
 
     name: Literal["salfplus"] = "salfplus"
@@ -67,6 +74,10 @@ class SalfPlus(LongRounds):
     def own_rule(self) -> Rule:
         """The chosen rule."""
         return self.rule
+
+    def needs_long_rounds(self, observed: ObservedReach) -> bool:
+        """Say whether somebody is left behind."""
+        return left_behind(observed)
 
     def effort(self, speeds: Floats, usual_seconds: float) -> Floats:
         """Give each client as much as it finishes by the deadline, and all to one that is not known yet."""

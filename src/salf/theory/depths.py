@@ -6,8 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainc, ndtr
-from scipy.stats import binom
+from scipy.special import bdtr, gammainc, ndtr
 
 Array = npt.NDArray[np.float64]
 
@@ -191,7 +190,8 @@ def empty_probability(*, reach: npt.ArrayLike, num_clients: int | None = None, m
     if chances.ndim == 1:
         if num_clients is None or num_clients < 0:
             raise ValueError("num_clients, at least 0, is needed when reach is the same for every client")
-        return np.asarray(binom.cdf(min_contributors - 1, num_clients, chances), dtype=np.float64)
+        too_few = min(min_contributors - 1, num_clients)
+        return np.asarray(bdtr(too_few, num_clients, chances), dtype=np.float64)
     if num_clients is not None and not 0 <= num_clients <= len(chances):
         raise ValueError(f"reach has {len(chances)} rows for {num_clients} clients")
     chances = np.sort(chances, axis=0)  # so that not even rounding depends on the order of the clients

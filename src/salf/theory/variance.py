@@ -7,7 +7,7 @@ arise, up to 127 clients, and to rounding beyond.
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.special import gammaln, xlog1py, xlogy
 
 Array = npt.NDArray[np.float64]
 _MOST_NODES = 64
@@ -44,7 +44,9 @@ def _variance_alike(vectors: Array, chance: float) -> float:
     spread = float(((vectors - mean) ** 2).sum(axis=1).mean())
     someone = float(_any(np.array([[chance]]), clients)[0])
     counts = np.arange(1, clients + 1)
-    shares = binom.pmf(counts, clients, chance) * (clients - counts) / (counts * max(clients - 1, 1))
+    choices = gammaln(clients + 1) - gammaln(counts + 1) - gammaln(clients - counts + 1)
+    exactly = np.exp(choices + xlogy(counts, chance) + xlog1py(clients - counts, -chance))
+    shares = exactly * (clients - counts) / (counts * max(clients - 1, 1))
     between: float = spread * float(shares.sum()) / someone / someone
     return between + float(mean @ mean) * float((1 - chance) ** clients) / someone
 
