@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 
+from salf.curves import deviation_of
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.records import accuracy_at, mean_work_kept, time_to_accuracy
@@ -52,7 +53,7 @@ class Summary:
     @property
     def deviation(self) -> float:
         """The standard deviation of the final accuracy over seeds; NaN for a single seed."""
-        return stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
+        return deviation_of(self.accuracies)
 
     @property
     def equal_time_accuracy(self) -> float:
@@ -61,8 +62,8 @@ class Summary:
 
     @property
     def equal_time_deviation(self) -> float:
-        """The standard deviation of the accuracy at equal virtual time over seeds; NaN for a single seed."""
-        return stdev(self.equal_time_accuracies) if len(self.equal_time_accuracies) > 1 else math.nan
+        """The standard deviation of the accuracy at equal virtual time over seeds; NaN for one seed, or where one was not tested."""
+        return deviation_of(self.equal_time_accuracies)
 
     @property
     def time_to_target(self) -> float:

@@ -1,5 +1,6 @@
 """What several runs of one method come to, test by test: the mean, and a band from worst to best."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,3 +56,12 @@ def curve_of(runs: Sequence[Sequence[RoundRecord]], figure: Literal["accuracy", 
     return Curve(
         np.array(rounds), points[:, :, 0].mean(axis=1), values.mean(axis=1), values.min(axis=1), values.max(axis=1)
     )
+
+
+def deviation_of(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; NaN for less than two values, or where one is NaN.
+
+    >>> deviation_of([1.0, 3.0]), deviation_of([1.0]), deviation_of([1.0, math.nan])
+    (1.4142135623730951, nan, nan)
+    """
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

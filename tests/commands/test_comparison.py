@@ -203,7 +203,7 @@ def test_a_summary_says_what_the_records_say() -> None:
         accuracies = [run.records[-1].accuracy or 0 for run in runs]
         assert summary.accuracies == tuple(accuracies)
         assert summary.accuracy == fmean(accuracies)
-        assert summary.deviation == stdev(accuracies)
+        assert summary.deviation == pytest.approx(stdev(accuracies))
         assert summary.time_s == fmean(run.records[-1].time_s for run in runs)
         assert summary.times_to_target == tuple(time_to_accuracy(run.records, comparison.target) for run in runs)
         assert summary.work_kept == pytest.approx(fmean(r.work_kept or 0 for run in runs for r in run.records))
@@ -242,6 +242,17 @@ def test_methods_are_compared_at_equal_virtual_time_with_their_best_rival() -> N
     # Differences 0.2, 0.1, 0.3: mean 0.2, standard error 0.1/√3, two degrees of freedom.
     t = 0.2 / (0.1 / math.sqrt(3))
     assert salf.p_value == fedavg.p_value == pytest.approx(1 - t / math.sqrt(t * t + 2))
+
+
+def test_who_was_not_tested_by_then_has_no_accuracy_at_equal_time() -> None:
+    experiment = tiny()
+    quick = tuple(made_up(experiment, [0.2, accuracy]) for accuracy in (0.5, 0.6))
+    slow = tuple(made_up(experiment, [None, None, accuracy]) for accuracy in (0.7, 0.9))
+    salf, fedavg = Comparison(experiment, 0.6, {"salf": quick, "fedavg": slow}).summaries
+    assert salf.equal_time_deviation == pytest.approx(0.1 / math.sqrt(2))
+    assert math.isnan(fedavg.equal_time_accuracy)
+    assert math.isnan(fedavg.equal_time_deviation)
+    assert (salf.rival, fedavg.rival) == (None, "salf")
 
 
 def test_differences_without_spread_say_nothing() -> None:

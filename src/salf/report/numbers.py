@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
+from salf.curves import deviation_of
 from salf.records import RoundRecord, final_accuracy, mean_work_kept
 from salf.report.reported import Group
 
@@ -43,7 +44,7 @@ def figures_of(group: Group) -> Figures:
         rounds=min(len(run.records) for run in group.runs),
         planned=group.runs[0].planned,
         accuracy=fmean(accuracies),
-        deviation=stdev(accuracies) if len(accuracies) > 1 else math.nan,
+        deviation=deviation_of(accuracies),
         loss=fmean(_final_loss(run.records) for run in group.runs),
         time_s=fmean(run.records[-1].time_s for run in group.runs),
         work_kept=mean_work_kept(records),
