@@ -143,7 +143,13 @@ def _best_rates(tuning: Tuning) -> str:
 def _table(comparison: Comparison) -> Table:
     experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
     extent = (counted(experiment.rounds, "round"), counted(experiment.data.clients, "client"), counted(count, "seed"))
-    table = Table(title=Text(f"{experiment.name}: {', '.join(extent)}"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(f"{experiment.name}: {', '.join(extent)}"),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     table.add_column("method", style="bold", no_wrap=True)
     headings = ("accuracy %", f"at {seconds(comparison.equal_time_s)}", f"to {percent(comparison.target)}")
     for heading in (*headings, "speed-up", "kept", "down/up", "p"):
@@ -158,9 +164,14 @@ def _table(comparison: Comparison) -> Table:
             "–" if speed_up is None else f"{speed_up:.1f}×",
             "–" if math.isnan(summary.work_kept) else f"{100 * summary.work_kept:.0f} %",
             f"{megabytes(summary.bytes_down)}/{megabytes(summary.bytes_up)}",
-            "–" if summary.p_value is None else f"{summary.p_value:.2g}",
+            "–" if summary.p_value is None else _chance(summary.p_value),
         )
     return table
+
+
+def _chance(p_value: float) -> str:
+    """Write a p-value, a very small one as no more than that: the table has to fit 80 columns."""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<.001"
 
 
 def _accuracy(mean: float, deviation: float) -> str:
