@@ -62,7 +62,7 @@ class Summary:
 
     @property
     def equal_time_deviation(self) -> float:
-        """The standard deviation of the accuracy at equal virtual time over seeds; NaN for one seed, or where one was not tested."""
+        """The same at equal virtual time; NaN also where some run was not tested by then."""
         return deviation_of(self.equal_time_accuracies)
 
     @property

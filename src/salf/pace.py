@@ -159,9 +159,9 @@ class Pace:
 
     `layer` maps a layer to the time from the completion before it (for the first one, from the start of the forward
     pass) to its own; `order` is the longest order of completions seen. `step` is the time of an optimizer step, `keep`
-    that of copying the weights before they change, `leave` that of leaving the loop. `reserve` is for blocks that had
-    something to lose, `luck` for those that hoped for their first layer, which err more. `passes` maps a parameter to the
-    number of backward passes that reach it per optimizer step, and is None until a whole step was seen. `spare` is
+    that of copying the weights before they change, `leave` that of leaving the loop. `reserve` is for blocks that have
+    something to lose, `luck` for those that hope for their first layer, which err more. `passes` maps a parameter to
+    the number of backward passes that reach it per optimizer step, and is None until a whole step was seen. `spare` is
     memory for a copy of the weights, which each block needs and which is costly to allocate.
     """
 
