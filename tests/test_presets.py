@@ -12,11 +12,7 @@ from salf.methods import METHODS
 from salf.settings import preset_names
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
-UNMEASURED = (
-    *(f"cifar10-{network}{form}" for network in ("vgg11", "vgg13") for form in ("", "-short")),
-    "mnist-cnn-phones",
-    "mnist-cnn-shards-phones",
-)
+UNMEASURED = ("cifar10-vgg11", "cifar10-vgg13")  # hours of computing each
 # By some methods the data of the slow do not enter, which is told, and is what is to be seen.
 pytestmark = pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the checkout")
