@@ -19,6 +19,10 @@ _CAUTION = 5
 # The share of blocks that may be late, and the most of a block's time that is held in reserve for it.
 _LATE = 0.04
 _LARGEST_RESERVE = 0.2
+# What a late block adds to a reserve, relative to its time: more for hoping blocks, which trust the best that was ever
+# measured and so err the more.
+_RATE = 0.02
+_RATE_OF_HOPE = 0.05
 
 
 class Estimate:
@@ -133,7 +137,7 @@ class Reserve:
     However the forecasts err, the share of late blocks tends to 4 % or less, unless a fifth of a block's time is not
     enough for that: each late one adds `rate` of its time to the reserve, and each in time takes a 24th of that back
     (adaptive conformal inference; Gibbs and Candès, 2021, arXiv 2106.00170, equation 2, with the reserve in place of
-    the level).
+    the level). A block that the reserve makes leave at once is in time, too.
 
     >>> reserve = Reserve(rate=0.02)
     >>> reserve.judge(late=True, block_seconds=10.0)
@@ -150,7 +154,9 @@ class Reserve:
 
     def judge(self, *, late: bool, block_seconds: float) -> None:
         """Adapt to whether a block that was given `block_seconds` ended late for trusting a forecast."""
-        self.seconds = max(0.0, self.seconds + self.rate * block_seconds * (late - _LATE))
+        # More than one late block beyond what is ever used would only take long to go again.
+        most = max(self.seconds, (_LARGEST_RESERVE + self.rate) * block_seconds)
+        self.seconds = min(most, max(0.0, self.seconds + self.rate * block_seconds * (late - _LATE)))
 
 
 @dataclass
@@ -171,8 +177,8 @@ class Pace:
     keep: EstimateBySize = field(default_factory=EstimateBySize)
     leave: Estimate = field(default_factory=Estimate)
     passes: Mapping[str, int] | None = None
-    reserve: Reserve = field(default_factory=lambda: Reserve(rate=0.02))
-    luck: Reserve = field(default_factory=lambda: Reserve(rate=0.05))
+    reserve: Reserve = field(default_factory=lambda: Reserve(_RATE))
+    luck: Reserve = field(default_factory=lambda: Reserve(_RATE_OF_HOPE))
     spare: dict[str, Tensor] = field(default_factory=dict)
     _next: dict[str | None, str] = field(default_factory=dict)
 

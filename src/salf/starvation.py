@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import bdtr
 
 from salf.reach import ObservedReach
 
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 FIRST_LOOK = 60  # rounds; then after twice, four times, … as many
 _HARDLY_EVER, _SURE = 0.05, 0.05
 _IMPLAUSIBLE = 0.001
@@ -70,7 +73,7 @@ def starving(observed: ObservedReach, layers: Sequence[str], asked: int) -> tupl
     rounds, reached = counts["rounds"], counts["reached"]
     if not len(rounds) or rounds.sum() < FIRST_LOOK * asked:
         return ()
-    nobody = (1 - reached.sum(axis=0) / rounds.sum()) ** asked > _MOST_EMPTY
+    nobody = _nobody(reached.sum(axis=0) / rounds.sum(), asked)
     known = (1 - _HARDLY_EVER) ** rounds < _SURE
     clients = counts["clients"][known]
     absent = np.asarray(bdtr(reached[known], rounds[known, None], _HARDLY_EVER)) < _SURE
@@ -82,10 +85,12 @@ def starving(observed: ObservedReach, layers: Sequence[str], asked: int) -> tupl
 
 
 def left_behind(observed: ObservedReach) -> bool:
-    """Say whether some client reaches some layer much more seldom than the others do.
+    """Say whether it shows that some client reaches some layer much more seldom than the others do, or hardly ever.
 
-    It has reached it in so few of the rounds in which it was asked that even half of the frequency over all clients
-    would be implausible (binomial test at 0.1 %).
+    It has reached it in so few of the rounds in which it was asked that even half of the frequency over all clients, or
+    5 % where that is more, would be implausible (binomial test at 0.1 %). Or in most rounds nobody at all reaches the
+    layer. The fewer others reach it, the longer it takes to show: 10 rounds if all others always do, 135 if hardly
+    anybody does; and of who was asked less often than that nothing is known. It looks at everyone ever asked.
 
     >>> seen = ObservedReach(num_layers=1)
     >>> for _ in range(20):
@@ -98,7 +103,14 @@ def left_behind(observed: ObservedReach) -> bool:
     if not len(rounds):
         return False
     usual = reached.sum(axis=0) / rounds.sum()
-    return bool((bdtr(reached, rounds[:, None], usual / 2) < _IMPLAUSIBLE).any())
+    if (_nobody(usual, rounds.sum() / observed.observations)).any():
+        return True
+    return bool((bdtr(reached, rounds[:, None], np.maximum(usual / 2, _HARDLY_EVER)) < _IMPLAUSIBLE).any())
+
+
+def _nobody(usual: Floats, asked: float) -> Bools:
+    """Say of each layer, reached with a `usual` frequency, whether in most rounds none of those asked reaches it."""
+    return np.asarray((1 - usual) ** asked > _MOST_EMPTY)
 
 
 def describe(found: Sequence[Starving], remedy: str = REMEDY) -> str:

@@ -42,11 +42,12 @@ def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Seque
 
 
 def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterator[Plan]:
-    """Yield the plans of the first rounds, which follow from each other without anyone's training."""
+    """Yield the plans of the first rounds, which follow from each other without training, if no update is refused."""
     for _ in range(count):
         plan = rounds.plan(state)
         yield plan
-        state = replace(state, round=plan.cohort.round, speeds=plan.speeds)
+        observed = state.observed.observe(plan.cohort.clients, plan.schedule.steps > 0)
+        state = replace(state, round=plan.cohort.round, speeds=plan.speeds, observed=observed)
 
 
 def _shown(plan: Plan) -> list[int]:

@@ -16,9 +16,11 @@ from command_cases import only_json, plain, refusal, salf, settings, tiny, tiny_
 from rich.console import Console
 
 from salf.cli import console
-from salf.comparison import compare
+from salf.cli.compare import _chance, _table
+from salf.comparison import Comparison, compare
+from salf.experiment import Experiment
 from salf.records import RoundRecord
-from salf.runs import RunFolder
+from salf.runs import Run, RunFolder
 from salf.settings import preset_names
 
 
@@ -386,3 +388,25 @@ def test_an_output_that_knows_few_letters_gets_what_it_knows(models: Path) -> No
     assert (code, errors) == (0, b"")
     assert text is not None
     assert b"Sequential: 2 layers, input to output" in text
+
+
+def test_the_table_of_a_comparison_fits_a_narrow_terminal() -> None:
+    experiment = Experiment.load("digits", rounds=999)
+    accuracies = {"overselection": (0.9, 0.91), "fedavg": (0.5, 0.6), "drop": (0.1, 0.101)}
+    runs = {
+        method: tuple(
+            Run(experiment, (RoundRecord(1, 1234.0, None, 30, (30,), 1.0, accuracy=one, bytes_down=10**8),))
+            for one in some
+        )
+        for method, some in accuracies.items()
+    }
+    page = io.StringIO()
+    Console(width=80, file=page).print(_table(Comparison(experiment, 0.95, runs)))
+    text = page.getvalue()
+    assert "…" not in text
+    assert all(part in text for part in ("overselection", "at 1234 s", "100 %", "55.0 ±7.1"))
+
+
+@pytest.mark.parametrize(("p_value", "text"), [(0.04, "0.040"), (0.001, "0.001"), (0.00099, "<.001"), (1.0, "1.000")])
+def test_small_chances_are_written_as_no_more_than_that(p_value: float, text: str) -> None:
+    assert _chance(p_value) == text

@@ -265,6 +265,17 @@ def test_a_device_that_is_now_and_then_slower_than_foreseen_learns_to_keep_time_
     assert max(ratios) > 1  # it had something to learn
 
 
+def test_blocks_that_hope_for_their_first_layer_are_seldom_late_for_it() -> None:
+    device, passes = Device().warm(), count()
+    device.task.model.register_forward_hook(lambda *_: device.spend(0.1 * (next(passes) % 5)))
+    seconds = FORWARD + BACKWARD["fc3"] + STEP + 0.05  # enough for the first layer in one pass of five
+    blocks = [device.block(seconds) for _ in range(400)]
+    late = [work.seconds > seconds for work in blocks]
+    assert any(late)  # there was something to learn
+    assert sum(late[100:]) <= 0.06 * 300
+    assert sum(work.depth for work in blocks[100:]) > 0  # and hope is not given up
+
+
 @pytest.mark.parametrize("stall", [1e3, 1e6])
 def test_one_long_stall_is_soon_forgotten(stall: float) -> None:
     device = Device().warm()

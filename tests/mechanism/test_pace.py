@@ -187,6 +187,16 @@ def test_what_long_blocks_have_taught_does_not_starve_short_ones() -> None:
     assert reserve.of(1) == pytest.approx(0.2)
 
 
+def test_after_many_late_blocks_the_reserve_is_soon_given_back() -> None:
+    reserve = Reserve(rate=0.02)
+    for _ in range(500):
+        reserve.judge(late=True, block_seconds=10)
+    assert reserve.seconds == pytest.approx(2.2)
+    for _ in range(275):
+        reserve.judge(late=False, block_seconds=10)
+    assert reserve.of(10) == pytest.approx(0, abs=1e-9)
+
+
 def test_a_pace_is_kept_for_a_model_and_a_clock_and_goes_with_the_model() -> None:
     model, other, clock = mlp_task().model, mlp_task().model, Clock()
     pace = pace_of(model, clock)

@@ -12,7 +12,7 @@ from salf.simulation import Simulation
 from salf.state import ServerState
 from salf.synchronous import SynchronousRounds
 from salf.timeline import ClientLine, Span, TimeLine
-from salf.typical import draw_timeline
+from salf.typical import _plans, draw_timeline
 
 
 def timeline(method: str = "salf", **changes: object) -> tuple[Simulation, TimeLine]:
@@ -68,7 +68,8 @@ def test_what_is_drawn_is_what_counts(method: str, steps: int) -> None:
     state = simulation.initial_state()
     while state.round < drawn.round - 1:
         before = simulation._rounds.plan(state)
-        state = replace(state, round=state.round + 1, speeds=before.speeds)
+        observed = state.observed.observe(before.cohort.clients, before.schedule.steps > 0)
+        state = replace(state, round=state.round + 1, speeds=before.speeds, observed=observed)
     plan = simulation._rounds.plan(state)
     for line in drawn.lines:
         counted = plan.schedule.steps[plan.cohort.clients.tolist().index(line.client)]
@@ -131,3 +132,18 @@ def test_a_time_line_comes_back_from_its_file() -> None:
     for damaged in (b"", b"[]", drawn.to_json().replace(b'"forward"', b'"backwards"')):
         with pytest.raises(ValueError, match="validation error"):
             TimeLine.from_json(damaged)
+
+
+def test_a_long_round_is_drawn_as_long_as_it_was() -> None:
+    """Whether a round is long depends on who reached what before: the rounds drawn anew are those that were played."""
+    small = {"data.clients": 8, "client.batch_size": 2, "rounds": 20, "model.name": "mlp"}
+    method = {"devices.kind": "graded", "method.name": "salfplus", "method.long_every": 4}
+    simulation = Simulation(Experiment.load("digits", **small, **method))
+    assert isinstance(simulation._rounds, SynchronousRounds)
+    drawn = [plan.schedule.deadline_seconds for plan in _plans(simulation._rounds, simulation.initial_state(), 20)]
+    state, played = simulation.initial_state(), []
+    while state.round < 20:
+        state, record = simulation.play(state)
+        played.append(record.deadline_s)
+    assert drawn == played
+    assert set(played) == {1.0, 5.0}

@@ -86,11 +86,11 @@ def test_every_so_many_rounds_last_longer() -> None:
 
 
 def test_some_rounds_last_longer_while_somebody_is_left_behind() -> None:
-    alike, behind = NOBODY, NOBODY
+    alike = behind = NOBODY
     draws = np.random.default_rng(0)
     for _ in range(20):
-        alike = alike.observe(range(10), np.sort(draws.random((10, 4)) < 0.4, axis=1))
-        behind = behind.observe(range(10), np.tile([[False] * 4, *[[True] * 4] * 9], (1, 1)))
+        alike = alike.observe(range(10), draws.random((10, 1)) < [0.4, 0.6, 0.8, 1.0])
+        behind = behind.observe(range(10), [[False] * 4, *[[True] * 4] * 9])
     method = SalfPlus(deadline=2.0, long_every=4, long_factor=3.0)
     assert [method.in_round(number, 9.0, behind).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
     assert {method.in_round(number, 9.0, alike).deadline for number in range(1, 9)} == {2.0}
@@ -98,6 +98,13 @@ def test_some_rounds_last_longer_while_somebody_is_left_behind() -> None:
     # Ten rounds with one of five deadlines: on average 1.4 deadlines at most.
     usual = [SalfPlus().in_round(number, 1.0, behind).deadline or 1.0 for number in range(1, 101)]
     assert np.mean(usual) == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize("stragglers", [0.3, 0.9])
+def test_no_round_is_longer_where_chance_alone_makes_stragglers(stragglers: float) -> None:
+    settings = {"data.clients": 20, "devices.stragglers": stragglers, "rounds": 120, "method.name": "salfplus"}
+    _, records = play(settings)
+    assert {record.deadline_s for record in records} == {1.0}
 
 
 def test_slow_clients_get_as_much_as_they_finish() -> None:

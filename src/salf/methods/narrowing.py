@@ -21,8 +21,8 @@ class HeteroFL(SynchronousMethod):
     Each client is given the widest sub-model of which it can do the whole job by the deadline: of each hidden layer the
     first ⌈width · n⌉ of n channels. `widths` are the paper's levels a to e. There a client's level is fixed or drawn at
     random; here each client knows its speed in this round, which is kinder. Who is too slow even for the narrowest
-    conveys nothing. Each element of a parameter is the mean over the clients whose sub-model holds it; one that nobody
-    trained stays.
+    conveys nothing. Each element w_e of a parameter becomes Σ_{u ∋ e} w_{u,e} / |{u ∋ e}|, the mean over the clients
+    whose sub-model holds it (the paper's algorithm 1); one that nobody trained stays.
 
     `scaler`: in training, a sub-model multiplies what its hidden layers give by 1/width (the paper's scaler).
     `mask_labels`: in a client's loss the scores of classes that it holds no example of are 0, and it has no say in
