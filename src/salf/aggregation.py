@@ -272,7 +272,8 @@ class Aggregation:
 
     def _count_clients(self, num_clients: int | None) -> int:
         known = self._reach.shape[0] if self._reach is not None and self._reach.ndim == 2 else None
-        check_type("num_clients", num_clients, (int, np.integer, NoneType), "how many clients were asked")
+        given = "yes or no" if isinstance(num_clients, bool) else num_clients
+        check_type("num_clients", given, (int, np.integer, NoneType), "how many clients were asked")
         asked = num_clients if num_clients is not None else known if known is not None else self._received
         if asked > _MOST_CLIENTS:
             raise InvalidSetting(f"num_clients is {asked}; give at most 2^53")

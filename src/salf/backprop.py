@@ -279,13 +279,14 @@ class Deadline:
         stepped = done if following is None else done + self._bytes.get(following, 0)
         copied = 0 if self._work.steps else stepped
         # Who has nothing to convey yet has nothing to lose, and leaves only when even luck would not be enough.
-        if self._work.steps or done:
+        in_vain = not (self._work.steps or done)
+        if not in_vain:
             takes = self._reserve + self._pace.foresee(following, stepped, copied)
         else:
             takes = self._luck + self._pace.hope(following, stepped, copied)
         ready = since + takes + self._upload_seconds(stepped)
         if max(now, ready) > self._watch.limit:
-            self._pace.ease(following, stepped, copied)
+            self._pace.ease(following, stepped, copied, in_vain=in_vain)
             raise _TimeUp(self, now)
 
     def _leave_if_time_is_up(self, now: float) -> None:
@@ -382,5 +383,9 @@ def _check_type(name: str, value: object, kind: type) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
-        raise InvalidSetting(f"{name} is {value!r}; give a number above 0")
+    try:
+        is_above = not isinstance(value, bool) and isinstance(value, Real) and float(value) > 0
+    except OverflowError:  # a whole number that no float holds
+        is_above = False
+    if not is_above:
+        raise InvalidSetting(f"{name} is {value!r:.40}; give a number above 0")

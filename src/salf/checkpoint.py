@@ -32,6 +32,8 @@ def write_atomically(path: Path, payload: bytes) -> None:
     # The name is always the same, so that what a killed process has left half-written is overwritten by the next.
     temporary = path.with_name(f".{path.name}.partial")
     try:
+        if path.exists() and not path.is_file():  # such as a device, in whose place the file would come
+            raise RunFolderError(f"cannot write {path}: it is no ordinary file; name another")
         with temporary.open("wb") as file:
             file.write(payload)
             file.flush()

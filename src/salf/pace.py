@@ -16,6 +16,8 @@ _DEVIATIONS = 3.0
 _EASE = 0.05
 # How many measurements one attempt counts for that easing has made in vain.
 _CAUTION = 5
+# Where whole blocks come to nothing, easing becomes faster each time: after 50 of them half of a prediction is left.
+_HASTE = 1 / 1800
 # The share of blocks that may be late, and the most of a block's time that is held in reserve for it.
 _LATE = 0.04
 _LARGEST_RESERVE = 0.2
@@ -41,7 +43,7 @@ class Estimate:
     def __init__(self) -> None:
         self._upper = self._lower = 0.0
         self._values: deque[float] = deque(maxlen=_REMEMBERED)
-        self._eased = False
+        self._eased = 0  # how often since the last measurement
         self._outdated = False  # whether something was measured since both were predicted
         self._denials = 0
 
@@ -63,23 +65,27 @@ class Estimate:
             self._values = deque((known for known in self._values if known <= self._upper), maxlen=_REMEMBERED)
         self._values.append(value)
         self._denials //= 2
-        self._eased, self._outdated = False, True
+        self._eased, self._outdated = 0, True
 
-    def ease(self) -> None:
-        """Lower both a little, because they kept something from being tried and so from being measured again."""
+    def ease(self, *, in_vain: bool = False) -> None:
+        """Lower both a little, because they kept something from being tried and so from being measured again.
+
+        More and more so where a whole block was `in_vain` for it: a device that was slow for a while is soon tried.
+        """
         if self._values:
             self._predict()
-            less = 1 - _EASE / (len(self._values) + _CAUTION * self._denials)
-            self._upper *= less
-            self._lower *= less
-            self._eased = True
+            self._eased += 1
+            less = _EASE / (len(self._values) + _CAUTION * self._denials)
+            less = 1 - (max(less, _HASTE * self._eased) if in_vain else less)
+            self._upper *= max(0.0, less)
+            self._lower *= max(0.0, less)
 
     def deny(self, elapsed: float) -> None:
         """Count `elapsed`, which was not enough, as a measurement of twice that, and ease more slowly from now on."""
         if self._values:
             self._denials += 1
             self._values.append(2 * elapsed)
-            self._eased, self._outdated = False, True
+            self._eased, self._outdated = 0, True
 
     def _predict(self) -> None:
         """Predict both from what was measured: only when asked, since far from a deadline nobody asks."""
@@ -205,13 +211,13 @@ class Pace:
         tail = self.leave.lower + self.step.lower(stepped) + self.keep.lower(copied)
         return tail + (self.layer[layer].lower if layer in self.layer else 0.0)
 
-    def ease(self, layer: str | None, stepped: int, copied: int) -> None:
-        """Note that a forecast for the same arguments has kept a layer from being tried."""
+    def ease(self, layer: str | None, stepped: int, copied: int, *, in_vain: bool = False) -> None:
+        """Note that a forecast for these arguments has kept a layer from being tried, `in_vain` a block's first."""
         self.leave.ease()
         self.step.ease(stepped)
         self.keep.ease(copied)
         if layer in self.layer:
-            self.layer[layer].ease()
+            self.layer[layer].ease(in_vain=in_vain)
 
     def deny(self, layer: str | None, elapsed: float) -> None:
         """Note that `elapsed` seconds were not enough for a layer."""

@@ -170,7 +170,8 @@ class RunFolder:
         folder = cls(path)
         try:
             parts = (folder._experiment, folder._record_file, folder._checkpoint, folder._model)
-            known = [part for part in parts if part.exists()]
+            others = (path / "report.html", path / "timeline.json")
+            known = [part for part in (*parts, *others) if part.exists()]
         except OSError as error:
             raise RunFolderError(f"cannot look into the folder {path}: {_reason(error)}; choose another") from error
         if known and not resume:

@@ -410,3 +410,28 @@ def test_the_table_of_a_comparison_fits_a_narrow_terminal() -> None:
 @pytest.mark.parametrize(("p_value", "text"), [(0.04, "0.040"), (0.001, "0.001"), (0.00099, "<.001"), (1.0, "1.000")])
 def test_small_chances_are_written_as_no_more_than_that(p_value: float, text: str) -> None:
     assert _chance(p_value) == text
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "--out="), ("run", "--resume="), ("compare", "--out="), ("report", "--out=")]
+)
+def test_an_empty_path_is_a_mistake(command: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = salf(command[0], "digits", command[1])
+    assert result.code == 2
+    assert "it is empty" in " ".join(result.err.split())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_with_a_report_of_somebody_elses_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    assert "holds" in refusal("run", "digits", "--set", "rounds=1", "--out", tmp_path)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    folder = tiny_run(tmp_path / "run").folder
+    assert "it is no ordinary file" in refusal("report", folder, "--out", pipe)
+    assert pipe.is_fifo()

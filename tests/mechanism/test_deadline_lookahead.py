@@ -284,3 +284,18 @@ def test_one_long_stall_is_soon_forgotten(stall: float) -> None:
     stalled.remove()
     depths = [device.block(7.0).depth for _ in range(60)]
     assert depths[-1] == what_fits(7.0)[1]
+
+
+@pytest.mark.parametrize("slowness", [1.5, 3.0, 10.0])
+@pytest.mark.parametrize("spell", [10, 50, 400])
+def test_a_device_that_was_slow_for_a_while_is_soon_tried_again(slowness: float, spell: int) -> None:
+    device, seconds = Device().warm(), FORWARD + BACKWARD["fc3"] + STEP + 0.5
+    for _ in range(5):
+        device.block(seconds)
+    device.slowness = slowness
+    for _ in range(spell):
+        device.block(seconds)
+    device.slowness = 1.0
+    depths = [device.block(seconds).depth for _ in range(120)]
+    assert next(index for index, depth in enumerate(depths) if depth) <= 100
+    assert sum(depths[100:]) > 0

@@ -31,6 +31,11 @@ def test_numbers_that_are_not_above_zero(name: str, value: object) -> None:
         deadline(**{**arguments(), name: value})
 
 
+def test_more_time_than_a_number_holds() -> None:
+    with pytest.raises(InvalidSetting, match="seconds is 1000"):
+        deadline(**{**arguments(), "seconds": 10**400})
+
+
 def test_no_time_at_all() -> None:
     with pytest.raises(InvalidSetting, match="seconds is None; give a number above 0"):
         deadline(**{**arguments(), "seconds": None})

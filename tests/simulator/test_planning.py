@@ -171,6 +171,8 @@ def test_measured_rounds_are_repeated_at_random() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ([["client", "seconds", "seconds"], ["a", 1, 2]], "has the column seconds twice"),
+        ([["client", "seconds"], ["a", 1], [" ", 1]], "line 3: the client has no name"),
         ([["client", "time"], ["a", 1]], "has the columns client, time; it needs client,seconds or client,in,one"),
         ([["name", "seconds"], ["a", 1]], "has the columns name, seconds"),
         ([["client", "seconds"]], "holds no times"),

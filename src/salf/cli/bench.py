@@ -14,7 +14,7 @@ from rich.text import Text
 
 from salf.bench import Case, Figure, all_cases
 from salf.checkpoint import write_atomically
-from salf.cli.console import AsJson, counted, print_json, progress_bar, show, tell
+from salf.cli.console import AsJson, counted, given_path, print_json, progress_bar, show, tell
 from salf.errors import InvalidSetting, RunFolderError
 from salf.settings import did_you_mean
 
@@ -25,7 +25,14 @@ Only = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option(min=0.0, metavar="S", help="About how long each figure is measured for.")]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep bench.json, and a plot of cost against clients.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        metavar="DIR",
+        help="Keep bench.json, and a plot of cost against clients.",
+    ),
+]
 
 
 def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: AsJson = False) -> None:

@@ -20,6 +20,7 @@ from salf.cli.console import (
     Settings,
     counted,
     finite,
+    given_path,
     megabytes,
     parse_settings,
     percent,
@@ -48,6 +49,7 @@ Seeds = Annotated[int, typer.Option(metavar="N", help="How many seeds, counted u
 Out = Annotated[
     Path | None,
     typer.Option(
+        parser=given_path,
         metavar="DIR",
         help="Keep runs, table, plots and report in this new folder; by default runs/EXPERIMENT-comparison.",
     ),

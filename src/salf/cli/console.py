@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -54,6 +55,13 @@ def mistakes_reported() -> Iterator[None]:
     except OSError as error:
         _abandon_output()
         fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 2)
+
+
+def given_path(text: str) -> Path:
+    """Read the path of a file or folder: an empty one, of a variable that was never set, is a mistake."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty; name a file or folder, or leave the option out")
+    return Path(text)
 
 
 def _as_line(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, Named, Settings, counted, parse_settings, print_json, show, tell
+from salf.cli.console import AsJson, Named, Settings, counted, given_path, parse_settings, print_json, show, tell
 from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
 from salf.cli.outlooks import advice, as_object, tables
 from salf.costs import measure_costs
@@ -27,7 +27,11 @@ Model = Annotated[
 ]
 Times = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.csv", help="Measured times in place of a device model: client,seconds in each row."),
+    typer.Option(
+        parser=given_path,
+        metavar="FILE.csv",
+        help="Measured times in place of a device model: client,seconds in each row.",
+    ),
 ]
 Budget = Annotated[
     float | None,
@@ -39,7 +43,14 @@ ConstantsGiven = Annotated[
     typer.Option("--constant", metavar="NAME=VALUE", help=f"A constant of the bound: {', '.join(ASSUMED)}."),
 ]
 Steps = Annotated[str, typer.Option(metavar="NAME", help=f"How step sizes fall: {', '.join(STEPS)}.")]
-Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the plan into this file, .png or .svg.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        metavar="FILE",
+        help="Draw the plan into this file, .png or .svg.",
+    ),
+]
 
 
 def plan(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from salf.cli.console import AsJson, counted, finite, print_json, tell
+from salf.cli.console import AsJson, counted, finite, given_path, print_json, tell
 from salf.pages import find_runs, write_page
 from salf.report import Figures
 
@@ -14,6 +14,7 @@ Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=Fa
 Page = Annotated[
     Path | None,
     typer.Option(
+        parser=given_path,
         metavar="FILE",
         help="Where to write the page; by default report.html in the folder, or here if they are several.",
     ),

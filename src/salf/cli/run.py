@@ -18,6 +18,7 @@ from salf.cli.console import (
     Settings,
     counted,
     finite,
+    given_path,
     parse_settings,
     percent,
     print_json,
@@ -44,13 +45,26 @@ def run(
         typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep settings, records, model and report in this new folder.")
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="DIR", help="Keep settings, records, model and report in this new folder."
+        ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted run in this folder.")
+        Path | None,
+        typer.Option(
+            parser=given_path,
+            metavar="DIR",
+            help="Go on with the interrupted run in this folder.",
+        ),
     ] = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Log to TensorBoard in this new folder (extra: tracking).")
+        Path | None,
+        typer.Option(
+            parser=given_path,
+            metavar="DIR",
+            help="Log to TensorBoard in this new folder (extra: tracking).",
+        ),
     ] = None,
     mlflow: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,6 +78,9 @@ def read_times(path: Path, layers: Sequence[str], job: Job) -> MeasuredTimes:
         )
     if not whole and job.local_steps > 1:
         raise InvalidSetting(f"{path} has times of layers, which need client.local_steps = 1, not {job.local_steps}")
+    for line, row in enumerate(rows, start=2):
+        if not row["client"].strip():
+            raise InvalidSetting(f"{path}, line {line}: the client has no name; give each client one, or a number")
     names = list(dict.fromkeys(row["client"] for row in rows))
     ordered = sorted(enumerate(rows, start=2), key=lambda numbered: names.index(numbered[1]["client"]))
     wanted = ["seconds"] if whole else list(layers)
@@ -94,6 +98,9 @@ def _read(path: Path) -> list[Mapping[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True, restkey="", restval="")
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise InvalidSetting(f"{path} has the column {twice[0]} twice; leave one of them")
             return [row for row in reader if any(row.values())]
     except OSError as error:
         raise InvalidSetting(f"cannot read the times in {path}: {error.strerror}; name another file") from error
