@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ from salf.cli import app
 from salf.experiment import Experiment
 from salf.runs import Run, run_experiment
 
+# The program heeding Ctrl-C even where the tests were started in the background, which ignores it.
+INTERRUPTIBLE = (
+    sys.executable,
+    "-c",
+    (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('salf', run_name='__main__', alter_sys=True)"
+    ),
+)
 TINY: dict[str, object] = {
     "rounds": 6,
     "data.clients": 4,

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-from command_cases import content, settings, tiny
+from command_cases import INTERRUPTIBLE, content, settings, tiny
 
 from salf.comparison import Comparison, Summary, compare
 from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, SalfError
@@ -155,7 +154,7 @@ def test_the_command_is_interrupted_killed_and_resumed(tmp_path: Path) -> None:
     def begin(*more: str, rounds: int) -> subprocess.Popen[str]:
         """Start the command, and wait until one of its runs has got so far."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "salf", "compare", *options, *more],
+            [*INTERRUPTIBLE, "compare", *options, *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,12 +3,11 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from command_cases import content, settings, tiny
+from command_cases import INTERRUPTIBLE, content, settings, tiny
 
 from salf.checkpoint import load_checkpoint
 from salf.runs import RunFolder, run_experiment
@@ -20,7 +19,7 @@ class Command:
     """The real command line, playing a run in a folder."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "salf", "run", *arguments]
+        command = [*INTERRUPTIBLE, "run", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def wait_for_rounds(self, folder: Path, rounds: int) -> None:
