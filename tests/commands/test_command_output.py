@@ -16,7 +16,7 @@ from command_cases import only_json, plain, refusal, salf, settings, tiny, tiny_
 from rich.console import Console
 
 from salf.cli import console
-from salf.cli.compare import _chance, _table
+from salf.cli.compare import _chance, _legend, _table
 from salf.comparison import Comparison, compare
 from salf.experiment import Experiment
 from salf.records import RoundRecord
@@ -435,3 +435,17 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     folder = tiny_run(tmp_path / "run").folder
     assert "it is no ordinary file" in refusal("report", folder, "--out", pipe)
     assert pipe.is_fifo()
+
+
+def test_the_legend_names_who_has_no_accuracy_at_equal_time() -> None:
+    experiment = Experiment.load("digits", rounds=9)
+
+    def run(end: float, accuracy: float) -> tuple[Run, ...]:
+        return (Run(experiment, (RoundRecord(1, end, None, 30, (30,), 1.0, accuracy=accuracy),)),)
+
+    alone = _legend(Comparison(experiment, 0.95, {"salf": run(1.0, 0.5)}))
+    assert "t-test" not in alone
+    assert "not tested" not in alone
+    three = {"salf": run(1.0, 0.5), "drop": run(1.0, 0.4), "fedavg": run(9.0, 0.9)}
+    text = _legend(Comparison(experiment, 0.95, three))
+    assert "(best of all: salf); not tested by then: fedavg" in text

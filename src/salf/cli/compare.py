@@ -182,16 +182,19 @@ def _accuracy(mean: float, deviation: float) -> str:
 
 
 def _legend(comparison: Comparison) -> str:
-    """Say what the columns are."""
+    """Say what the columns are, and who has no accuracy at equal time."""
     tested = [summary for summary in comparison.summaries if math.isfinite(summary.equal_time_accuracy)]
-    best = max(tested, key=lambda summary: summary.equal_time_accuracy).method if tested else "none was tested by then"
+    late = [summary.method for summary in comparison.summaries if summary not in tested]
     chosen = "" if comparison.experiment.evaluate.target else ", 95 % of the best method (set evaluate.target)"
-    return (
+    legend = (
         "accuracy on the test data, mean ± standard deviation over seeds: at the end of the run, and at equal virtual "
         f"time; to {percent(comparison.target)}: mean virtual time to that target{chosen}; speed-up: against fedavg; "
-        "kept: share of the clients' finished work that entered the model; down/up: MB sent and received by the "
-        f"server; p: paired t-test against the best other method at equal virtual time (best of all: {best})"
+        "kept: share of the clients' finished work that entered the model; down/up: MB sent and received by the server"
     )
+    if len(tested) > 1:
+        best = max(tested, key=lambda summary: summary.equal_time_accuracy).method
+        legend += f"; p: paired t-test against the best other method at equal virtual time (best of all: {best})"
+    return f"{legend}; not tested by then: {', '.join(late)}" if late else legend
 
 
 def _hungry(comparison: Comparison) -> Iterator[str]:
