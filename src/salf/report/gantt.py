@@ -18,7 +18,7 @@ def draw_timeline(group: Group) -> str:
         return ""
     end = max(timeline.end_s, timeline.deadline_s or 0.0)
     bottom = 34 + _ROW * len(timeline.lines)
-    frame = svg.Frame(_LEFT, 34, svg.WIDTH - 14, bottom, (0.0, 1.02 * end), (0.0, 1.0))
+    frame = svg.Frame(_LEFT, 34, svg.WIDTH - 24, bottom, (0.0, 1.02 * end), (0.0, 1.0))
     rows = [part for place, one in enumerate(timeline.lines) for part in _row(one, place, timeline.layers, frame)]
     cut, name = (timeline.end_s, "end") if timeline.deadline_s is None else (timeline.deadline_s, "deadline")
     mark = svg.line(frame.at_x(cut), 24, frame.at_x(cut), bottom, "deadline")

@@ -25,7 +25,7 @@ def participation(group: Group) -> str:
     levels = np.ceil(_LEVELS * np.clip(columns / asked, 0.0, 1.0) - 1e-9).astype(np.int64).T[::-1]
     names = group.runs[0].layers
     row = max(9.0, min(26.0, 260 / len(names)))
-    frame = svg.Frame(_LEFT, 10, svg.WIDTH - 12, 10 + row * len(names), (0.0, float(rounds)), (0.0, float(len(names))))
+    frame = svg.Frame(_LEFT, 10, svg.WIDTH - 24, 10 + row * len(names), (0.0, float(rounds)), (0.0, float(len(names))))
     cells = [_cells(levels, level, width, rounds, frame, row) for level in range(1, _LEVELS + 1)]
     labels = [
         svg.text(_LEFT - 8, 10 + row * (place + 0.5) + 5, svg.shortened(name, 12), "end")

@@ -24,7 +24,7 @@ def draw_curves(curves: Mapping[str, Curve], caption: str, unit: str, axis: Axis
     high = max(float(curve.high.max()) for curve in drawn.values())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     end = max(float(getattr(curve, axis)[-1]) for curve in drawn.values())
-    frame = svg.Frame(52, 34, svg.WIDTH - 12, _HEIGHT - 46, (0.0, end or 1.0), (low - margin, high + margin))
+    frame = svg.Frame(52, 34, svg.WIDTH - 24, _HEIGHT - 46, (0.0, end or 1.0), (low - margin, high + margin))
     parts = [*frame.y_axis(unit), *frame.x_axis("virtual time (s)" if axis == "seconds" else "round")]
     for place, curve in drawn.items():
         parts += _draw(frame, curve, place, axis)
