@@ -192,7 +192,7 @@ class Federation:
 
 
 def _toml(value: object) -> str:
-    return f"'{value}'" if isinstance(value, (str, Path)) else str(value)
+    return f"'{value}'" if isinstance(value, (str, Path)) else str(value).lower()
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from salf import data, models, seeds
 from salf.costs import measure_costs, measure_passing
 from salf.devices import Cohort, Company, Floats, Job
 from salf.engines import Engine, Tasks, Training, choose_engine
+from salf.engines.pooling import quicken
 from salf.errors import InvalidSetting
 from salf.evaluate import evaluate
 from salf.experiment import DataSettings, Experiment
@@ -57,6 +58,7 @@ class Federation:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
         self.model = copy.deepcopy(model)
+        self._tester = quicken(copy.deepcopy(model))
         self._normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001 - torch has no public name for all of them
         example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
@@ -132,7 +134,7 @@ class Federation:
             given = np.rint(given * cohort.effort).astype(np.int64)
         chosen = self._examples(cohort)
         batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
-        for batch in np.unique(given).tolist():
+        for batch in set(given.tolist()):
             alike = given == batch
             own = chosen[alike, : batch * client.local_steps]
             batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
@@ -161,8 +163,8 @@ class Federation:
         """Return accuracy and loss where `round` is one to be tested; a loss that is not finite counts as none."""
         if not self.is_tested(round):
             return None, None
-        self.model.load_state_dict(weights)
-        accuracy, loss = evaluate(self.model, *self._tested)
+        self._tester.load_state_dict(weights)
+        accuracy, loss = evaluate(self._tester, *self._tested)
         return accuracy, loss if math.isfinite(loss) else None
 
     def _choose_engine(self, model: nn.Module, build: Callable[[Training], Engine] | None) -> Engine:

@@ -38,6 +38,8 @@ class ObservedSpeeds:
     def of(self, clients: npt.ArrayLike) -> Floats:
         """Return the speeds of clients, shape (clients,); NaN for one that was never asked."""
         ids = np.asarray(clients, dtype=np.int64).tolist()
+        if not self.known:
+            return np.full(len(ids), np.nan)
         return np.array([self.known.get(client, (0, np.nan))[1] for client in ids], dtype=np.float64)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.int64] | Floats]:

@@ -65,7 +65,7 @@ class WholeModels:
     """Every client trains the global model, or the last layers of it."""
 
     def __init__(self, federation: Federation, method: SynchronousMethod) -> None:
-        self._federation, self._method = federation, method
+        self._federation, self._method, self._rule = federation, method, method.aggregation_rule
         self.jobs = method.jobs(federation.job)
 
     def train(self, state: ServerState, plan: Plan) -> Trained:
@@ -76,7 +76,7 @@ class WholeModels:
         running = Aggregation(
             state.weights,
             federation.layers,
-            self._method.aggregation_rule,
+            self._rule,
             reach=reach,
             clients=cohort.clients.tolist(),
             memory=state.memory,
@@ -101,6 +101,7 @@ class SynchronousRounds:
         self, federation: Federation, method: SynchronousMethod, training: CohortTraining | None = None
     ) -> None:
         self._federation, self._method = federation, method.prepare(federation.outset())
+        self._least = self._method.aggregation_rule.min_contributors
         self._training = training or WholeModels(federation, method)
         self._jobs = self._training.jobs
         self._costs = np.stack([job.backward for job in self._jobs])
@@ -126,7 +127,7 @@ class SynchronousRounds:
     def _chances(self, state: ServerState, plan: Plan, trained: Trained) -> Chances:
         """Return what was thought of the clients' chances before the round."""
         reach = state.observed.probability(plan.cohort.clients) if trained.reach is None else trained.reach
-        return Chances.of(reach, self._method.aggregation_rule.min_contributors)
+        return Chances.of(reach, self._least)
 
     def _record(self, after: ServerState, plan: Plan, trained: Trained, chances: Chances) -> RoundRecord:
         """Return the record of the round that led to a state."""
@@ -179,11 +180,10 @@ class SynchronousRounds:
         server, federation, result = self._federation.experiment.server, self._federation, trained.result
         if server.averages:
             return result.state, state.optimizer
-        enough = self._method.aggregation_rule.min_contributors
         moved = [
             name
             for layer, count in zip(federation.layers, result.contributors, strict=True)
-            if count >= enough and layer.name not in result.overflowed
+            if count >= self._least and layer.name not in result.overflowed
             for name in layer.parameters
         ]
         aliases = federation.layers.aliases

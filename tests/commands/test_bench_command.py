@@ -68,10 +68,26 @@ def test_a_ratio_is_that_of_two_acts_timed_in_turn() -> None:
         order.append(name)
         time.sleep(seconds)
 
-    figure = compare(lambda: act("slow", 0.02), lambda: act("fast", 0.004), 0.0)
+    figure = compare(lambda: act("slow", 0.04), lambda: act("fast", 0.008), 0.0)
     assert figure.value > 2
     assert order == ["slow", "fast"] * 7  # two of them do not count
-    assert figure.details["pairs"] == 5
+    assert (figure.details["pairs"], figure.details["times"]) == (5, 1)
+
+
+def test_what_is_short_is_done_several_times_in_its_turn() -> None:
+    order: list[str] = []
+
+    def act(name: str) -> None:
+        order.append(name)
+        time.sleep(0.002)
+
+    figure = compare(lambda: act("one"), lambda: act("other"), 0.0)
+    times, seconds = figure.details["times"], figure.details["seconds"]
+    assert isinstance(times, int)
+    assert isinstance(seconds, float)
+    assert times > 1
+    assert order[4:] == (["one"] * times + ["other"] * times) * 5
+    assert 0.002 <= seconds < 0.03  # of one time, not of all
 
 
 def test_a_target_is_a_least_or_a_most() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from salf.engines import EngineName, FusedEngine, Optimisation, Training, choose
 from salf.errors import InvalidSetting
 from salf.layers import find_layers
 from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
+from salf.sums import LayerTotal
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -117,15 +119,16 @@ def test_an_engine_is_not_forced_upon_a_run_it_cannot_compute(
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_engine_that_is_wrong_in_one_layer_is_found_out(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = FusedEngine._total
+    right = FusedEngine._layer_totals
 
-    def wrong(self: FusedEngine, weights: object, layer: object, *others: object) -> object:
-        total = right(self, weights, layer, *others)  # type: ignore[arg-type]
-        if layer is self._layers[place]:
-            total = replace(total, deltas={name: 1.01 * delta for name, delta in total.deltas.items()})
-        return total
+    def wrong(*arguments: Any) -> list[LayerTotal | None]:
+        totals = right(*arguments)
+        total = totals[place]
+        assert total is not None
+        totals[place] = replace(total, deltas={name: 1.01 * delta for name, delta in total.deltas.items()})
+        return totals
 
-    monkeypatch.setattr(FusedEngine, "_total", wrong)
+    monkeypatch.setattr(FusedEngine, "_layer_totals", wrong)
     training = training_of(prepared("mlp", double=False))
     name = training.layers[place].name
     with pytest.raises(InvalidSetting, match=f"layer '{name}' comes out otherwise than client by client"):

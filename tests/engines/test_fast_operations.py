@@ -1,5 +1,6 @@
 """The operations that the fused engine has of its own give what torch's give."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salf.engines.client_norm import client_norms
-from salf.engines.pooling import FastPool, has_fast_form
+from salf.engines.pooling import FastMaxPool2d, FastPool, has_fast_form, quicken
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -45,6 +46,12 @@ def with_gradient(operation: object, x: Tensor) -> tuple[Tensor, tuple[Tensor, .
     return result.detach(), torch.autograd.grad(result, leaf, slope)
 
 
+def hooked(module: nn.Module) -> nn.Module:
+    """Return a module whose result a hook doubles."""
+    module.register_forward_hook(lambda module, x, y: 2 * y)
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "fast"),
     [
@@ -58,10 +65,25 @@ def with_gradient(operation: object, x: Tensor) -> tuple[Tensor, tuple[Tensor, .
         (nn.MaxPool2d(2, return_indices=True), False),
         (nn.MaxPool2d(2, 2, dilation=2), False),
         (nn.AvgPool2d(2), False),
+        (hooked(nn.MaxPool2d(2)), False),
     ],
 )
 def test_only_plain_pooling_has_a_fast_form(module: nn.Module, fast: bool) -> None:
     assert has_fast_form(module) is fast
+
+
+def test_a_quickened_model_computes_the_same_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.ReLU())
+    model = nn.Sequential(block, hooked(nn.MaxPool2d(2)), nn.MaxPool2d(3, 1), nn.Flatten()).eval()
+    inputs = torch.randn(5, 2, 16, 16)
+    quick = quicken(copy.deepcopy(model))
+    kinds = [type(module) for module in quick.modules()]
+    assert kinds.count(FastMaxPool2d) == 1
+    assert kinds.count(nn.MaxPool2d) == 2
+    with torch.inference_mode():
+        assert torch.equal(quick(inputs), model(inputs))
+    assert [*quick.state_dict()] == [*model.state_dict()]
 
 
 @settings(max_examples=40, deadline=None)

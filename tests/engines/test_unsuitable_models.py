@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -134,13 +135,16 @@ def test_an_engine_that_is_one_percent_wrong_in_one_layer_is_found_out(
     settings = training(built(MODELS[NETWORK]))
     names = settings.layers[layer].parameters
     if kind == "fused":
-        total = FusedEngine._total
+        totals = FusedEngine._layer_totals
 
-        def wrong_total(*arguments: object, **named: object) -> LayerTotal:
-            right = total(*arguments, **named)  # type: ignore[arg-type]
-            return replace(right, deltas={name: spoilt(name, value, names) for name, value in right.deltas.items()})
+        def wrong_totals(*arguments: Any) -> list[LayerTotal | None]:
+            return [
+                right
+                and replace(right, deltas={name: spoilt(name, value, names) for name, value in right.deltas.items()})
+                for right in totals(*arguments)
+            ]
 
-        monkeypatch.setattr(FusedEngine, "_total", wrong_total)
+        monkeypatch.setattr(FusedEngine, "_layer_totals", wrong_totals)
     else:
         update = StackedEngine._update
 

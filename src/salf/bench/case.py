@@ -1,10 +1,13 @@
 """What is measured, against which target, and how two ways of doing a thing are timed beside each other."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
+
+_TURN_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,29 @@ class Case:
 def compare(one: Callable[[], object], other: Callable[[], object], seconds: float) -> Figure:
     """Time `one` and `other` in turn, for about so many seconds; the figure is the median of the pairs' ratios.
 
-    Each is run twice before anything counts. What disturbs the machine for a while disturbs both of a pair.
+    Each is run twice before anything counts. What disturbs the machine for a while disturbs both of a pair. What is
+    short is done again and again in its turn, as rounds follow rounds: neither has to begin with what the other has
+    left in the processor's caches.
     """
-    for _ in range(2):
-        one()
-        other()
+    one()
+    other()
+    times = max(1, math.ceil(_TURN_SECONDS / max(timed(one), timed(other))))
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < 5 or time.perf_counter() < end:
-        pairs.append((timed(one), timed(other)))
+        pairs.append((_timed(one, times), _timed(other, times)))
     first, second = ([pair[place] for pair in pairs] for place in (0, 1))
     ratio = median(mine / theirs for mine, theirs in pairs)
-    return Figure(ratio, {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs)})
+    details = {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs), "times": times}
+    return Figure(ratio, details)
+
+
+def _timed(act: Callable[[], object], times: int) -> float:
+    """Return how many seconds something takes on average over so many times, one after the other."""
+    start = time.perf_counter()
+    for _ in range(times):
+        act()
+    return (time.perf_counter() - start) / times
 
 
 def timed(act: Callable[[], object]) -> float:

@@ -1,6 +1,7 @@
 """What a client is asked to do, and when it gets how far."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class Job:
     whole: LayerCosts | None = None
     skipped: int = 0
 
-    @property
+    @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:
         """Which layers are trained, shape (layers,)."""
         layers = self.costs.num_layers
@@ -51,7 +52,7 @@ class Job:
         first = layers - (layers if self.depth is None else self.depth)
         return (places >= first) & (places < layers - self.skipped)
 
-    @property
+    @cached_property
     def backward(self) -> Floats:
         """The operations of each layer's backward pass, none for a frozen one; shape (layers,)."""
         costs = np.asarray(self.costs.backward, dtype=np.float64)
@@ -61,12 +62,12 @@ class Job:
             trained[-self.skipped :] = passing[-self.skipped :]
         return trained
 
-    @property
+    @cached_property
     def upload_bytes(self) -> Floats:
         """What conveying each layer sends, nothing for a frozen one; shape (layers,)."""
         return np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained
 
-    @property
+    @cached_property
     def shares(self) -> Floats:
         """Each layer's backward operations relative to those of the federation's model, shape (layers,)."""
         whole = np.asarray((self.whole or self.costs).backward, dtype=np.float64)

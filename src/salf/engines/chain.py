@@ -19,6 +19,7 @@ from torch.nn import functional
 from salf.engines.client_norm import ClientNorm
 from salf.engines.pooling import FastPool, has_fast_form
 from salf.engines.rows import Crowd, Slope
+from salf.engines.stock import is_as_torch_made_it
 from salf.engines.tracing import Layout, Traced
 from salf.layers import Layers
 
@@ -262,7 +263,7 @@ def _link(node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: S
 
 
 def _link_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_place: bool) -> Link | None:
-    if not _is_as_torch_made_it(module):
+    if not is_as_torch_made_it(module):
         return None
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         return _weighted(name, module, owner)
@@ -284,12 +285,6 @@ def _weighted(name: str, module: nn.Linear | nn.Conv2d, owner: Mapping[str, int]
         return Dense(names, owner)
     padded_otherwise = isinstance(module.padding, str) or module.padding_mode != "zeros"
     return None if padded_otherwise else Convolution(names, owner, module)
-
-
-def _is_as_torch_made_it(module: nn.Module) -> bool:
-    """Say whether calling a module means what its type says, and nothing else."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks  # noqa: SLF001
-    return type(module).__module__.startswith("torch.nn.modules.") and not any(hooks) and "forward" not in vars(module)
 
 
 def _flatten(node: fx.Node) -> Callable[[Tensor], Tensor]:

@@ -1,8 +1,8 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from salf.engines.rows import Crowd
 from salf.engines.task import Optimisation, Tasks, Whole
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
-from salf.layers import Layer, Layers
+from salf.layers import Layers
 from salf.sums import LayerTotal
 from salf.updates import all_finite
 
@@ -106,7 +106,7 @@ class FusedEngine:
         """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed."""
         index = torch.from_numpy(cohort.batches[cohort.batches >= 0]).to(self._inputs.device)
         inputs, labels = self._gather(index), self._labels.index_select(0, index)
-        crowd = Crowd([0, *cohort.sizes.cumsum().tolist()], cohort.steps.sum(axis=0).tolist(), self._factors(cohort))
+        crowd = Crowd([0, *cohort.sizes.cumsum().tolist()], cohort.reaching, self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
         each = np.repeat(cohort.scales * (-self._optimisation.lr / cohort.sizes), cohort.sizes)
@@ -134,31 +134,23 @@ class FusedEngine:
         }
 
     def _layer_totals(
-        self, weights: Mapping[str, Tensor], cohort: "_Cohort", moves: Mapping[str, Tensor], buffers: dict[str, Tensor]
+        self, weights: Mapping[str, Tensor], cohort: "_Cohort", moves: Mapping[str, Tensor], seen: Mapping[str, Tensor]
     ) -> list[LayerTotal | None]:
         """Return the sums of each layer: the moves, with the decay of the weights, and all its buffers."""
-        reaching, held = cohort.steps.sum(axis=0).tolist(), (cohort.weights @ cohort.steps).tolist()
-        return [
-            self._total(weights, layer, LayerTotal(contributors, weight, weight, moves, buffers), decay)
-            if contributors
-            else None
-            for layer, contributors, weight, decay in zip(
-                self._layers, reaching, held, self._decays(cohort), strict=True
-            )
-        ]
-
-    def _total(self, weights: Mapping[str, Tensor], layer: Layer, of_all: LayerTotal, decay: float) -> LayerTotal:
-        """Return the sums of one layer, given those of all layers together."""
-        deltas = {name: of_all.deltas[name] for name in layer.parameters}
-        if decay:
-            deltas = {name: value.add(weights[name], alpha=decay) for name, value in deltas.items()}
-        kept = {
-            name: weights[name] * of_all.weight if weights[name].is_floating_point() else weights[name]
-            for name in layer.buffers
-            if name not in of_all.buffers
-        }
-        seen = {name: of_all.buffers[name] for name in layer.buffers if name not in kept}
-        return replace(of_all, deltas=deltas, buffers=kept | seen)
+        totals: list[LayerTotal | None] = []
+        held = (cohort.weights @ cohort.steps).tolist()
+        for layer, reaching, weight, decay in zip(
+            self._layers, cohort.reaching, held, self._decays(cohort), strict=True
+        ):
+            if not reaching:
+                totals.append(None)
+                continue
+            deltas = {name: moves[name] for name in layer.parameters}
+            if decay:
+                deltas = {name: value.add(weights[name], alpha=decay) for name, value in deltas.items()}
+            buffers = {name: _seen(seen.get(name), weights[name], weight) for name in layer.buffers}
+            totals.append(LayerTotal(reaching, weight, weight, deltas, buffers))
+        return totals
 
     def _decays(self, cohort: "_Cohort") -> list[float]:
         """Return the multiple of the weights that is added to the sum of each layer, for their decay."""
@@ -184,6 +176,12 @@ class _Cohort:
     boosts: Floats | None
     weight_of_all: float
 
+    @cached_property
+    def reaching(self) -> list[int]:
+        """How many clients reach each layer."""
+        counts: list[int] = self.steps.sum(axis=0).tolist()
+        return counts
+
     @property
     def scales(self) -> Floats:
         """By how much each client's Δ of the last layer is multiplied in the sum."""
@@ -192,6 +190,9 @@ class _Cohort:
     def parts(self, most: int) -> Iterator["_Cohort"]:
         """Cut the clients in parts of `most` examples at most, but at least one client."""
         ends = self.sizes.cumsum()
+        if len(ends) and ends[-1] <= most:
+            yield self
+            return
         first = 0
         while first < len(ends):
             before = int(ends[first - 1]) if first else 0
@@ -209,10 +210,12 @@ class _Cohort:
 def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     steps = tasks.steps
-    if (steps[:, 1:] < steps[:, :-1]).any() or steps.max(initial=0) > 1:
+    depths = steps.sum(axis=1)
+    layers = steps.shape[1]
+    if not np.array_equal(steps, np.arange(layers, 0, -1) <= depths[:, None]):
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     # Also by number, so that the order in which the clients are named does not matter.
-    order = np.lexsort((tasks.clients, -steps.sum(axis=1)))[: np.count_nonzero(steps[:, -1])]
+    order = np.lexsort((tasks.clients, -depths))[: np.count_nonzero(depths)]
     batches, weights, boosts = tasks.batches[order, 0], running.weights(tasks.num_examples), running.boosts(steps)
     return _Cohort(
         batches,
@@ -224,12 +227,19 @@ def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
     )
 
 
+def _seen(sum_of_all: Tensor | None, before: Tensor, weight: float) -> Tensor:
+    """Return what the contributors of a layer convey for a buffer: their sum, or what it was, if nothing changed it."""
+    if sum_of_all is not None:
+        return sum_of_all
+    return before * weight if before.is_floating_point() else before
+
+
 def _slope(labels: Tensor, each: Tensor, outputs: Tensor) -> Tensor:
     """Return the gradient of the sum of the examples' cross-entropies, each of them times its own number.
 
     It is softmax minus one for the true class. For few classes torch computes it several times faster along the first
     dimension.
     """
-    slope = torch.softmax(outputs.t(), dim=0).t()
-    slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), -1.0))
-    return slope.mul_(each.to(outputs)[:, None])
+    factors = each.to(outputs)
+    slope = torch.softmax(outputs.t(), dim=0).mul_(factors)
+    return slope.scatter_add_(0, labels[None], factors.neg_()[None]).t()

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from salf.engines.stock import is_as_torch_made_it
+
 _LARGEST = 3
 
 
 def has_fast_form(module: nn.Module) -> bool:
     """Say whether a module is max pooling whose windows are small squares that neither overlap nor reach outside."""
-    if not isinstance(module, nn.MaxPool2d) or module.return_indices or module.ceil_mode:
+    if not isinstance(module, nn.MaxPool2d) or not is_as_torch_made_it(module):
+        return False
+    if module.return_indices or module.ceil_mode:
         return False
     sides = {_pair(module.kernel_size), _pair(module.stride)}
     plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
@@ -29,12 +33,35 @@ class FastPool:
         """Map (batch, channels, height, width) to (batch, channels, height // side, width // side)."""
         if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous():
             return functional.max_pool2d(x, self._side)
+        if not torch.is_grad_enabled():
+            return _largest(x, self._side)
         pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
         return pooled
 
     def pull(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient with respect to `x`, given that with respect to what it was mapped to."""
         return _pull(x, pooled, gradient, self._side)
+
+
+class FastMaxPool2d(nn.Module):
+    """A module of the same numbers as a `MaxPool2d` that has a fast form."""
+
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        super().__init__()
+        self._pool = FastPool(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the result."""
+        return self._pool(x)
+
+
+def quicken(model: nn.Module) -> nn.Module:
+    """Put fast forms in the places of max poolings that have one, within `model`; return it."""
+    for parent in [*model.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.MaxPool2d) and has_fast_form(child):
+                setattr(parent, name, FastMaxPool2d(child))
+    return model
 
 
 class _Pool(torch.autograd.Function):
@@ -62,10 +89,12 @@ def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
     """Return the gradient with respect to `x`, given that with respect to the `largest` of each window."""
     result = torch.zeros_like(x)
     rest = gradient.clone()
-    for values, target in zip(_slices(x, side), _slices(result, side), strict=True):
+    *slices, last = zip(_slices(x, side), _slices(result, side), strict=True)
+    for values, target in slices:
         # As in max_pool2d, the gradient goes to the first of several that are equally large.
         torch.mul(rest, (values == largest).to(rest.dtype), out=target)
         rest -= target
+    last[1].copy_(rest)  # as none of the others was
     return result
 
 

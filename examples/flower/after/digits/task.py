@@ -29,10 +29,13 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(features.flatten(1))))
 
 
-def load_data(partition_id: int, num_partitions: int, batch_size: int) -> DataLoader:
-    """Return one node's share of scikit-learn's digits, which need no network."""
-    images, labels = _digits()
-    own = slice(partition_id, len(labels) - TEST_EXAMPLES, num_partitions)
+def load_data(partition_id: int, num_partitions: int, batch_size: int, *, by_digit: bool) -> DataLoader:
+    """Return one node's share of scikit-learn's digits, which need no network: some of each digit, or all of some."""
+    images, labels = (part[:-TEST_EXAMPLES] for part in _digits())
+    if by_digit:
+        own = labels.argsort(stable=True).tensor_split(num_partitions)[partition_id]
+    else:
+        own = torch.arange(len(labels))[partition_id::num_partitions]
     return DataLoader(TensorDataset(images[own], labels[own]), batch_size, shuffle=True)
 
 

@@ -16,7 +16,8 @@ def train_model(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     slow_down(model, context.node_config.get("seconds-per-layer", 0.0))
     partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
-    loader = load_data(partition, partitions, context.run_config["batch-size"])
+    by_digit = context.run_config["by-digit"]
+    loader = load_data(partition, partitions, context.run_config["batch-size"], by_digit=by_digit)
     optimizer = torch.optim.SGD(model.parameters(), lr=message.content["config"]["lr"])
 
     train(model, optimizer, loader, context.run_config["local-epochs"])
