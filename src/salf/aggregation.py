@@ -31,13 +31,15 @@ class Aggregated:
     """The new global state, and who made it.
 
     `contributors` counts, per layer from input to output, the clients that conveyed it in this round.
-    `overflowed` names layers whose sum left the range of their number type; they stayed where they were.
+    `overflowed` names layers whose sum left the range of their number type; they stayed where they were. `empty` holds
+    p_l for each layer, 0 where no `reach` was given.
     """
 
     state: dict[str, Tensor]
     contributors: tuple[int, ...]
     memory: ClientMemory = field(default_factory=dict)
     overflowed: tuple[str, ...] = ()
+    empty: tuple[float, ...] = ()
 
 
 def aggregate(
@@ -213,7 +215,7 @@ class Aggregation:
         }
         contributors = tuple(total.contributors for total in self._sums)
         memory = self._known if self._memory is None else self._memory.memory
-        return Aggregated(new, contributors, memory, tuple(layer.name for layer in overflowed))
+        return Aggregated(new, contributors, memory, tuple(layer.name for layer in overflowed), tuple(empty))
 
     def _moved(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
         """Return old + factor · sum for some parameters, in their own type; the sums are used up."""
@@ -288,7 +290,8 @@ class Aggregation:
             return [0.0] * len(self._layers)
         known = asked if self._reach.ndim == 1 else None
         empty = empty_probability(reach=self._reach, num_clients=known, min_contributors=self._rule.min_contributors)
-        return [float(chance) for chance in empty]
+        chances: list[float] = empty.tolist()
+        return chances
 
 
 def local_progress(steps: npt.ArrayLike, momentum: float) -> Floats:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -78,11 +78,9 @@ class Federation:
         self._drawn_for: Company | None = None
         self._drawn = np.empty((0, 0), dtype=np.int64)
 
-    @contextmanager
-    def suitable_threads(self) -> Iterator[None]:
-        """Compute on one thread where a round's passes are small."""
-        with _suitable_threads(self._operations):
-            yield
+    def suitable_threads(self) -> AbstractContextManager[None]:
+        """Compute on one thread, within a context, where a round's passes are small."""
+        return _suitable_threads(self._operations)
 
     def outset(self) -> Outset:
         """Return what is known before the first round; speeds are taken from rounds that are never played."""

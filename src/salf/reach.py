@@ -1,6 +1,6 @@
 """How often each client reached each layer, observed over the rounds of a run whose depth distribution nobody knows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -117,15 +117,20 @@ class Chances:
     least: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, reach: npt.NDArray[np.float64], min_contributors: int = 1) -> "Chances":
+    def of(
+        cls, reach: npt.NDArray[np.float64], min_contributors: int = 1, empty: Sequence[float] | None = None
+    ) -> "Chances":
         """Sum up π_{u,l}, of shape (clients, layers); a layer with fewer than `min_contributors` counts as empty.
+
+        `empty` is p_l of these clients where it is known already.
 
         >>> Chances.of(np.array([[0.25, 1.0], [0.5, 1.0]]))
         Chances(empty=(0.375, 0.0), mean=(0.375, 1.0), least=(0.25, 1.0))
         """
         if not len(reach):
             return cls()
-        empty = theory.empty_probability(reach=reach, min_contributors=min_contributors)
+        if empty is None:
+            empty = theory.empty_probability(reach=reach, min_contributors=min_contributors).tolist()
         rows = np.round([empty, reach.mean(axis=0), reach.min(axis=0)], 6).tolist()
         return cls(*(tuple(row) for row in rows))
 

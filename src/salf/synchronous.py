@@ -126,8 +126,9 @@ class SynchronousRounds:
 
     def _chances(self, state: ServerState, plan: Plan, trained: Trained) -> Chances:
         """Return what was thought of the clients' chances before the round."""
-        reach = state.observed.probability(plan.cohort.clients) if trained.reach is None else trained.reach
-        return Chances.of(reach, self._least)
+        if trained.reach is not None:
+            return Chances.of(trained.reach, empty=trained.result.empty)
+        return Chances.of(state.observed.probability(plan.cohort.clients), self._least)
 
     def _record(self, after: ServerState, plan: Plan, trained: Trained, chances: Chances) -> RoundRecord:
         """Return the record of the round that led to a state."""

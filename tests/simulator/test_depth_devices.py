@@ -92,7 +92,7 @@ def test_times_are_those_that_the_algorithms_page_states(seconds: float, local_s
     cohort, asked = everyone(400), job(layers, local_steps)
     times = devices.times(asked, cohort)
     straggling = devices._straggling(cohort)
-    depth = devices._depths(layers, cohort)
+    depth = devices._depths(layers, cohort, straggling)
     assert (times.whole[~straggling] == seconds).all()
     assert (times.ready[~straggling, -1, 0] == seconds).all()
     assert (times.whole[straggling & (depth == layers)] == np.nextafter(seconds, np.inf)).all()

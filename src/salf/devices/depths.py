@@ -40,7 +40,7 @@ class UniformDepth(Devices):
         """Draw when the clients of a round finish what; see the class."""
         layers = job.costs.num_layers
         straggling = self._straggling(cohort)
-        ready = self._ready(job, self._depths(layers, cohort))
+        ready = self._ready(job, self._depths(layers, cohort, straggling))
         late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
         late *= job.shares.sum() / layers
         ready, late = cohort.computing(ready), cohort.computing(late)
@@ -54,7 +54,7 @@ class UniformDepth(Devices):
         """Return the chances: 0 or 1 for a client whose depth is always the same."""
         layers = job.costs.num_layers
         if self.drawn == "persistent":
-            ready = self._ready(job, self._depths(layers, cohort))[:, 0]
+            ready = self._ready(job, self._depths(layers, cohort, self._straggling(cohort)))[:, 0]
             return np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
         depths = np.arange(min(self.lowest_depth, layers), layers + 1)
         ready = np.broadcast_to(self._ready(job, depths)[:, 0], (len(cohort.clients), len(depths), layers))
@@ -76,10 +76,10 @@ class UniformDepth(Devices):
     def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
         return straggling(cohort, self.stragglers, lasting=self.drawn != "round")
 
-    def _depths(self, layers: int, cohort: Cohort) -> npt.NDArray[np.int64]:
+    def _depths(self, layers: int, cohort: Cohort, straggling: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         lowest = min(self.lowest_depth, layers)
         draws = cohort.uniforms("depth", 1, lasting=self.drawn == "persistent")[:, 0]
-        return np.where(self._straggling(cohort), lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
+        return np.where(straggling, lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

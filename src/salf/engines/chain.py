@@ -75,8 +75,9 @@ class Dense(Weighted):
 
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients with respect to weight and bias."""
-        rows = slope.flatten(0, -2)
-        return rows.t() @ x.flatten(0, -2), rows.sum(0)
+        if slope.ndim > 2:
+            slope, x = slope.flatten(0, -2), x.flatten(0, -2)
+        return slope.t() @ x, slope.sum(0)
 
 
 class Convolution(Weighted):

@@ -23,7 +23,7 @@ from salf.updates import all_finite
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
-# Passes whose results stay in the processor's cache are faster, unless they are so small that calling costs more.
+# Passes whose results, the examples apart, stay in the processor's cache are faster, unless calling costs more.
 _CACHE_BYTES = 12 * 2**20
 _WORTH_A_PASS = 512
 # Convolutions of at least so many channels are faster with the channels of a pixel side by side.
@@ -57,7 +57,8 @@ class FusedEngine:
             )
         traced = trace_rows(model, inputs[[0, min(1, len(inputs) - 1), 0]])
         each = max(1, traced.bytes_per_example)
-        self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // each, _WORTH_A_PASS)))
+        computed = max(1, each - inputs[0].nbytes)
+        self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // computed, _WORTH_A_PASS)))
         self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
         self._plain = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
@@ -211,8 +212,7 @@ def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     steps = tasks.steps
     depths = steps.sum(axis=1)
-    layers = steps.shape[1]
-    if not np.array_equal(steps, np.arange(layers, 0, -1) <= depths[:, None]):
+    if (steps != (np.arange(steps.shape[1], 0, -1) <= depths[:, None])).any():
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     # Also by number, so that the order in which the clients are named does not matter.
     order = np.lexsort((tasks.clients, -depths))[: np.count_nonzero(depths)]

@@ -1,7 +1,7 @@
 """A model as a list of operations, each of which is known to treat every example of a batch by itself."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ Shape = Layout | Shared | Count | Constant | tuple["Shape", ...]
 class Traced:
     """The operations of `model` in training mode, and what the result of each has to do with the examples of a batch.
 
-    `bytes_per_example` is the size of all results together.
+    `bytes_per_example` is how much memory all results take together; what looks into the memory of another takes none.
     """
 
     model: nn.Module
@@ -78,8 +78,7 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
         if shape is None or (from_rows and _holds(shape, Shared)):
             raise _unsuitable(model, f"'{node.name}' does not treat each example of a batch by itself")
         shapes[node] = shape
-    size = sum(_bytes(three[node]) - _bytes(two[node]) for node in shapes)
-    return Traced(twin, graph, shapes, size)
+    return Traced(twin, graph, shapes, _bytes(three.values()) - _bytes(two.values()))
 
 
 def _unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
@@ -120,7 +119,14 @@ def _holds(shape: Shape, kind: type) -> bool:
     return any(_holds(part, kind) for part in shape) if isinstance(shape, tuple) else isinstance(shape, kind)
 
 
-def _bytes(value: object) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, (tuple, list)) else 0
+def _bytes(results: Iterable[object]) -> int:
+    storages = {tensor.untyped_storage() for tensor in _tensors(results)}
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
