@@ -27,9 +27,14 @@ def main() -> None:
         _tell(f"pixels' channels the other way round, {name}", _layout(SUBJECTS[name]))
     for name in ("mlp-30", "mlp-1000", "cnn-30", "vgg11-30"):
         _tell(f"one thread instead of two, {name}", _threads(SUBJECTS[name], 1, 2))
-    for name in ("mlp-30", "cnn-30"):
-        _tell(f"the rule memory by stacked clients against corrected, {name}", _memory(SUBJECTS[name], "stacked"))
-        _tell(f"the rule memory client by client against corrected, {name}", _memory(SUBJECTS[name], "plain"))
+    engines: dict[str, tuple[EngineName, ...]] = {
+        "mlp-30": ("fused", "stacked", "plain"),
+        "cnn-30": ("fused", "stacked", "plain"),
+        "residual-30": ("stacked", "plain"),
+    }
+    for name, chosen in engines.items():
+        for engine in chosen:
+            _tell(f"the rule memory, {engine} engine, against corrected, {name}", _memory(SUBJECTS[name], engine))
     for name in ("mlp-30", "cnn-30", "residual-30"):
         _tell(f"torch.compile, one pass over all examples, against the fused engine, {name}", _compiled(SUBJECTS[name]))
 
@@ -79,8 +84,8 @@ def _compiled(subject: Subject) -> Figure:
     def centralised() -> None:
         with bench.simulation.federation.suitable_threads():
             bench.model.zero_grad(set_to_none=True)
-            outputs: Tensor = model(bench.inputs)
-            nn.functional.cross_entropy(outputs, bench.labels).backward()  # type: ignore[no-untyped-call]
+            outputs: Tensor = model(bench.at_hand)
+            nn.functional.cross_entropy(outputs, bench.labels_at_hand).backward()  # type: ignore[no-untyped-call]
 
     centralised()
     print(f"compiling took {time.perf_counter() - start:.0f} s", flush=True)

@@ -144,6 +144,11 @@ class Aggregation:
         self._received += 1
         self._weight_received += weight
 
+    @property
+    def of_each(self) -> bool:
+        """Whether the rule needs each client's own update, not their sum."""
+        return self._memory is not None
+
     def weights(self, num_examples: npt.ArrayLike) -> Floats:
         """Return the weights a_u of clients with so many examples, shape (clients,)."""
         examples = np.asarray(num_examples, dtype=np.float64)

@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from salf.engines.chain import ChainPass, find_chain
 from salf.engines.tracing import trace_rows
+from salf.errors import InvalidSetting
 from salf.layers import find_layers
-from salf.rules import Contributors, InverseProbability, Rule
+from salf.rules import Contributors, InverseProbability, Memory, Rule
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -89,7 +90,7 @@ def prepared(model: Callable[[], nn.Module]) -> Subject:
     return subject_of(built(model, double=True), *data_for("mlp", double=True))
 
 
-@pytest.mark.parametrize("rule", [Contributors(), InverseProbability()])
+@pytest.mark.parametrize("rule", [Contributors(), InverseProbability(), Memory()])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_gives_what_client_by_client_comes_out(name: str, rule: Rule) -> None:
     subject = prepared(CHAINS[name])
@@ -115,6 +116,7 @@ def test_several_operations_of_a_chain_may_be_one_layer() -> None:
     subject = subject_of(model, inputs, labels)._replace(layers=layers)
     assert chain_of(subject) is not None
     assert_equals_plain(subject, InverseProbability())
+    assert_equals_plain(subject, Memory())
 
 
 class Twice(nn.Module):
@@ -186,3 +188,5 @@ def test_what_is_no_chain_is_left_to_autograd(name: str) -> None:
     subject = prepared(NO_CHAINS[name])
     assert chain_of(subject) is None
     assert_equals_plain(subject, Contributors())
+    with pytest.raises(InvalidSetting, match="computes sums"):
+        assert_equals_plain(subject, Memory())

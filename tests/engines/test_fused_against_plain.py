@@ -28,7 +28,7 @@ def compare(name: str, data: st.DataObject, *, double: bool) -> None:
     how = data.draw(st.sampled_from([SGD, DECAYING, HEAVY]))
     fused, plain = (engine_for(kind, name, how, double=double) for kind in ("fused", "plain"))
     assert isinstance(fused, FusedEngine)
-    played = data.draw(rounds(len(subject.layers), apart=fused.layers_apart))
+    played = data.draw(rounds(len(subject.layers), apart=fused.layers_apart, sums=not fused.clients_apart))
     assert_close(play(fused, subject, played), play(plain, subject, played), DOUBLE if double else SINGLE)
 
 

@@ -1,5 +1,7 @@
 """A client whose update is not finite is left out by every engine, and by each of them it alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salf.engines import Optimisation
-from salf.rules import Contributors, Corrected, InverseProbability
+from salf.rules import Contributors, Corrected, InverseProbability, Memory
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -89,6 +91,17 @@ def test_each_client_is_weighed_by_its_own_reach_when_another_is_rejected(kind: 
     reach = np.random.default_rng(3).uniform(0.2, 1, size=(4, 4))
     own = Round(played.tasks, InverseProbability(), reach)
     assert_close(play(subject.engine(kind), subject, own), play(subject.engine("plain"), subject, own), DOUBLE)
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_what_is_rejected_is_not_remembered(kind: str, value: float) -> None:
+    subject = poisoned("cnn", value)
+    played = replace(a_round(4, [4, 4, 2, 3, 0], bad=[1, 3]), rule=Memory())
+    result, expected = play(subject.engine(kind), subject, played), play(subject.engine("plain"), subject, played)
+    assert expected.accepted == [True, False, True, False, True]
+    assert_close(result, expected, DOUBLE)
+    assert result.aggregated.memory.keys() == expected.aggregated.memory.keys() == {0, 2, 4}
 
 
 def rejected(name: str, kind: str, value: float, how: Optimisation = SGD) -> tuple[Result, Result]:

@@ -6,7 +6,7 @@ comes before. That spares what a nested pass costs beyond the arithmetic, which 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -60,6 +60,11 @@ class Weighted(Link):
     @abstractmethod
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients with respect to weight and bias, those that are not trained at will."""
+
+    def named_gradients(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
+        """Return the gradients of what is trained, by name."""
+        gradients = zip(self.trained, self.gradients(x, slope), strict=True)
+        return {name: gradient for name, gradient in gradients if name and gradient is not None}
 
 
 class Dense(Weighted):
@@ -178,10 +183,12 @@ class Pooling(Link):
 class ChainPass:
     """Forward and backward pass of a chain over a crowd of clients.
 
-    `parameters` are those that are trained, by name. Layers can weigh clients each in its own way.
+    `parameters` are those that are trained, by name. Layers can weigh clients each in its own way, and what each client
+    contributes can be told apart.
     """
 
     layers_apart = True
+    clients_apart = True
 
     def __init__(self, links: Sequence[Link], parameters: Mapping[str, Tensor]) -> None:
         self.parameters = parameters
@@ -202,25 +209,39 @@ class ChainPass:
     @torch.no_grad()
     def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[Tensor]:
         """Return the sums over the crowd, in each layer over those that reach it, in the order of `parameters`."""
+        found: dict[str, Tensor] = {}
+        for link, x, slope in self._walk(inputs, crowd, slope_of):
+            found |= link.named_gradients(x, _scaled(slope, crowd.factors.get(cast("int", link.layer))))
+        return [found[name] if name in found else torch.zeros_like(value) for name, value in self.parameters.items()]
+
+    @torch.no_grad()
+    def gradients_of_each(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[dict[str, Tensor]]:
+        """Return the gradients of each client, by name, of the layers that it reaches."""
+        found: list[dict[str, Tensor]] = [{} for _ in crowd.bounds[1:]]
+        for link, x, slope in self._walk(inputs, crowd, slope_of):
+            for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
+                if end > len(slope):
+                    break
+                own.update(link.named_gradients(x[start:end], slope[start:end]))
+        return found
+
+    def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:
+        """Take the gradient back from the outputs as far as anyone reaches.
+
+        Yield each layer that is trained, what it is given by those that reach it, and the gradient of its result, which
+        is used up afterwards.
+        """
         results = [inputs]
         for link, _ in self._links:
             results.append(link.forward(results[-1]))
-        found = self._pull(results, slope_of(results[-1]), crowd)
-        return [found[name] if name in found else torch.zeros_like(value) for name, value in self.parameters.items()]
-
-    def _pull(self, results: Sequence[Tensor], slope: Tensor, crowd: Crowd) -> dict[str, Tensor]:
-        """Take the gradient back from the last result as far as anyone reaches; return those of parameters by name."""
-        found: dict[str, Tensor] = {}
+        slope = slope_of(results[-1])
         for (link, before), (x, y) in zip(reversed(self._links), reversed([*pairwise(results)]), strict=True):
             if isinstance(link, Weighted) and link.layer is not None:
-                own = _scaled(slope, crowd.factors.get(link.layer))
-                gradients = zip(link.trained, link.gradients(x[: len(own)], own), strict=True)
-                found |= {name: gradient for name, gradient in gradients if name and gradient is not None}
+                yield link, x[: len(slope)], slope
             rows = 0 if before is None else crowd.reached(before)
             if not rows:
                 break
             slope = link.pull(x[:rows], y[:rows], slope[:rows])
-        return found
 
 
 def find_chain(traced: Traced, layers: Layers) -> ChainPass | None:

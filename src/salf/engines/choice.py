@@ -84,9 +84,18 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, sk
 
 def _best(training: Training, rule: Rule, *, skips_layers: bool) -> Literal["plain", "fused", "stacked"]:
     sums = training.local_steps == 1 and training.optimisation.optimizer == "sgd" and not skips_layers
-    if sums and not isinstance(rule, Memory):
+    if sums and (not isinstance(rule, Memory) or _is_chain(training)):
         return "fused"
     return "stacked" if training.costs.forward <= _STACKED_UP_TO_FLOPS else "plain"
+
+
+def _is_chain(training: Training) -> bool:
+    """Say whether the fused engine can tell the clients' updates apart."""
+    try:
+        data = training.inputs, training.labels
+        return FusedEngine(training.model, training.layers, *data, training.optimisation).clients_apart
+    except UnsuitableModel:
+        return False
 
 
 def _plain(training: Training) -> PlainEngine:
@@ -101,9 +110,11 @@ def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEn
         raise InvalidSetting(
             f"the fused engine computes one local step, not client.local_steps = {training.local_steps}"
         )
-    if isinstance(rule, Memory):
-        raise InvalidSetting("the fused engine computes sums, but the rule 'memory' needs each client's own update")
     engine = FusedEngine(training.model, training.layers, *data, training.optimisation)
+    if isinstance(rule, Memory) and not engine.clients_apart:
+        raise InvalidSetting(
+            "of this model the fused engine computes sums, but the rule 'memory' needs each client's own update"
+        )
     if isinstance(rule, InverseProbability) and not engine.layers_apart:
         raise InvalidSetting(
             "one operation of the model belongs to several layers, which the fused engine cannot weigh apart for "
@@ -121,12 +132,12 @@ def _check(name: str, training: Training, rule: Rule) -> None:
     precision = torch.float64
     sample, tasks = _sample(training, double=True), _sample_tasks(training)
     try:
-        expected = _play(_plain(sample), sample, tasks)
+        expected = _play(_plain(sample), sample, tasks, rule)
     except (RuntimeError, TypeError, ValueError):
         precision, sample = torch.float32, _sample(training, double=False)
-        expected = _play(_plain(sample), sample, tasks)
+        expected = _play(_plain(sample), sample, tasks, rule)
     try:
-        found = _play(_build(name, sample, rule), sample, tasks)
+        found = _play(_build(name, sample, rule), sample, tasks, rule)
     except Exception as error:  # whatever a transformation of the user's model raises
         text = " ".join(str(error).split())[:200]
         raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}"]) from error
@@ -138,10 +149,10 @@ def _check(name: str, training: Training, rule: Rule) -> None:
             raise UnsuitableModel(failed, [f"layer '{layer.name}' comes out otherwise than client by client"])
 
 
-def _play(engine: Engine, training: Training, tasks: Tasks) -> dict[str, Tensor]:
-    """Return the global weights after one round."""
+def _play(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[str, Tensor]:
+    """Return the global weights after one round, by a rule that needs what the given one does."""
     weights = {name: value.detach() for name, value in training.model.state_dict().items()}
-    running = Aggregation(weights, training.layers, Contributors())
+    running = Aggregation(weights, training.layers, Memory() if isinstance(rule, Memory) else Contributors())
     with torch.random.fork_rng(devices=[]):
         engine.contribute(weights, tasks, running)
     return running.finish().state

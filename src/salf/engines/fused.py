@@ -1,6 +1,6 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregation, Floats
-from salf.engines.chain import find_chain
+from salf.engines.chain import ChainPass, find_chain
 from salf.engines.nested import NestedPass
 from salf.engines.plain import PlainEngine
-from salf.engines.rows import Crowd
-from salf.engines.task import Optimisation, Tasks, Whole
+from salf.engines.rows import Crowd, Slope
+from salf.engines.task import Optimisation, Tasks, Whole, add_each
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
-from salf.layers import Layers
+from salf.layers import Layer, Layers
 from salf.sums import LayerTotal
-from salf.updates import all_finite
+from salf.updates import Update, all_finite
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
@@ -35,8 +35,9 @@ class FusedEngine:
 
     Clients must take one step of plain SGD; in a single step from the global weights neither momentum nor a proximal
     term changes anything. Where a sum is not finite the plain engine repeats the round, to find out whose update is to
-    blame. The model is copied, never changed; models whose rows depend on each other other than by batch
-    normalisation, which is done client by client, raise `UnsuitableModel`.
+    blame. A rule that needs each client's own update gets it where the model is a chain: then only the gradients of the
+    weights are computed client by client. The model is copied, never changed; models whose rows depend on each other
+    other than by batch normalisation, which is done client by client, raise `UnsuitableModel`.
     """
 
     name = "fused"
@@ -76,13 +77,43 @@ class FusedEngine:
         """Whether each layer can weigh clients in its own way, as `InverseProbability` does."""
         return self._pass.layers_apart
 
+    @property
+    def clients_apart(self) -> bool:
+        """Whether each client's own update can be told, as `Memory` needs it."""
+        return self._pass.clients_apart
+
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,)."""
+        if running.of_each:
+            return add_each(running, tasks, self._updates(weights, tasks))
         totals = self._totals(weights, cohort := _sorted(tasks, running))
         if totals is None:
             return self._plain.contribute(weights, tasks, running)
         running.add_totals(len(tasks.clients), cohort.weight_of_all, totals)
         return np.ones(len(tasks.clients), dtype=np.bool_)
+
+    def _updates(self, weights: Mapping[str, Tensor], tasks: Tasks) -> dict[int, Update]:
+        """Return the update of each client that conveys something, by its place in the tasks."""
+        if not isinstance(self._pass, ChainPass):
+            raise InvalidSetting("the fused engine computes sums, but each client's own update is asked for")
+        cohort, updates = _in_order(tasks, np.ones(len(tasks.clients)), None), {}
+        self._pass.load(weights)
+        for part in cohort.parts(self._most):
+            found = self._pass.gradients_of_each(*self._asked(part))
+            for place, steps, moves in zip(part.places.tolist(), part.steps, found, strict=True):
+                layers = [layer for layer, reached in zip(self._layers, steps, strict=True) if reached]
+                updates[place] = self._update(weights, layers, moves, int(tasks.num_examples[place]))
+        return updates
+
+    def _update(
+        self, weights: Mapping[str, Tensor], layers: Sequence[Layer], moves: Mapping[str, Tensor], num_examples: int
+    ) -> Update:
+        """Return what a client conveys, given −η ∇F of the layers that it reaches."""
+        decay = -self._optimisation.lr * self._optimisation.weight_decay
+        names = [name for layer in layers for name in layer.parameters]
+        deltas = {name: moves[name].add(weights[name], alpha=decay) if decay else moves[name] for name in names}
+        buffers = {name: weights[name] for layer in layers for name in layer.buffers}
+        return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
 
     def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None] | None:
         """Return the sums of what the clients convey, None for layers without contributors; None if one overflows."""
@@ -105,17 +136,21 @@ class FusedEngine:
 
     def _backward(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed."""
+        gradients = self._pass.gradients(*self._asked(cohort))
+        seen: dict[str, Tensor] = {}
+        for norm, _ in self._norms:
+            seen |= norm.sums(torch.from_numpy(cohort.weights), weights)
+        return gradients, seen
+
+    def _asked(self, cohort: "_Cohort") -> tuple[Tensor, Crowd, Slope]:
+        """Return what a pass over some clients takes: their examples, who they are, and what they minimise."""
         index = torch.from_numpy(cohort.batches[cohort.batches >= 0]).to(self._inputs.device)
         inputs, labels = self._gather(index), self._labels.index_select(0, index)
         crowd = Crowd([0, *cohort.sizes.cumsum().tolist()], cohort.reaching, self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
         each = np.repeat(cohort.scales * (-self._optimisation.lr / cohort.sizes), cohort.sizes)
-        gradients = self._pass.gradients(inputs, crowd, partial(_slope, labels, torch.from_numpy(each)))
-        seen: dict[str, Tensor] = {}
-        for norm, _ in self._norms:
-            seen |= norm.sums(torch.from_numpy(cohort.weights), weights)
-        return gradients, seen
+        return inputs, crowd, partial(_slope, labels, torch.from_numpy(each))
 
     def _gather(self, index: Tensor) -> Tensor:
         """Return the examples with these indices, in memory that is used again and again: fresh memory is slow."""
@@ -166,10 +201,11 @@ class FusedEngine:
 class _Cohort:
     """The clients of a round that convey something, the deepest first; a row of each array belongs to one.
 
-    `batches` and `steps` are as in `Tasks`, `sizes` how many examples each has; `weights` and `boosts` are those of the
-    aggregation. `weight_of_all` includes those that convey nothing.
+    `places` are their rows in the `Tasks`, `batches` and `steps` as there, `sizes` how many examples each has;
+    `weights` and `boosts` are those of the aggregation. `weight_of_all` includes those that convey nothing.
     """
 
+    places: Whole
     batches: Whole
     sizes: Whole
     steps: Whole
@@ -204,11 +240,22 @@ class _Cohort:
     def _part(self, own: slice) -> "_Cohort":
         boosts = None if self.boosts is None else self.boosts[own]
         return _Cohort(
-            self.batches[own], self.sizes[own], self.steps[own], self.weights[own], boosts, self.weight_of_all
+            self.places[own],
+            self.batches[own],
+            self.sizes[own],
+            self.steps[own],
+            self.weights[own],
+            boosts,
+            self.weight_of_all,
         )
 
 
 def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
+    """Return the clients by depth, as an aggregation weighs them."""
+    return _in_order(tasks, running.weights(tasks.num_examples), running.boosts(tasks.steps))
+
+
+def _in_order(tasks: Tasks, weights: Floats, boosts: Floats | None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     steps = tasks.steps
     depths = steps.sum(axis=1)
@@ -216,8 +263,9 @@ def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     # Also by number, so that the order in which the clients are named does not matter.
     order = np.lexsort((tasks.clients, -depths))[: np.count_nonzero(depths)]
-    batches, weights, boosts = tasks.batches[order, 0], running.weights(tasks.num_examples), running.boosts(steps)
+    batches = tasks.batches[order, 0]
     return _Cohort(
+        order,
         batches,
         (batches >= 0).sum(axis=1),
         steps[order],

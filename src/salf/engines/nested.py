@@ -42,7 +42,7 @@ class NestedPass:
         compiler = Compiler(traced, self._frozen, owner, self.norms)
         self._steps = [compiler.step(node) for node in traced.graph.nodes]
         self._done_with = compiler.done_with
-        self.layers_apart = compiler.layers_apart
+        self.layers_apart, self.clients_apart = compiler.layers_apart, False
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Compute with these weights from now on; parameters are not copied."""

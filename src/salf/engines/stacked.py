@@ -13,8 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salf.aggregation import Aggregation
-from salf.engines.task import Optimisation, Tasks, Whole
-from salf.errors import InvalidUpdate
+from salf.engines.task import Optimisation, Tasks, Whole, add_each
 from salf.layers import Layer, Layers
 from salf.updates import Update
 
@@ -53,19 +52,12 @@ class StackedEngine:
 
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,)."""
-        accepted = np.ones(len(tasks.clients), dtype=np.bool_)
         updates: dict[int, Update] = {}
         busy = np.flatnonzero(tasks.steps.any(axis=1))
         self._load(weights)
         for own in self._chunks(busy, tasks):
             updates |= self._train(weights, tasks, own)
-        for position in np.argsort(tasks.clients, kind="stable").tolist():
-            idle = Update({}, {}, int(tasks.num_examples[position]))
-            try:
-                running.add(updates.get(position, idle), position)
-            except InvalidUpdate:
-                accepted[position] = False
-        return accepted
+        return add_each(running, tasks, updates)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         """Use the global weights where clients train none of their own."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from salf import seeds
 from salf.aggregation import Aggregation
+from salf.errors import InvalidUpdate
+from salf.updates import Update
 
 Whole = npt.NDArray[np.int64]
 
@@ -91,6 +93,21 @@ class Engine(Protocol):
         Return whose updates were accepted, shape (clients,).
         """
         ...
+
+
+def add_each(running: Aggregation, tasks: Tasks, updates: Mapping[int, Update]) -> npt.NDArray[np.bool_]:
+    """Add each client's update, given by its row in the tasks; return whose were accepted, shape (clients,).
+
+    Who has none conveys nothing. They are added in the order of their numbers, whatever the order of the rows.
+    """
+    accepted = np.ones(len(tasks.clients), dtype=np.bool_)
+    for position in np.argsort(tasks.clients, kind="stable").tolist():
+        idle = Update({}, {}, int(tasks.num_examples[position]))
+        try:
+            running.add(updates.get(position, idle), position)
+        except InvalidUpdate:
+            accepted[position] = False
+    return accepted
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
