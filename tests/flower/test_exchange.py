@@ -77,6 +77,26 @@ def test_one_that_cannot_be_fetched_is_an_error_of_its_own(error: Exception) -> 
     assert (metrics["salf-contributors"], metrics["salf-failed"]) == ([2, 2, 2], 1)
 
 
+def test_a_round_ends_in_time_however_long_it_takes_to_fetch_its_replies() -> None:
+    """Of ten replies that come together in the last moment and are fetched one by one, what is in time counts."""
+
+    class Grid(MemoryGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            self.clock.sleep(0.2)
+            return super().pull_messages(message_ids)
+
+    nodes = {node: conveying(3, after=14.9, seed=node) for node in range(1, 11)}
+    loop = a_loop(Grid(nodes), wrapped(inner(10), LAYERS, deadline=10.0, grace_seconds=5.0))
+    loop.exchange._one_by_one = True
+    metrics = loop.play(initial(MODEL), 1).train_metrics_clientapp[1]
+    fetched = metrics["salf-contributors"]
+    assert isinstance(fetched, list)
+    assert 1 <= fetched[0] < 10
+    assert metrics["salf-missing"] == 10 - fetched[0]
+    assert isinstance(seconds := metrics["salf-seconds"], float)
+    assert 15.0 <= seconds <= 15.0 + 0.25 + 2 * 0.2  # a poll, the fetch that was under way, and a look for late ones
+
+
 def test_losing_the_superlink_is_no_reply() -> None:
     class Grid(MemoryGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

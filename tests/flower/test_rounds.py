@@ -31,6 +31,7 @@ from salf.flower.orders import Order
 from salf.flower.replies import Told
 from salf.flower.state import FederationFolder
 from salf.layers import find_layers
+from salf.reach import ObservedReach
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 
 
@@ -64,14 +65,23 @@ def test_reach_is_observed_and_corrects_later_rounds() -> None:
     assert chance[1, 0] < 0.4
 
 
-@pytest.mark.parametrize("rule", [InverseProbability(), Memory()])
-def test_rules_with_a_memory_of_their_own_work_over_rounds(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [Corrected(), Everyone(), InverseProbability(), Memory()])
+def test_rounds_give_what_aggregate_gives_one_after_another(rule: Rule) -> None:
     model, layers = a_model()
-    grid = MemoryGrid({2**63 + node: conveying(node, seed=node) for node in (1, 2, 3)})
+    depths = (3, 2, 1)
+    grid = MemoryGrid({2**63 + node: conveying(depth, seed=node) for node, depth in enumerate(depths)})
     loop = a_loop(grid, wrapped(inner(3), layers, rule=rule))
-    result = loop.play(initial(model), 4)
-    assert all(torch.isfinite(t.float()).all() for t in result.arrays.to_torch_state_dict().values())
+    made = loop.play(initial(model), 4).arrays.to_torch_state_dict()
     assert loop.federation.state.server.round == 4
+    state, seen, memory = dict(model.state_dict()), ObservedReach(len(layers)), None
+    for _ in range(4):
+        updates = [update_of(depth, layers, state, node, 10) for node, depth in enumerate(depths)]
+        reach = seen.probability([0, 1, 2])
+        result = salf.aggregate(state, updates, layers, rule, reach=reach, clients=[0, 1, 2], memory=memory)
+        state, memory = result.state, result.memory
+        seen = seen.observe([0, 1, 2], [[layer >= 3 - depth for layer in range(3)] for depth in depths])
+    for name, value in state.items():
+        torch.testing.assert_close(made[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_round_ends_early_when_everyone_has_replied_and_at_deadline_plus_grace_otherwise() -> None:

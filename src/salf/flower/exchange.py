@@ -4,6 +4,7 @@ Flower's own `send_and_receive` polls a deployment every three seconds and hands
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -46,22 +47,26 @@ class Exchange:
         """Yield the replies to these messages as they come, until all are there or the clock says `until`.
 
         Few of them are fetched together where a reply is large (`reply_bytes`), so that they never all wait in memory.
+        Nothing is fetched later than one poll after `until`, however many replies wait.
         """
         waiting = dict.fromkeys(identities)
         while waiting:
             is_last = self.clock() >= until
-            for reply in self.sweep(tuple(waiting), reply_bytes):
+            for reply in self.sweep(tuple(waiting), reply_bytes, until + self.poll_seconds):
                 waiting.pop(reply.metadata.reply_to_message_id, None)
                 yield reply
             if is_last or not waiting:
                 return
             self.sleep(max(0.0, min(self.poll_seconds, until - self.clock())))
 
-    def sweep(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[Message]:
-        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error."""
+    def sweep(self, identities: tuple[str, ...], reply_bytes: int, until: float = math.inf) -> Iterator[Message]:
+        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error.
+
+        Once the clock says `until`, no more are fetched, but the first always are.
+        """
         together = max(1, _TOGETHER_BYTES // max(1, reply_bytes))
         start = 0
-        while start < len(identities):
+        while start < len(identities) and (start == 0 or self.clock() < until):
             some = identities[start : start + (1 if self._one_by_one else together)]
             yield from self._fetch(some)
             start += len(some)
