@@ -192,7 +192,9 @@ class Federation:
 
 
 def _toml(value: object) -> str:
-    return f"'{value}'" if isinstance(value, (str, Path)) else str(value).lower()
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}'" if isinstance(value, (str, Path)) else str(value)
 
 
 def free_port() -> int:

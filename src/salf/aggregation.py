@@ -31,15 +31,15 @@ class Aggregated:
     """The new global state, and who made it.
 
     `contributors` counts, per layer from input to output, the clients that conveyed it in this round.
-    `overflowed` names layers whose sum left the range of their number type; they stayed where they were. `empty` holds
-    p_l for each layer, 0 where no `reach` was given.
+    `overflowed` names layers whose sum left the range of their number type; they stayed where they were.
+    `empty_probability` holds p_l for each layer, 0 where no `reach` was given, and nothing where nobody needed it.
     """
 
     state: dict[str, Tensor]
     contributors: tuple[int, ...]
     memory: ClientMemory = field(default_factory=dict)
     overflowed: tuple[str, ...] = ()
-    empty: tuple[float, ...] = ()
+    empty_probability: tuple[float, ...] = ()
 
 
 def aggregate(

@@ -1,5 +1,6 @@
 """Snapshots of a run that are either whole or not there, whenever the process or the machine dies."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -50,12 +51,17 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 def _sync_names(folder: Path) -> None:
     """Let a file's new name survive the machine, where folders can be synced at all."""
-    with suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:  # such as on Windows, or in a folder that may be written to but not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,7 @@ class Chances:
     least: tuple[float, ...] = ()
 
     @classmethod
-    def of(
-        cls, reach: npt.NDArray[np.float64], min_contributors: int = 1, empty: Sequence[float] | None = None
-    ) -> "Chances":
+    def of(cls, reach: npt.NDArray[np.float64], min_contributors: int = 1, empty: Sequence[float] = ()) -> "Chances":
         """Sum up π_{u,l}, of shape (clients, layers); a layer with fewer than `min_contributors` counts as empty.
 
         `empty` is p_l of these clients where it is known already.
@@ -129,7 +127,7 @@ class Chances:
         """
         if not len(reach):
             return cls()
-        if empty is None:
+        if not empty:
             empty = theory.empty_probability(reach=reach, min_contributors=min_contributors).tolist()
         rows = np.round([empty, reach.mean(axis=0), reach.min(axis=0)], 6).tolist()
         return cls(*(tuple(row) for row in rows))

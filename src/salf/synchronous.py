@@ -127,7 +127,7 @@ class SynchronousRounds:
     def _chances(self, state: ServerState, plan: Plan, trained: Trained) -> Chances:
         """Return what was thought of the clients' chances before the round."""
         if trained.reach is not None:
-            return Chances.of(trained.reach, empty=trained.result.empty)
+            return Chances.of(trained.reach, self._least, trained.result.empty_probability)
         return Chances.of(state.observed.probability(plan.cohort.clients), self._least)
 
     def _record(self, after: ServerState, plan: Plan, trained: Trained, chances: Chances) -> RoundRecord:

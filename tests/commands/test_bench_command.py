@@ -74,20 +74,20 @@ def test_a_ratio_is_that_of_two_acts_timed_in_turn() -> None:
     assert (figure.details["pairs"], figure.details["times"]) == (5, 1)
 
 
-def test_what_is_short_is_done_several_times_in_its_turn() -> None:
+def test_what_is_short_is_done_several_times_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def act(name: str) -> None:
+    def act(name: str, seconds: float) -> None:
         order.append(name)
-        time.sleep(0.002)
+        now[0] += seconds
 
-    figure = compare(lambda: act("one"), lambda: act("other"), 0.0)
-    times, seconds = figure.details["times"], figure.details["seconds"]
-    assert isinstance(times, int)
-    assert isinstance(seconds, float)
-    assert times > 1
-    assert order[4:] == (["one"] * times + ["other"] * times) * 5
-    assert 0.002 <= seconds < 0.03  # of one time, not of all
+    figure = compare(lambda: act("one", 0.25), lambda: act("other", 2**-7), 0.0)
+    assert order == ["one", "other"] * 2 + (["one"] + ["other"] * 4) * 5
+    assert figure.value == 32
+    details = {"seconds": 0.25, "against_seconds": 2**-7, "pairs": 5, "times": 1, "against_times": 4}
+    assert figure.details == details
 
 
 def test_a_target_is_a_least_or_a_most() -> None:

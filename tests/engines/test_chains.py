@@ -190,3 +190,13 @@ def test_what_is_no_chain_is_left_to_autograd(name: str) -> None:
     assert_equals_plain(subject, Contributors())
     with pytest.raises(InvalidSetting, match="computes sums"):
         assert_equals_plain(subject, Memory())
+
+
+def test_memory_of_results_counts_each_storage_once() -> None:
+    """Views and what is written in place take none; the examples themselves are the first result."""
+    inputs = torch.zeros(3, 2, 6, 6)
+    example, hidden, outputs = 4 * 72, 4 * 5, 4 * CLASSES
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.ReLU(inplace=True), nn.Linear(5, CLASSES))
+    assert trace_rows(model, inputs).bytes_per_example == example + hidden + outputs
+    model[2] = nn.ReLU()
+    assert trace_rows(model, inputs).bytes_per_example == example + 2 * hidden + outputs

@@ -81,6 +81,8 @@ def test_a_quickened_model_computes_the_same_to_the_last_bit() -> None:
     kinds = [type(module) for module in quick.modules()]
     assert kinds.count(FastMaxPool2d) == 1
     assert kinds.count(nn.MaxPool2d) == 2
+    pools = [module for module in quick.modules() if isinstance(module, nn.MaxPool2d)]
+    assert [module.kernel_size for module in pools] == [2, 2, 3]
     with torch.inference_mode():
         assert torch.equal(quick(inputs), model(inputs))
     assert [*quick.state_dict()] == [*model.state_dict()]

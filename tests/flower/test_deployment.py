@@ -32,7 +32,7 @@ DEPTHS = (3, 1)
 PATIENCE = 1200.0
 AMPLE = 1800.0  # seconds of a round that ends when both nodes have replied
 GRACE = 30.0
-SLACK = 10.0  # seconds in which a busy machine notices that a round is over; tests on a clock of their own allow a poll
+SLACK = 2.0  # seconds in which a busy machine notices that a round is over; tests on a clock of their own allow a poll
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_one_that_cannot_be_fetched_is_an_error_of_its_own(error: Exception) -> 
 
 
 def test_a_round_ends_in_time_however_long_it_takes_to_fetch_its_replies() -> None:
-    """Of ten replies that come together in the last moment and are fetched one by one, what is in time counts."""
+    """Of ten replies that come together in the last moment and are fetched one by one, those fetched in time count."""
 
     class Grid(MemoryGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -12,7 +12,7 @@ _TURN_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number; `details` says what it was made from, in seconds or bytes."""
+    """One measured number; `details` says what it was made from, in seconds, bytes or counts, or as other ratios."""
 
     value: float
     details: Mapping[str, object] = field(default_factory=dict)
@@ -47,27 +47,20 @@ def compare(one: Callable[[], object], other: Callable[[], object], seconds: flo
     """
     one()
     other()
-    times = max(1, math.ceil(_TURN_SECONDS / max(timed(one), timed(other))))
+    often, oftener = (max(1, math.ceil(_TURN_SECONDS / timed(act))) for act in (one, other))
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < 5 or time.perf_counter() < end:
-        pairs.append((_timed(one, times), _timed(other, times)))
+        pairs.append((timed(one, often), timed(other, oftener)))
     first, second = ([pair[place] for pair in pairs] for place in (0, 1))
     ratio = median(mine / theirs for mine, theirs in pairs)
-    details = {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs), "times": times}
-    return Figure(ratio, details)
+    details = {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs)}
+    return Figure(ratio, {**details, "times": often, "against_times": oftener})
 
 
-def _timed(act: Callable[[], object], times: int) -> float:
-    """Return how many seconds something takes on average over so many times, one after the other."""
+def timed(act: Callable[[], object], times: int = 1) -> float:
+    """Return how many seconds something takes, on average over so many times, one after the other."""
     start = time.perf_counter()
     for _ in range(times):
         act()
     return (time.perf_counter() - start) / times
-
-
-def timed(act: Callable[[], object]) -> float:
-    """Return how many seconds something takes."""
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start

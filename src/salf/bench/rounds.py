@@ -168,18 +168,21 @@ def _backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
 
 
 def _fused(subject: Subject, seconds: float) -> Figure:
-    """Compare the engine with the pass; the details say how it compares with one whose examples are at hand."""
     bench = RoundBench(subject)
-    figure = compare(bench.train, bench.centralised, seconds / 2)
-    at_hand = compare(bench.train, bench.centralised_at_hand, seconds / 2)
-    return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
+    return _both(bench, bench.train, 1, seconds)
 
 
 def _whole(subject: Subject, seconds: float) -> Figure:
     """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
     bench = RoundBench(subject)
-    times = bench.simulation.federation.rounds_ahead
-    return compare(_repeated(bench.play, times), _repeated(bench.centralised, times), seconds)
+    return _both(bench, bench.play, bench.simulation.federation.rounds_ahead, seconds)
+
+
+def _both(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
+    """Compare with the centralised pass; the details say how it compares with one whose examples are at hand."""
+    figure = compare(_repeated(act, times), _repeated(bench.centralised, times), seconds / 2)
+    at_hand = compare(_repeated(act, times), _repeated(bench.centralised_at_hand, times), seconds / 2)
+    return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
 
 
 def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:

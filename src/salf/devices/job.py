@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Kept = TypeVar("Kept", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Job:
         layers = self.costs.num_layers
         places = np.arange(layers)
         first = layers - (layers if self.depth is None else self.depth)
-        return (places >= first) & (places < layers - self.skipped)
+        return _constant((places >= first) & (places < layers - self.skipped))
 
     @cached_property
     def backward(self) -> Floats:
@@ -60,18 +62,24 @@ class Job:
         if self.skipped:
             passing = costs / 2 if self.costs.passing is None else np.asarray(self.costs.passing, dtype=np.float64)
             trained[-self.skipped :] = passing[-self.skipped :]
-        return trained
+        return _constant(trained)
 
     @cached_property
     def upload_bytes(self) -> Floats:
         """What conveying each layer sends, nothing for a frozen one; shape (layers,)."""
-        return np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained
+        return _constant(np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained)
 
     @cached_property
     def shares(self) -> Floats:
         """Each layer's backward operations relative to those of the federation's model, shape (layers,)."""
         whole = np.asarray((self.whole or self.costs).backward, dtype=np.float64)
-        return np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0)
+        return _constant(np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0))
+
+
+def _constant(array: Kept) -> Kept:
+    """Refuse to be written to from now on: it is kept, and given to everyone who asks."""
+    array.setflags(write=False)
+    return array
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
 
 # Above so many operations per example, a client's own work outweighs what it costs to begin each of them.
 _STACKED_UP_TO_FLOPS = 3e5
+# The fused engine holds the updates of all clients of a round at once where each is needed: only small ones.
+_APART_UP_TO_BYTES = 4 * 2**20
 _CHECKED_DEPTHS = 5
 _CHECKED_BATCH, _CHECKED_EXAMPLES = 4, 64
 # In single precision rounding alone may come to per cents, deep below layers of batch normalisation.
@@ -84,18 +86,23 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, sk
 
 def _best(training: Training, rule: Rule, *, skips_layers: bool) -> Literal["plain", "fused", "stacked"]:
     sums = training.local_steps == 1 and training.optimisation.optimizer == "sgd" and not skips_layers
-    if sums and (not isinstance(rule, Memory) or _is_chain(training)):
+    if sums and (not isinstance(rule, Memory) or _tells_clients_apart(training)):
         return "fused"
     return "stacked" if training.costs.forward <= _STACKED_UP_TO_FLOPS else "plain"
 
 
-def _is_chain(training: Training) -> bool:
-    """Say whether the fused engine can tell the clients' updates apart."""
+def _tells_clients_apart(training: Training) -> bool:
+    """Say whether the fused engine can tell the clients' updates apart, and all of them take little memory."""
+    if sum(training.costs.layer_bytes) > _APART_UP_TO_BYTES:
+        return False
     try:
-        data = training.inputs, training.labels
-        return FusedEngine(training.model, training.layers, *data, training.optimisation).clients_apart
+        return _fused(training).clients_apart
     except UnsuitableModel:
         return False
+
+
+def _fused(training: Training) -> FusedEngine:
+    return FusedEngine(training.model, training.layers, training.inputs, training.labels, training.optimisation)
 
 
 def _plain(training: Training) -> PlainEngine:
@@ -103,14 +110,14 @@ def _plain(training: Training) -> PlainEngine:
 
 
 def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
-    data = training.inputs, training.labels
     if name == "stacked":
+        data = training.inputs, training.labels
         return StackedEngine(training.model, training.layers, *data, training.optimisation)
     if training.local_steps > 1:
         raise InvalidSetting(
             f"the fused engine computes one local step, not client.local_steps = {training.local_steps}"
         )
-    engine = FusedEngine(training.model, training.layers, *data, training.optimisation)
+    engine = _fused(training)
     if isinstance(rule, Memory) and not engine.clients_apart:
         raise InvalidSetting(
             "of this model the fused engine computes sums, but the rule 'memory' needs each client's own update"

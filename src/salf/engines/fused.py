@@ -35,9 +35,9 @@ class FusedEngine:
 
     Clients must take one step of plain SGD; in a single step from the global weights neither momentum nor a proximal
     term changes anything. Where a sum is not finite the plain engine repeats the round, to find out whose update is to
-    blame. A rule that needs each client's own update gets it where the model is a chain: then only the gradients of the
-    weights are computed client by client. The model is copied, never changed; models whose rows depend on each other
-    other than by batch normalisation, which is done client by client, raise `UnsuitableModel`.
+    blame. A rule that needs each client's own update, not their sum, gets it where the model is a chain: then only the
+    gradients of the weights are computed client by client. The model is copied, never changed; models whose rows depend
+    on each other other than by batch normalisation, which is done client by client, raise `UnsuitableModel`.
     """
 
     name = "fused"
@@ -94,7 +94,7 @@ class FusedEngine:
 
     def _updates(self, weights: Mapping[str, Tensor], tasks: Tasks) -> dict[int, Update]:
         """Return the update of each client that conveys something, by its place in the tasks."""
-        if not isinstance(self._pass, ChainPass):
+        if not isinstance(self._pass, ChainPass):  # which alone tells clients apart
             raise InvalidSetting("the fused engine computes sums, but each client's own update is asked for")
         cohort, updates = _in_order(tasks, np.ones(len(tasks.clients)), None), {}
         self._pass.load(weights)
@@ -290,4 +290,4 @@ def _slope(labels: Tensor, each: Tensor, outputs: Tensor) -> Tensor:
     """
     factors = each.to(outputs)
     slope = torch.softmax(outputs.t(), dim=0).mul_(factors)
-    return slope.scatter_add_(0, labels[None], factors.neg_()[None]).t()
+    return slope.scatter_add_(0, labels[None], -factors[None]).t()

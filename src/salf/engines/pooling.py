@@ -43,16 +43,16 @@ class FastPool:
         return _pull(x, pooled, gradient, self._side)
 
 
-class FastMaxPool2d(nn.Module):
-    """A module of the same numbers as a `MaxPool2d` that has a fast form."""
+class FastMaxPool2d(nn.MaxPool2d):
+    """A `MaxPool2d` that has a fast form, computed by it."""
 
     def __init__(self, module: nn.MaxPool2d) -> None:
-        super().__init__()
+        super().__init__(module.kernel_size, module.stride)
         self._pool = FastPool(module)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute the result."""
-        return self._pool(x)
+        return self._pool(input)
 
 
 def quicken(model: nn.Module) -> nn.Module:
@@ -94,7 +94,7 @@ def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
         # As in max_pool2d, the gradient goes to the first of several that are equally large.
         torch.mul(rest, (values == largest).to(rest.dtype), out=target)
         rest -= target
-    last[1].copy_(rest)  # as none of the others was
+    last[1].copy_(rest)  # the largest of a window is the last one where it was none of the others
     return result
 
 

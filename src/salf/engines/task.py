@@ -95,16 +95,17 @@ class Engine(Protocol):
         ...
 
 
-def add_each(running: Aggregation, tasks: Tasks, updates: Mapping[int, Update]) -> npt.NDArray[np.bool_]:
+def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> npt.NDArray[np.bool_]:
     """Add each client's update, given by its row in the tasks; return whose were accepted, shape (clients,).
 
-    Who has none conveys nothing. They are added in the order of their numbers, whatever the order of the rows.
+    Who has none conveys nothing. They are added in the order of their numbers, whatever the order of the rows, and used
+    up: what an aggregation remembers of them never lies in memory twice.
     """
     accepted = np.ones(len(tasks.clients), dtype=np.bool_)
     for position in np.argsort(tasks.clients, kind="stable").tolist():
         idle = Update({}, {}, int(tasks.num_examples[position]))
         try:
-            running.add(updates.get(position, idle), position)
+            running.add(updates.pop(position, idle), position)
         except InvalidUpdate:
             accepted[position] = False
     return accepted

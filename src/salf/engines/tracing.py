@@ -120,7 +120,7 @@ def _holds(shape: Shape, kind: type) -> bool:
 
 
 def _bytes(results: Iterable[object]) -> int:
-    storages = {tensor.untyped_storage() for tensor in _tensors(results)}
+    storages = [tensor.untyped_storage() for tensor in _tensors(results)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

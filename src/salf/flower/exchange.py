@@ -4,7 +4,6 @@ Flower's own `send_and_receive` polls a deployment every three seconds and hands
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -47,28 +46,34 @@ class Exchange:
         """Yield the replies to these messages as they come, until all are there or the clock says `until`.
 
         Few of them are fetched together where a reply is large (`reply_bytes`), so that they never all wait in memory.
-        Nothing is fetched later than one poll after `until`, however many replies wait.
+        However many replies wait, no more are asked for once a poll has passed since `until`; whose turn would have
+        come is chance's matter, as long as `identities` are in the order in which nodes were sampled.
         """
         waiting = dict.fromkeys(identities)
         while waiting:
             is_last = self.clock() >= until
-            for reply in self.sweep(tuple(waiting), reply_bytes, until + self.poll_seconds):
-                waiting.pop(reply.metadata.reply_to_message_id, None)
-                yield reply
+            for some in self._groups(tuple(waiting), reply_bytes):
+                for reply in self._fetch(some):
+                    waiting.pop(reply.metadata.reply_to_message_id, None)
+                    yield reply
+                if self.clock() >= until + self.poll_seconds:
+                    return
             if is_last or not waiting:
                 return
             self.sleep(max(0.0, min(self.poll_seconds, until - self.clock())))
 
-    def sweep(self, identities: tuple[str, ...], reply_bytes: int, until: float = math.inf) -> Iterator[Message]:
-        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error.
+    def sweep(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[Message]:
+        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error."""
+        for some in self._groups(identities, reply_bytes):
+            yield from self._fetch(some)
 
-        Once the clock says `until`, no more are fetched, but the first always are.
-        """
+    def _groups(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[tuple[str, ...]]:
+        """Yield those that are fetched together."""
         together = max(1, _TOGETHER_BYTES // max(1, reply_bytes))
         start = 0
-        while start < len(identities) and (start == 0 or self.clock() < until):
+        while start < len(identities):
             some = identities[start : start + (1 if self._one_by_one else together)]
-            yield from self._fetch(some)
+            yield some
             start += len(some)
 
     def _fetch(self, identities: tuple[str, ...]) -> list[Message]:

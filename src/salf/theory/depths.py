@@ -181,7 +181,7 @@ def empty_probability(*, reach: npt.ArrayLike, num_clients: int | None = None, m
     array([0.625, 0.   ])
     """
     chances = np.asarray(reach, dtype=np.float64)
-    if not ((chances >= 0) & (chances <= 1)).all():  # nor is NaN
+    if not ((chances >= 0) & (chances <= 1)).all():  # as NaN does not
         raise ValueError("reach probabilities must lie between 0 and 1")
     if chances.ndim not in (1, 2):
         raise ValueError(f"reach must have shape (layers,) or (clients, layers), not {chances.shape}")
