@@ -6,8 +6,8 @@ It starts a SuperLink and four SuperNodes with TLS and node authentication, runs
 `before`, whose time-out is the deadline and the grace of SALF's rounds together, and prints what each made of it. Every
 layer of a slow node takes five times as long, forwards and backwards, as one of a fast node: an epoch of the 24 batches
 takes 13 and 67 seconds, beside the 20 or so that starting four processes takes two processors. By default the deadline
-is about half of what a slow node needs. Each node holds digits of its own, so that what the slow ones know is known to
-nobody else; with `--alike` all nodes hold some of each digit.
+is about half of what a slow node needs. Each node holds a quarter of the examples in the order of their digits, so that
+of what the slow ones know the others know hardly anything; with `--alike` all nodes hold some of each digit.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="SALF beside Flower's FedAvg with a time-out, two nodes of four slow")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--deadline", type=float, default=45.0, help="seconds; FedAvg's time-out is 5 s more")
-    parser.add_argument("--alike", action="store_true", help="let every node hold some of each digit, not all of some")
+    parser.add_argument("--alike", action="store_true", help="let every node hold some of each digit")
     parser.add_argument("--folder", type=Path, help="where keys and logs go; a temporary folder by default")
     options = parser.parse_args()
     nodes = [{"seconds-per-layer": seconds} for seconds in (FAST, FAST, SLOW, SLOW)]

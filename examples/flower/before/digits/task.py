@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def load_data(partition_id: int, num_partitions: int, batch_size: int, *, by_digit: bool) -> DataLoader:
-    """Return one node's share of scikit-learn's digits, which need no network: some of each digit, or all of some."""
+    """Return one node's share of scikit-learn's digits, which need no network: some of each, or in their order."""
     images, labels = (part[:-TEST_EXAMPLES] for part in _digits())
     if by_digit:
         own = labels.argsort(stable=True).tensor_split(num_partitions)[partition_id]
