@@ -46,7 +46,7 @@ def rounds_for(kind: str, name: str) -> st.SearchStrategy[Round]:
         return rounds(layers, local_steps=2, sums=False)
     engine = engine_for(kind, name, SGD)
     assert isinstance(engine, FusedEngine)
-    return rounds(layers, apart=engine.layers_apart)
+    return rounds(layers, apart=engine.layers_apart, sums=not engine.clients_apart)
 
 
 def limited(kind: str, subject: Subject, how: Optimisation, memory_bytes: int) -> Engine:

@@ -82,14 +82,17 @@ def test_a_round_in_which_every_layer_count_occurs(how: Optimisation) -> None:
     assert_close(play(stacked, subject, played), play(plain, subject, played), ADAPTIVE_DOUBLE)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize(("fast", "name", "steps"), [("stacked", "residual", 2), ("fused", "cnn", 1)])
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_what_clients_are_remembered_for_is_the_same_in_the_next_round(data: st.DataObject) -> None:
-    subject = prepared("residual")
+def test_what_clients_are_remembered_for_is_the_same_in_the_next_round(
+    fast: str, name: str, steps: int, data: st.DataObject
+) -> None:
+    subject = prepared(name)
     found = []
-    sequence = [data.draw(rounds(len(subject.layers), local_steps=2, sums=False)) for _ in range(3)]
-    for kind in ("stacked", "plain"):
-        engine, own, memory = engine_for(kind, "residual", SGD), subject, None
+    sequence = [data.draw(rounds(len(subject.layers), local_steps=steps, sums=False)) for _ in range(3)]
+    for kind in (fast, "plain"):
+        engine, own, memory = engine_for(kind, name, SGD), subject, None
         results = []
         for played in sequence:
             results.append(play(engine, own, replace(played, rule=Memory(), reach=None, memory=memory)))
