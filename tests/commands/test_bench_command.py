@@ -68,7 +68,7 @@ def test_a_ratio_is_that_of_two_acts_timed_in_turn() -> None:
         order.append(name)
         time.sleep(seconds)
 
-    figure = compare(lambda: act("slow", 0.04), lambda: act("fast", 0.008), 0.0)
+    figure = compare(lambda: act("slow", 0.12), lambda: act("fast", 0.04), 0.0)
     assert figure.value > 2
     assert order == ["slow", "fast"] * 7  # two of them do not count
     assert (figure.details["pairs"], figure.details["times"]) == (5, 1)
