@@ -12,6 +12,7 @@ of what the slow ones know the others know hardly anything; with `--alike` all n
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
@@ -76,6 +77,8 @@ def main() -> int:
     parser.add_argument("--alike", action="store_true", help="let every node hold some of each digit")
     parser.add_argument("--folder", type=Path, help="where keys and logs go; a temporary folder by default")
     options = parser.parse_args()
+    if options.rounds < 1 or not 0 < options.deadline < math.inf:
+        parser.error("--rounds is at least 1, and --deadline a number of seconds above 0")
     nodes = [{"seconds-per-layer": seconds} for seconds in (FAST, FAST, SLOW, SLOW)]
     ways: list[tuple[str, str, float, Callable[[str, float], Outcome]]] = [
         ("SALF", "after", options.deadline, salf),

@@ -56,6 +56,11 @@ def test_only_some_figures_are_measured() -> None:
     assert "--only names 'rounds', which is not measured" in refusal("bench", "--only", "rounds")
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_seconds_without_an_end_are_refused(seconds: str) -> None:
+    assert f"--seconds is {seconds}; give a number of seconds" in refusal("bench", "--seconds", seconds)
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot make the folder" in refusal("bench", "--out", tmp_path / "file" / "bench")

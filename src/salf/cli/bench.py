@@ -1,6 +1,7 @@
 """`salf bench`: the performance figures that salf promises, on this machine."""
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: As
     For example: salf bench --only fused,round
     """
     cases = _chosen(only)
+    if not math.isfinite(seconds):
+        raise InvalidSetting(f"--seconds is {seconds}; give a number of seconds, such as 10")
     if out is not None:
         _make(out)
     figures: dict[str, Figure] = {}
