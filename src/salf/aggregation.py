@@ -31,7 +31,7 @@ class Aggregated:
     """The new global state, and who made it.
 
     `contributors` counts, per layer from input to output, the clients that conveyed it in this round.
-    `overflowed` names layers whose sum left the range of their number type; they stayed where they were.
+    `overflowed` names layers whose sum, or new value, is not finite; they stayed where they were.
     `empty_probability` holds p_l for each layer, 0 where no `reach` was given, and nothing where nobody needed it.
     """
 
@@ -98,13 +98,13 @@ class Aggregation:
         memory: ClientMemory | None = None,
         momentum: float = 0.0,
     ) -> None:
-        check_type("state", state, Mapping, "the model's state dict")
+        check_type("state", state, (dict, Mapping), "the model's state dict")
         check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
         check_type("rule", rule, Rule, "one of the rules, such as salf.Corrected()")
         check_type("memory", memory, (Mapping, NoneType), "the memory of the result before")
         check_type("clients", clients, (Sequence, np.ndarray, NoneType), "a number for each client that is asked")
-        missing = [name for layer in layers for name in (*layer.parameters, *layer.buffers) if name not in state]
-        if missing:
+        if not layers.tensors <= state.keys():
+            missing = sorted(layers.tensors - state.keys())
             raise InvalidSetting(f"the state lacks {', '.join(map(repr, missing))}, which its layers name")
         self._state, self._layers, self._rule = state, layers, rule
         self._clients, self._momentum = clients, momentum
@@ -149,6 +149,11 @@ class Aggregation:
         """Whether the rule needs each client's own update, not their sum."""
         return self._memory is not None
 
+    @property
+    def weighs_by_examples(self) -> bool:
+        """Whether clients weigh their numbers of examples; else each weighs 1."""
+        return self._rule.weight_by_examples
+
     def weights(self, num_examples: npt.ArrayLike) -> Floats:
         """Return the weights a_u of clients with so many examples, shape (clients,)."""
         examples = np.asarray(num_examples, dtype=np.float64)
@@ -192,25 +197,26 @@ class Aggregation:
         empty = self._empty_probabilities(asked)
         # Clients asked that never answered weigh as much as the mean of those that did.
         weight_all = self._weight_received * asked / self._received if self._received else 0.0
-        moving: list[Layer] = []
         sums: dict[str, Tensor] = {}
         factors: list[float] = []
         means: dict[str, Tensor] = {}
+        idle: dict[str, Tensor] = {}
         for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
             moved = total if self._memory is None else self._recall(self._memory, layer)
             if total.contributors < self._rule.min_contributors:
+                idle |= total.deltas | total.buffers
                 continue
             factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
             if self._rule.normalise == "steps":
                 factor *= moved.weighted_steps / moved.weight
-            moving.append(layer)
+            factor *= moved.scale
             sums |= {name: moved.deltas.pop(name) for name in layer.parameters}
             factors += [factor] * len(layer.parameters)
             means |= {
                 name: mean_of(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
             }
         changed = self._moved(sums, factors) | means
-        overflowed = _overflowed(moving, changed)
+        overflowed = _overflowed(self._layers, changed | idle)
         for layer in overflowed:
             for name in (*layer.parameters, *layer.buffers):
                 changed.pop(name, None)
@@ -228,7 +234,10 @@ class Aggregation:
         if values:
             torch._foreach_mul_(values, factors)
             torch._foreach_add_(values, old)
-        return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
+        return {
+            name: value if value.dtype is before.dtype else value.to(before.dtype)
+            for name, value, before in zip(sums, values, old, strict=True)
+        }
 
     def _progress(self, steps: npt.ArrayLike) -> Floats:
         return local_progress(steps, self._momentum)
@@ -333,9 +342,9 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> npt.NDArray[np.fl
     return chances
 
 
-def _overflowed(layers: Sequence[Layer], changed: Mapping[str, Tensor]) -> list[Layer]:
+def _overflowed(layers: Layers, values: Mapping[str, Tensor]) -> list[Layer]:
     """Return the layers of which a value is not finite."""
-    if all_finite([*changed.values()]):
+    if all_finite([*values.values()]):
         return []
-    names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in changed] for layer in layers}
-    return [layer for layer in layers if not all_finite([changed[name] for name in names[layer.name]])]
+    names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in values] for layer in layers}
+    return [layer for layer in layers if not all_finite([values[name] for name in names[layer.name]])]

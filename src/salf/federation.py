@@ -22,6 +22,8 @@ from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers
 from salf.methods import HeteroFL, Outset, SynchronousMethod
 
+Whole = npt.NDArray[np.int64]
+
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than
 # they save on small tensors.
 _WORTH_THREADS = 2e8
@@ -114,7 +116,7 @@ class Federation:
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
 
-    def in_examples(self, clients: npt.NDArray[np.int64], effort: Floats) -> Floats:
+    def in_examples(self, clients: Whole, effort: Floats) -> Floats:
         """Round shares of batches, shape (clients,), to whole examples: what is computed is what takes time.
 
         Nobody gets less than one example, or two where the model normalises over the batch.
@@ -123,22 +125,19 @@ class Federation:
         least = np.minimum(given, 2 if self._normalises else 1)
         return np.asarray(np.maximum(least, np.rint(given * effort)) / given, dtype=np.float64)
 
-    def tasks(self, cohort: Cohort, steps: npt.NDArray[np.int64], proximal: float = 0.0) -> Tasks:
+    def tasks(self, cohort: Cohort, steps: Whole, proximal: float = 0.0) -> Tasks:
         """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
         client = self.experiment.client
         sizes = self.partition.sizes[cohort.clients]
         given = np.minimum(sizes, client.batch_size)
         if cohort.effort is not None:
             given = np.rint(given * cohort.effort).astype(np.int64)
-        chosen = self._examples(cohort)
-        batches = np.full((len(sizes), client.local_steps, client.batch_size), -1, dtype=np.int64)
-        for batch in set(given.tolist()):
-            alike = given == batch
-            own = chosen[alike, : batch * client.local_steps]
-            batches[alike, :, :batch] = own.reshape(-1, client.local_steps, batch)
-        return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal)
+        chosen, shape = self._examples(cohort), (-1, client.local_steps, client.batch_size)
+        full = bool((given == client.batch_size).all())
+        batches = chosen.reshape(shape) if full else _padded(chosen, given, shape)
+        return Tasks(cohort.clients, steps, batches, sizes, cohort.seed, cohort.round, proximal, full)
 
-    def _examples(self, cohort: Cohort) -> npt.NDArray[np.int64]:
+    def _examples(self, cohort: Cohort) -> Whole:
         """Return the examples of each client in the order in which it takes them, for whole batches."""
         company, count = cohort.company, self.experiment.client.batch_size * self.experiment.client.local_steps
         if company is None:
@@ -147,10 +146,10 @@ class Federation:
             self._drawn_for, self._drawn = company, self._permuted(company.clients, company.uniforms("batch", count))
         return self._drawn[company.places(cohort.round)]
 
-    def _permuted(self, clients: npt.NDArray[np.int64], uniforms: Floats) -> npt.NDArray[np.int64]:
+    def _permuted(self, clients: Whole, uniforms: Floats) -> Whole:
         """Return as many examples of each client's own as there are uniform numbers, as indices of the data set."""
         drawn = seeds.permuted(uniforms, self.partition.sizes[clients])
-        examples: npt.NDArray[np.int64] = self.partition.order[self.partition.offsets[clients][:, None] + drawn]
+        examples: Whole = self.partition.order[self.partition.offsets[clients][:, None] + drawn]
         return examples
 
     def is_tested(self, round: int) -> bool:
@@ -187,11 +186,21 @@ class Federation:
         return choose_engine(chosen, training, rule, skips_layers=_skips_layers(self.experiment))
 
 
+def _padded(chosen: Whole, given: Whole, shape: tuple[int, ...]) -> Whole:
+    """Cut each client's examples in batches of as many as it is `given`, shape (clients,), with −1 at their ends."""
+    _, steps, size = shape
+    batches = np.full((len(given), steps, size), -1, dtype=np.int64)
+    for batch in set(given.tolist()):
+        alike = given == batch
+        batches[alike, :, :batch] = chosen[alike, : batch * steps].reshape(-1, steps, batch)
+    return batches
+
+
 def _skips_layers(experiment: Experiment) -> bool:
     return isinstance(experiment.method, SynchronousMethod) and experiment.method.skips_layers
 
 
-def divide(labels: npt.NDArray[np.int64], settings: DataSettings, seed: int) -> data.Partition:
+def divide(labels: Whole, settings: DataSettings, seed: int) -> data.Partition:
     """Divide the training examples among the clients, as the settings say."""
     if settings.partition == "shards":
         return data.shards(labels, settings.clients, seed, settings.shards_per_client)

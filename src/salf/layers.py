@@ -32,7 +32,8 @@ class Layers(Sequence[Layer]):
     """The layers of a model from input to output; backpropagation completes them from last to first.
 
     `aliases` maps every further name of a tied tensor to the one under which it is conveyed. `unused` names trainable
-    parameters that got no gradient in the probe: they are never conveyed and never change.
+    parameters that got no gradient in the probe: they are never conveyed and never change. `tensors` are the names of
+    all parameters and buffers of the layers.
 
     >>> layers = Layers((Layer("encoder", ("encoder.weight",)), Layer("head", ("head.weight", "head.bias"))))
     >>> len(layers), layers.names, layers[1].parameters
@@ -42,6 +43,7 @@ class Layers(Sequence[Layer]):
     sequence: tuple[Layer, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    tensors: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_type("sequence", self.sequence, tuple, "a tuple of salf.Layer")
@@ -56,6 +58,7 @@ class Layers(Sequence[Layer]):
         if problems:
             raise UnsuitableModel("these layers cannot be used", problems)
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
+        object.__setattr__(self, "tensors", frozenset(owned))
 
     @property
     def names(self) -> tuple[str, ...]:

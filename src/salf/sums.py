@@ -15,8 +15,9 @@ class LayerTotal:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 
     With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
-    `weighted_steps` Σ a_u τ_u. `deltas` holds Σ s_u Δ_u, where s_u is a_u, times what `Aggregation.boosts` may say, and
-    divided by τ_u under a rule that normalises by steps; `buffers` Σ a_u b_u, and the maximum of whole numbers.
+    `weighted_steps` Σ a_u τ_u. `deltas`, times `scale`, are Σ s_u Δ_u, where s_u is a_u, times what
+    `Aggregation.boosts` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u, and
+    the maximum of whole numbers.
     """
 
     contributors: int
@@ -24,11 +25,12 @@ class LayerTotal:
     weighted_steps: float
     deltas: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
 
 @dataclass
 class LayerSum:
-    """The running sums of one layer over the updates that conveyed it."""
+    """The running sums of one layer over the updates that conveyed it; `deltas` are still to be multiplied by `scale`."""
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -36,12 +38,14 @@ class LayerSum:
     weight: float = 0.0
     weighted_steps: float = 0.0
     buffer_weight: float = 0.0
+    scale: float = 1.0
 
     def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float) -> None:
         """Add one client's deltas times `scale`; it weighs `weight` and took so many `steps`."""
         self.contributors += 1
         self.weight += weight
         self.weighted_steps += weight * steps
+        self._settle()
         for name, delta in deltas.items():
             _accumulate(self.deltas, name, delta, scale)
 
@@ -50,9 +54,13 @@ class LayerSum:
         self.contributors += total.contributors
         self.weight += total.weight
         self.weighted_steps += total.weighted_steps
-        for name, delta in total.deltas.items():
-            wide = _widened(delta)
-            self.deltas[name] = self.deltas[name] + wide if name in self.deltas else wide
+        self._settle()
+        if self.deltas:
+            for name, delta in total.deltas.items():
+                _accumulate(self.deltas, name, delta, total.scale)
+        else:
+            self.deltas = {name: _widened(delta) for name, delta in total.deltas.items()}
+            self.scale = total.scale
         if total.buffers:
             self.buffer_weight += total.weight
         for name, value in total.buffers.items():
@@ -63,6 +71,13 @@ class LayerSum:
         self.buffer_weight += weight
         for name, value in buffers.items():
             self._add_buffer(name, value, weight)
+
+    def _settle(self) -> None:
+        """Multiply by the scale, for what is added to have one of its own."""
+        if self.scale != 1:
+            for delta in self.deltas.values():
+                delta.mul_(self.scale)
+            self.scale = 1.0
 
     def _add_buffer(self, name: str, value: Tensor, weight: float) -> None:
         if value.is_floating_point() or value.is_complex():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from salf.aggregation import Aggregated, Aggregation
 from salf.devices import Cohort, Floats, Job, Times
-from salf.engines import Tasks
+from salf.engines import Tasks, train_round
 from salf.federation import Federation
 from salf.methods import Schedule, Situation, SynchronousMethod
 from salf.reach import Chances
@@ -73,7 +74,8 @@ class WholeModels:
         federation, cohort = self._federation, plan.cohort
         devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
         reach = self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed))
-        running = Aggregation(
+        begin = partial(
+            Aggregation,
             state.weights,
             federation.layers,
             self._rule,
@@ -83,8 +85,8 @@ class WholeModels:
             momentum=federation.experiment.client.momentum,
         )
         tasks = federation.tasks(cohort, plan.schedule.steps, self._method.proximal)
-        accepted = federation.engine.contribute(state.weights, tasks, running)
-        return Trained(running.finish(len(cohort.clients)), accepted, reach)
+        result, accepted = train_round(federation.engine, state.weights, tasks, begin)
+        return Trained(result, accepted, reach)
 
     def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the state as it is."""

@@ -16,6 +16,8 @@ from salf.errors import InvalidSetting, InvalidUpdate, check_type
 from salf.layers import Layer, Layers
 
 _FORMAT = "salf-update-1"
+# Floats that torch can sum up; no model's parameters are of shorter ones.
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _MOST = 2**53  # a count beyond it is no number of steps or examples, and no longer exact as a weight
 
 
@@ -209,10 +211,11 @@ def is_finite(value: Tensor) -> bool:
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Say whether no value of several tensors is infinite or NaN."""
     # One norm for each finds it in a single call; only where one overflows must each value be looked at.
-    real = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
-    rest = [tensor for tensor in tensors if tensor.is_complex()]
-    norms = torch._foreach_norm(real) if real else ()  # noqa: SLF001 - torch's optimizers are built on it
-    return (all(math.isfinite(norm.item()) for norm in norms) and not rest) or all(map(is_finite, tensors))
+    floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
+    norms = torch._foreach_norm(floats) if floats else ()  # noqa: SLF001 - torch's optimizers are built on it
+    if not all(math.isfinite(norm.item()) for norm in norms):
+        return all(map(is_finite, tensors))
+    return len(floats) == len(tensors) or all(map(is_finite, (own for own in tensors if own.dtype not in _FLOATS)))
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregated, Aggregation
-from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks
+from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks, train_round
 from salf.layers import Layers, find_layers
 from salf.memory import ClientMemory
 from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
@@ -106,16 +106,20 @@ class Result(NamedTuple):
 
 def play(engine: Engine, subject: Subject, played: Round) -> Result:
     """Let an engine compute a played."""
-    running = Aggregation(
+    result, accepted = train_round(
+        engine,
         subject.weights,
-        subject.layers,
-        played.rule,
-        reach=played.reach,
-        clients=played.tasks.clients.tolist(),
-        memory=played.memory,
+        played.tasks,
+        lambda: Aggregation(
+            subject.weights,
+            subject.layers,
+            played.rule,
+            reach=played.reach,
+            clients=played.tasks.clients.tolist(),
+            memory=played.memory,
+        ),
     )
-    accepted = engine.contribute(subject.weights, played.tasks, running)
-    return Result(running.finish(len(played.tasks.clients)), accepted.tolist())
+    return Result(result, accepted.tolist())
 
 
 def tasks_of(

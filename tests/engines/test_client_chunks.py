@@ -79,7 +79,7 @@ def _chunks(engine: Engine, subject: Subject, tasks: Tasks) -> list[list[int]]:
     """How many examples the clients of each chunk have."""
     if isinstance(engine, FusedEngine):
         cohort = _sorted(tasks, Aggregation(subject.weights, subject.layers, Contributors()))
-        return [part.sizes.tolist() for part in cohort.parts(engine._most)]
+        return [np.diff(part.bounds).tolist() for part in cohort.parts(engine._most)]
     assert isinstance(engine, StackedEngine)
     busy = np.flatnonzero(tasks.steps.any(axis=1))
     sizes = (tasks.batches[:, 0] >= 0).sum(axis=1)

@@ -10,3 +10,4 @@ from salf.engines.task import ClientTask as ClientTask
 from salf.engines.task import Engine as Engine
 from salf.engines.task import Optimisation as Optimisation
 from salf.engines.task import Tasks as Tasks
+from salf.engines.task import train_round as train_round

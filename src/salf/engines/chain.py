@@ -28,6 +28,10 @@ _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 _convolution_backward = torch.ops.aten.convolution_backward.default
 # From so many on, two threads multiply them a third faster the other way round.
 _MANY_ROWS = 2048
+# Fewer columns than these are multiplied several times slower than as many rows, as long as the rest is small.
+_FEW_COLUMNS, _SMALL = 16, 2**21
+# For fewer numbers, two functions that Python knows are faster than the one that fits but has to be looked up.
+_SMALL_SLOPE = 2**15
 _FLATTENING: tuple[object, ...] = (torch.flatten, "flatten")
 _RECTIFYING: tuple[object, ...] = (torch.relu, functional.relu, "relu")
 
@@ -41,7 +45,10 @@ class Link(ABC):
 
     @abstractmethod
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-        """Return the gradient with respect to `x`, given that with respect to the result `y`, which is used up."""
+        """Return the gradient with respect to the first rows of `x`, given that of those of the result `y`.
+
+        There are as many of them as `slope` has; it is used up.
+        """
 
 
 class Weighted(Link):
@@ -63,29 +70,28 @@ class Weighted(Link):
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients with respect to weight and bias, those that are not trained at will."""
 
-    def named_gradients(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
-        """Return the gradients of what is trained, by name."""
-        gradients = zip(self.trained, self.gradients(x, slope), strict=True)
-        return {name: gradient for name, gradient in gradients if name and gradient is not None}
-
 
 class Dense(Weighted):
     """`nn.Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the result."""
-        return functional.linear(x, self.weight, self.bias)
+        if x.ndim > 2 or len(self.weight) >= _FEW_COLUMNS or x.numel() > _SMALL:
+            return functional.linear(x, self.weight, self.bias)
+        if self.bias is None:
+            return torch.mm(self.weight, x.t()).t()
+        return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to `x`."""
+        """Return the gradient with respect to the first rows of `x`."""
         return slope @ self.weight
 
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients with respect to weight and bias."""
         if slope.ndim > 2:
             slope, x = slope.flatten(0, -2), x.flatten(0, -2)
-        weight = (x.t() @ slope).t().contiguous() if len(x) >= _MANY_ROWS else slope.t() @ x
-        return weight, slope.sum(0)
+        turned = len(x) >= _MANY_ROWS and len(self.weight) >= _FEW_COLUMNS
+        return torch.mm(x.t(), slope).t().contiguous() if turned else torch.mm(slope.t(), x), slope.sum(0)
 
 
 class Convolution(Weighted):
@@ -101,8 +107,8 @@ class Convolution(Weighted):
         return functional.conv2d(x, self.weight, self.bias, *self._how, self._groups)
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to `x`."""
-        gradient: Tensor = self._backward(x, slope, (True, False, False))[0]
+        """Return the gradient with respect to the first rows of `x`."""
+        gradient: Tensor = self._backward(x[: len(slope)], slope, (True, False, False))[0]
         return gradient
 
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -129,8 +135,11 @@ class Rectifier(Link):
         return x.relu_() if self.in_place else x.relu()
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to `x`, in the memory of `slope`."""
-        result: Tensor = _threshold_backward(slope, y, 0, grad_input=slope)
+        """Return the gradient with respect to the first rows of `x`, in the memory of `slope`."""
+        own = y[: len(slope)]
+        if slope.numel() < _SMALL_SLOPE:
+            return slope.mul_(own.sign())
+        result: Tensor = _threshold_backward(slope, own, 0, grad_input=slope)
         return result
 
 
@@ -145,8 +154,8 @@ class Flattening(Link):
         return self.function(x)
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to `x`."""
-        return slope.reshape(x.shape)
+        """Return the gradient with respect to the first rows of `x`."""
+        return slope.reshape(len(slope), *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,8 @@ class Recomputed(Link):
         return self.function(x)
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to `x`."""
-        leaf = x.detach().requires_grad_()
+        """Return the gradient with respect to the first rows of `x`."""
+        leaf = x[: len(slope)].detach().requires_grad_()
         with torch.enable_grad():
             result = self.function(leaf)
         (gradient,) = torch.autograd.grad(result, leaf, slope)
@@ -179,8 +188,8 @@ class Pooling(Link):
         return self.pool(x)
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-        """Return the gradient with respect to `x`."""
-        return self.pool.pull(x, y, slope)
+        """Return the gradient with respect to the first rows of `x`."""
+        return self.pool.pull(x[: len(slope)], y[: len(slope)], slope)
 
 
 class ChainPass:
@@ -212,10 +221,16 @@ class ChainPass:
     @torch.no_grad()
     def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[Tensor]:
         """Return the sums over the crowd, in each layer over those that reach it, in the order of `parameters`."""
-        found: dict[str, Tensor] = {}
+        found: dict[str | None, Tensor | None] = {}
         for link, x, slope in self._walk(inputs, crowd, slope_of):
-            found |= link.named_gradients(x, _scaled(slope, crowd.factors.get(cast("int", link.layer))))
-        return [found[name] if name in found else torch.zeros_like(value) for name, value in self.parameters.items()]
+            factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
+            weight, bias = link.gradients(x, slope if factor is None else _scaled(slope, factor))
+            found[link.trained[0]], found[link.trained[1]] = weight, bias
+        gradients = map(found.get, self.parameters)
+        return [
+            torch.zeros_like(own) if gradient is None else gradient
+            for gradient, own in zip(gradients, self.parameters.values(), strict=True)
+        ]
 
     @torch.no_grad()
     def gradients_of_each(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[dict[str, Tensor]]:
@@ -225,7 +240,8 @@ class ChainPass:
             for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
                 if end > len(slope):
                     break
-                own.update(link.named_gradients(x[start:end], slope[start:end]))
+                gradients = zip(link.trained, link.gradients(x[start:end], slope[start:end]), strict=True)
+                own.update((name, gradient) for name, gradient in gradients if name and gradient is not None)
         return found
 
     def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:
@@ -237,14 +253,19 @@ class ChainPass:
         results = [inputs]
         for link, _ in self._links:
             results.append(link.forward(results[-1]))
-        slope = slope_of(results[-1])
-        for (link, before), (x, y) in zip(reversed(self._links), reversed([*pairwise(results)]), strict=True):
+        slope, rows = slope_of(results[-1]), crowd.examples
+        for place in range(len(self._links) - 1, -1, -1):
+            link, before = self._links[place]
+            x, y = results[place], results[place + 1]
             if isinstance(link, Weighted) and link.layer is not None:
-                yield link, x[: len(slope)], slope
-            rows = 0 if before is None else crowd.reached(before)
-            if not rows:
+                yield link, x if rows == crowd.examples else x[:rows], slope
+            reached = 0 if before is None else crowd.reached(before)
+            if not reached:
                 break
-            slope = link.pull(x[:rows], y[:rows], slope[:rows])
+            if reached < rows:
+                slope = slope[:reached]
+            rows = reached
+            slope = link.pull(x, y, slope)
 
 
 def find_chain(traced: Traced, layers: Layers) -> ChainPass | None:
@@ -321,8 +342,6 @@ def _layer(link: Link, otherwise: int | None = None) -> int | None:
     return link.layer if isinstance(link, Weighted) and link.layer is not None else otherwise
 
 
-def _scaled(slope: Tensor, factor: Tensor | None) -> Tensor:
-    """Multiply each example's gradient by a factor of its own, if there are any."""
-    if factor is None:
-        return slope
+def _scaled(slope: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each example's gradient by a factor of its own."""
     return slope * factor[: len(slope)].to(slope.dtype).view(-1, *[1] * (slope.ndim - 1))

@@ -16,7 +16,7 @@ from salf.devices import LayerCosts
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.task import Engine, Optimisation, Tasks
+from salf.engines.task import Engine, Optimisation, Tasks, train_round
 from salf.errors import InvalidSetting, UnsuitableModel
 from salf.layers import Layers
 from salf.rules import Contributors, InverseProbability, Memory, Rule
@@ -159,10 +159,10 @@ def _check(name: str, training: Training, rule: Rule) -> None:
 def _play(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[str, Tensor]:
     """Return the global weights after one round, by a rule that needs what the given one does."""
     weights = {name: value.detach() for name, value in training.model.state_dict().items()}
-    running = Aggregation(weights, training.layers, Memory() if isinstance(rule, Memory) else Contributors())
+    alike = Memory() if isinstance(rule, Memory) else Contributors()
     with torch.random.fork_rng(devices=[]):
-        engine.contribute(weights, tasks, running)
-    return running.finish().state
+        result, _ = train_round(engine, weights, tasks, lambda: Aggregation(weights, training.layers, alike))
+    return result.state
 
 
 def _sample(training: Training, *, double: bool) -> Training:

@@ -1,8 +1,10 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
 from salf.sums import LayerTotal
-from salf.updates import Update, all_finite
+from salf.updates import Update
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
@@ -34,8 +36,8 @@ class FusedEngine:
     """Computes the sums of a round's updates in one forward and one backward pass over the examples of all clients.
 
     Clients must take one step of plain SGD; in a single step from the global weights neither momentum nor a proximal
-    term changes anything. Where a sum is not finite the plain engine repeats the round, to find out whose update is to
-    blame. A rule that needs each client's own update, not their sum, gets it where the model is a chain: then only the
+    term changes anything. Whose update is to blame for a sum that is not finite, the plain engine `one_by_one` finds
+    out. A rule that needs each client's own update, not their sum, gets it where the model is a chain: then only the
     gradients of the weights are computed client by client. The model is copied, never changed; models whose rows depend
     on each other other than by batch normalisation, which is done client by client, raise `UnsuitableModel`.
     """
@@ -61,7 +63,7 @@ class FusedEngine:
         computed = max(1, each - inputs[0].nbytes)
         self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // computed, _WORTH_A_PASS)))
         self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
-        self._plain = PlainEngine(model, layers, inputs, labels, optimisation)
+        self.one_by_one = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._room = inputs.new_empty(0)
         owner = {name: index for index, layer in enumerate(layers) for name in layer.buffers}
@@ -83,24 +85,27 @@ class FusedEngine:
         return self._pass.clients_apart
 
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
-        """Add what the clients convey; return whose updates were accepted, shape (clients,)."""
+        """Add what the clients convey; return whose updates were accepted, shape (clients,).
+
+        Sums are added as they are: whether they are finite shows when the aggregation is finished.
+        """
         if running.of_each:
             return add_each(running, tasks, self._updates(weights, tasks))
-        totals = self._totals(weights, cohort := _sorted(tasks, running))
-        if totals is None:
-            return self._plain.contribute(weights, tasks, running)
-        running.add_totals(len(tasks.clients), cohort.weight_of_all, totals)
+        cohort = _sorted(tasks, running)
+        running.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
         return np.ones(len(tasks.clients), dtype=np.bool_)
 
     def _updates(self, weights: Mapping[str, Tensor], tasks: Tasks) -> dict[int, Update]:
         """Return the update of each client that conveys something, by its place in the tasks."""
         if not isinstance(self._pass, ChainPass):  # which alone tells clients apart
             raise InvalidSetting("the fused engine computes sums, but each client's own update is asked for")
-        cohort, updates = _in_order(tasks, np.ones(len(tasks.clients)), None), {}
+        cohort, updates = _in_order(tasks), {}
         self._pass.load(weights)
         for part in cohort.parts(self._most):
             found = self._pass.gradients_of_each(*self._asked(part))
+            scale = part.scale(-self._optimisation.lr)
             for place, steps, moves in zip(part.places.tolist(), part.steps, found, strict=True):
+                torch._foreach_mul_([*moves.values()], scale)
                 layers = [layer for layer, reached in zip(self._layers, steps, strict=True) if reached]
                 updates[place] = self._update(weights, layers, moves, int(tasks.num_examples[place]))
         return updates
@@ -115,8 +120,8 @@ class FusedEngine:
         buffers = {name: weights[name] for layer in layers for name in layer.buffers}
         return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
 
-    def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None] | None:
-        """Return the sums of what the clients convey, None for layers without contributors; None if one overflows."""
+    def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None]:
+        """Return the sums of what the clients convey, None for layers without contributors."""
         self._pass.load(weights)
         moves: list[Tensor] = []
         buffers: dict[str, Tensor] = {}
@@ -129,8 +134,6 @@ class FusedEngine:
             for name, value in seen.items():
                 whole = not value.is_floating_point()
                 buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        if not all_finite([*moves, *buffers.values()]):
-            return None
         named = dict(zip(self._pass.parameters, moves, strict=bool(moves)))
         return self._layer_totals(weights, cohort, named, buffers)
 
@@ -138,19 +141,20 @@ class FusedEngine:
         """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed."""
         gradients = self._pass.gradients(*self._asked(cohort))
         seen: dict[str, Tensor] = {}
-        for norm, _ in self._norms:
-            seen |= norm.sums(torch.from_numpy(cohort.weights), weights)
+        if self._norms:
+            own = torch.from_numpy(cohort.weights)
+            for norm, _ in self._norms:
+                seen |= norm.sums(own, weights)
         return gradients, seen
 
     def _asked(self, cohort: "_Cohort") -> tuple[Tensor, Crowd, Slope]:
         """Return what a pass over some clients takes: their examples, who they are, and what they minimise."""
-        index = torch.from_numpy(cohort.batches[cohort.batches >= 0]).to(self._inputs.device)
+        index = torch.from_numpy(cohort.examples).to(self._inputs.device)
         inputs, labels = self._gather(index), self._labels.index_select(0, index)
-        crowd = Crowd([0, *cohort.sizes.cumsum().tolist()], cohort.reaching, self._factors(cohort))
+        crowd = Crowd(cohort.bounds, cohort.reaching, self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
-        each = np.repeat(cohort.scales * (-self._optimisation.lr / cohort.sizes), cohort.sizes)
-        return inputs, crowd, partial(_slope, labels, torch.from_numpy(each))
+        return inputs, crowd, partial(_slope, labels, cohort.factors(-self._optimisation.lr))
 
     def _gather(self, index: Tensor) -> Tensor:
         """Return the examples with these indices, in memory that is used again and again: fresh memory is slow."""
@@ -165,7 +169,7 @@ class FusedEngine:
             return {}
         relative = np.where(cohort.steps > 0, cohort.boosts / cohort.boosts[:, -1:], 1.0)
         return {
-            int(layer): torch.from_numpy(np.repeat(relative[:, layer], cohort.sizes)).to(self._inputs.device)
+            int(layer): torch.from_numpy(np.repeat(relative[:, layer], np.diff(cohort.bounds))).to(self._inputs.device)
             for layer in np.flatnonzero((relative != 1).any(axis=0))
         }
 
@@ -174,24 +178,24 @@ class FusedEngine:
     ) -> list[LayerTotal | None]:
         """Return the sums of each layer: the moves, with the decay of the weights, and all its buffers."""
         totals: list[LayerTotal | None] = []
-        held = (cohort.weights @ cohort.steps).tolist()
-        for layer, reaching, weight, decay in zip(
-            self._layers, cohort.reaching, held, self._decays(cohort), strict=True
+        scale, decays = cohort.scale(-self._optimisation.lr), self._decays(cohort)
+        for place, (layer, reaching, weight) in enumerate(
+            zip(self._layers, cohort.reaching, cohort.weight_reaching, strict=True)
         ):
             if not reaching:
                 totals.append(None)
                 continue
             deltas = {name: moves[name] for name in layer.parameters}
-            if decay:
-                deltas = {name: value.add(weights[name], alpha=decay) for name, value in deltas.items()}
+            if decays:
+                deltas = {name: (scale * own).add(weights[name], alpha=decays[place]) for name, own in deltas.items()}
             buffers = {name: _seen(seen.get(name), weights[name], weight) for name in layer.buffers}
-            totals.append(LayerTotal(reaching, weight, weight, deltas, buffers))
+            totals.append(LayerTotal(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
         return totals
 
     def _decays(self, cohort: "_Cohort") -> list[float]:
-        """Return the multiple of the weights that is added to the sum of each layer, for their decay."""
+        """Return the multiple of the weights that is added to the sum of each layer for their decay, if they decay."""
         if not self._optimisation.weight_decay:
-            return [0.0] * len(self._layers)
+            return []
         boosts = cohort.steps if cohort.boosts is None else cohort.boosts
         rate = -self._optimisation.lr * self._optimisation.weight_decay
         return [rate * float(scale) for scale in cohort.weights @ boosts]
@@ -201,78 +205,120 @@ class FusedEngine:
 class _Cohort:
     """The clients of a round that convey something, the deepest first; a row of each array belongs to one.
 
-    `places` are their rows in the `Tasks`, `batches` and `steps` as there, `sizes` how many examples each has;
-    `weights` and `boosts` are those of the aggregation. `weight_of_all` includes those that convey nothing.
+    `places` are their rows in the `Tasks`, `batches`, `full` and `steps` as there, `reaching` is how many reach each
+    layer.
+    `own_weights` and `boosts` are those of the aggregation, None where each client weighs 1, or counts by its weight.
+    `weight_of_all` includes clients that convey nothing.
     """
 
     places: Whole
     batches: Whole
-    sizes: Whole
+    full: bool
     steps: Whole
-    weights: Floats
+    reaching: list[int]
+    own_weights: Floats | None
     boosts: Floats | None
     weight_of_all: float
 
-    @cached_property
-    def reaching(self) -> list[int]:
-        """How many clients reach each layer."""
-        counts: list[int] = self.steps.sum(axis=0).tolist()
-        return counts
+    @property
+    def weights(self) -> Floats:
+        """What each client weighs."""
+        return np.ones(len(self.places)) if self.own_weights is None else self.own_weights
 
     @property
-    def scales(self) -> Floats:
-        """By how much each client's Δ of the last layer is multiplied in the sum."""
-        return self.weights if self.boosts is None else self.weights * self.boosts[:, -1]
+    def weight_reaching(self) -> list[float]:
+        """What the clients that reach each layer weigh together."""
+        if self.own_weights is None:
+            return [float(count) for count in self.reaching]
+        weights: list[float] = (self.own_weights @ self.steps).tolist()
+        return weights
+
+    @cached_property
+    def bounds(self) -> Sequence[int]:
+        """At which places of `examples` each client's begin, and the end of the last."""
+        if self.full:
+            return range(0, self.batches.size + 1, self.batches.shape[1])
+        return [0, *(self.batches >= 0).sum(axis=1).cumsum().tolist()]
+
+    @property
+    def examples(self) -> Whole:
+        """The indices of the examples of all clients, one client after the other."""
+        return self.batches.ravel() if self.full else self.batches[self.batches >= 0]
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all examples count alike."""
+        return self.full and self.own_weights is None and self.boosts is None
+
+    def scale(self, rate: float) -> float:
+        """Return what the gradient of each example's loss counts in the sums, where all count alike; 1 elsewhere.
+
+        It is `rate`, times what the client's Δ of the last layer counts, divided by the number of its examples.
+        """
+        return rate / self.batches.shape[1] if self._alike else 1.0
+
+    def factors(self, rate: float) -> Tensor | None:
+        """Return what the gradient of each example's loss counts in the sums; None where all count alike."""
+        if self._alike:
+            return None
+        sizes = np.diff(self.bounds)
+        scales = self.weights if self.boosts is None else self.weights * self.boosts[:, -1]
+        return torch.from_numpy(np.repeat(scales * (rate / sizes), sizes))
 
     def parts(self, most: int) -> Iterator["_Cohort"]:
         """Cut the clients in parts of `most` examples at most, but at least one client."""
-        ends = self.sizes.cumsum()
-        if len(ends) and ends[-1] <= most:
+        bounds, first = self.bounds, 0
+        if 0 < bounds[-1] <= most:
             yield self
             return
-        first = 0
-        while first < len(ends):
-            before = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
-            yield self._part(slice(first, last))
+        while first < len(self.places):
+            last = max(first + 1, bisect_right(bounds, bounds[first] + most) - 1)
+            yield self._part(first, last)
             first = last
 
-    def _part(self, own: slice) -> "_Cohort":
-        boosts = None if self.boosts is None else self.boosts[own]
-        return _Cohort(
-            self.places[own],
-            self.batches[own],
-            self.sizes[own],
-            self.steps[own],
-            self.weights[own],
-            boosts,
-            self.weight_of_all,
-        )
+    def _part(self, first: int, last: int) -> "_Cohort":
+        own = slice(first, last)
+        reaching = [min(max(count - first, 0), last - first) for count in self.reaching]
+        weights, boosts = (None if of is None else of[own] for of in (self.own_weights, self.boosts))
+        rows = self.places[own], self.batches[own], self.full, self.steps[own]
+        return _Cohort(*rows, reaching, weights, boosts, self.weight_of_all)
 
 
 def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
     """Return the clients by depth, as an aggregation weighs them."""
-    return _in_order(tasks, running.weights(tasks.num_examples), running.boosts(tasks.steps))
+    weights = running.weights(tasks.num_examples) if running.weighs_by_examples else None
+    return _in_order(tasks, weights, running.boosts(tasks.steps))
 
 
-def _in_order(tasks: Tasks, weights: Floats, boosts: Floats | None) -> _Cohort:
+def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None = None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
-    steps = tasks.steps
-    depths = steps.sum(axis=1)
-    if (steps != (np.arange(steps.shape[1], 0, -1) <= depths[:, None])).any():
-        raise InvalidSetting("the fused engine computes one step, of layers from the output on")
+    depths = tasks.steps.sum(axis=1)
+    reaching = _reaching(tasks.steps, depths)
     # Also by number, so that the order in which the clients are named does not matter.
-    order = np.lexsort((tasks.clients, -depths))[: np.count_nonzero(depths)]
-    batches = tasks.batches[order, 0]
+    order = np.lexsort((tasks.clients, -depths))[: reaching[-1]]
     return _Cohort(
         order,
-        batches,
-        (batches >= 0).sum(axis=1),
-        steps[order],
-        weights[order],
+        tasks.batches[:, 0].take(order, axis=0),
+        tasks.full,
+        tasks.steps.take(order, axis=0),
+        reaching,
+        None if weights is None else weights[order],
         None if boosts is None else boosts[order],
-        float(weights.sum()),
+        float(len(depths) if weights is None else weights.sum()),
     )
+
+
+def _reaching(steps: Whole, depths: Whole) -> list[int]:
+    """Return how many clients reach each layer; raises `InvalidSetting` unless they take one step from the output on.
+
+    Zeros and ones with given sums of their rows can have but these sums of their columns in one way: all ones at the
+    end of the rows.
+    """
+    deep = np.bincount(depths, minlength=steps.shape[1] + 1).tolist()
+    reaching = [*accumulate(deep[:0:-1])]
+    if steps.sum(axis=0).tolist() != reaching or steps.max(initial=0) > 1:
+        raise InvalidSetting("the fused engine computes one step, of layers from the output on")
+    return reaching
 
 
 def _seen(sum_of_all: Tensor | None, before: Tensor, weight: float) -> Tensor:
@@ -282,12 +328,12 @@ def _seen(sum_of_all: Tensor | None, before: Tensor, weight: float) -> Tensor:
     return before * weight if before.is_floating_point() else before
 
 
-def _slope(labels: Tensor, each: Tensor, outputs: Tensor) -> Tensor:
-    """Return the gradient of the sum of the examples' cross-entropies, each of them times its own number.
+def _slope(labels: Tensor, each: Tensor | None, outputs: Tensor) -> Tensor:
+    """Return the gradient of the sum of the examples' cross-entropies, each of them times its own number if it has one.
 
     It is softmax minus one for the true class. For few classes torch computes it several times faster along the first
     dimension.
     """
-    factors = each.to(outputs)
-    slope = torch.softmax(outputs.t(), dim=0).mul_(factors)
-    return slope.scatter_add_(0, labels[None], -factors[None]).t()
+    slope = torch.softmax(outputs.t(), dim=0)
+    slope.scatter_(0, labels[None], -1.0, reduce="add")
+    return (slope if each is None else slope.mul_(each.to(slope))).t()

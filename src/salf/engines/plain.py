@@ -32,6 +32,7 @@ class PlainEngine:
 
     name = "plain"
     at_once = False
+    one_by_one = None
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class StackedEngine:
 
     name = "stacked"
     at_once = True
+    one_by_one = None
 
     def __init__(
         self,

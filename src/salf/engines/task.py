@@ -1,6 +1,6 @@
 """What an engine is asked to compute, and what every engine is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as validated
 from torch import Tensor, nn
 
 from salf import seeds
-from salf.aggregation import Aggregation
+from salf.aggregation import Aggregated, Aggregation
 from salf.errors import InvalidUpdate
 from salf.updates import Update
 
@@ -42,8 +42,8 @@ class Tasks:
 
     `clients`, of shape (clients,), are their numbers, `steps`, (clients, layers), as in `ClientTask`. `batches`, of
     shape (clients, local steps, batch), holds indices of training examples, and −1 at the end of the batches of a
-    client that has fewer. `num_examples`, (clients,), are the sizes of their data sets. `seed` and `round` are the
-    address of what the model draws. `proximal` is as in `ClientTask`.
+    client that has fewer; `full` says that none has. `num_examples`, (clients,), are the sizes of their data sets.
+    `seed` and `round` are the address of what the model draws. `proximal` is as in `ClientTask`.
     """
 
     clients: Whole
@@ -53,6 +53,7 @@ class Tasks:
     seed: int
     round: int
     proximal: float = 0.0
+    full: bool = False
 
     def __iter__(self) -> Iterator[ClientTask]:
         """Yield each client's task."""
@@ -87,12 +88,36 @@ class Engine(Protocol):
     name: str
     at_once: bool
 
+    @property
+    def one_by_one(self) -> "Engine | None":
+        """The engine that looks at each client's update, of one that adds them up by itself."""
+        ...
+
     def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Let the clients train from the global `weights`, and add what they convey to a round's aggregation.
 
         Return whose updates were accepted, shape (clients,).
         """
         ...
+
+
+def train_round(
+    engine: Engine,
+    weights: Mapping[str, Tensor],
+    tasks: Tasks,
+    begin: Callable[[], Aggregation],
+) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
+    """Let the clients train from the global `weights`, and aggregate what they convey as `begin` begins it.
+
+    Return the new state, and whose updates were accepted, shape (clients,). Where a sum is not finite the round is
+    repeated client by client, to find out whose update is to blame.
+    """
+    running = begin()
+    accepted = engine.contribute(weights, tasks, running)
+    result = running.finish(len(tasks.clients))
+    if result.overflowed and engine.one_by_one is not None:
+        return train_round(engine.one_by_one, weights, tasks, begin)
+    return result, accepted
 
 
 def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> npt.NDArray[np.bool_]:

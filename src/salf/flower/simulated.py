@@ -83,6 +83,7 @@ class FlowerEngine:
 
     name = "flower"
     at_once = False
+    one_by_one = None
 
     def __init__(self, exchange: Exchange, training: Training) -> None:
         self._exchange, self._layers = exchange, training.layers
