@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salf import data, models, seeds
 from salf.costs import measure_costs, measure_passing
-from salf.devices import Cohort, Company, Floats, Job
+from salf.devices import Cohort, Company, Floats, Job, Times
 from salf.engines import Engine, Tasks, Training, choose_engine
 from salf.engines.pooling import quicken
 from salf.errors import InvalidSetting
@@ -79,6 +79,8 @@ class Federation:
         self._cohorts: dict[int, Cohort] = {}
         self._drawn_for: Company | None = None
         self._drawn = np.empty((0, 0), dtype=np.int64)
+        self._timed_for: Company | None = None
+        self._timed: dict[Job, Times] = {}
 
     def suitable_threads(self) -> AbstractContextManager[None]:
         """Compute on one thread, within a context, where a round's passes are small."""
@@ -115,6 +117,17 @@ class Federation:
             drawn = seeds.stream(self.experiment.seed, "cohort", round).choice(population, asked, replace=False)
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
+
+    def times(self, job: Job, cohort: Cohort) -> Times:
+        """Return when the clients of a round finish what of a job."""
+        devices, company = self.experiment.devices, cohort.company
+        if company is None or cohort.effort is not None:
+            return devices.times(job, cohort)
+        if self._timed_for is not company:
+            self._timed_for, self._timed = company, {}
+        if job not in self._timed:
+            self._timed[job] = devices.times(job, company.everyone)
+        return self._timed[job].of(company.places(cohort.round))
 
     def in_examples(self, clients: Whole, effort: Floats) -> Floats:
         """Round shares of batches, shape (clients,), to whole examples: what is computed is what takes time.

@@ -49,7 +49,7 @@ class ObservedReach:
         for page, own in _by_page(ids):
             known = pages.get(page)
             pages[page] = self._nothing(_PAGE) if known is None else known.copy()
-            np.add.at(pages[page], ids[own] % _PAGE, counts[own])
+            _count(pages[page], ids[own] % _PAGE, counts[own])
         seen = self.observations + bool(len(ids))
         return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0), seen)
 
@@ -131,6 +131,14 @@ class Chances:
             empty = theory.empty_probability(reach=reach, min_contributors=min_contributors).tolist()
         rows = np.round([empty, reach.mean(axis=0), reach.min(axis=0)], 6).tolist()
         return cls(*(tuple(row) for row in rows))
+
+
+def _count(page: Whole, places: Whole, counts: Whole) -> None:
+    """Add counts at these places of a page; a client may be counted more than once."""
+    if (places[1:] > places[:-1]).all():  # of the clients of a round, none is
+        page[places] += counts
+    else:
+        np.add.at(page, places, counts)
 
 
 def _by_page(ids: Whole) -> Iterator[tuple[int, npt.NDArray[np.bool_] | slice]]:

@@ -16,8 +16,8 @@ class LayerTotal:
 
     With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
     `weighted_steps` Σ a_u τ_u. `deltas`, times `scale`, are Σ s_u Δ_u, where s_u is a_u, times what
-    `Aggregation.boosts` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u, and
-    the maximum of whole numbers.
+    `Aggregation.boosts` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u,
+    and the maximum of whole numbers.
     """
 
     contributors: int
@@ -30,7 +30,7 @@ class LayerTotal:
 
 @dataclass
 class LayerSum:
-    """The running sums of one layer over the updates that conveyed it; `deltas` are still to be multiplied by `scale`."""
+    """The running sums of one layer over the updates that conveyed it; `deltas` have yet to be multiplied by `scale`."""
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)

@@ -164,7 +164,7 @@ class SynchronousRounds:
         effort = self._method.effort(state.speeds.of(cohort.clients), usual)
         if effort is not None:
             cohort = replace(cohort, effort=self._federation.in_examples(cohort.clients, effort))
-        options = tuple(devices.times(job, cohort) for job in self._jobs)
+        options = tuple(self._federation.times(job, cohort) for job in self._jobs)
         schedule = self._method.in_round(cohort.round, usual, state.observed).schedule(options, usual)
         return Plan(cohort, options, schedule, self._speeds(state, cohort, options))
 

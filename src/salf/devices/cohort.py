@@ -12,6 +12,8 @@ from scipy.special import ndtri
 from salf import seeds
 from salf.devices.job import Floats
 
+_NO_ROUND = -1
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -48,17 +50,19 @@ class Cohort:
 class Company:
     """Cohorts of several rounds, for all of which is drawn at once: a small draw takes hardly less time than a large.
 
-    `cohorts` are the given ones, with this as their company; `clients` are those of one after the other.
+    `cohorts` are the given ones, with this as their company; `clients` are those of one after the other, and `everyone`
+    is one cohort of them all, each in its own round.
     """
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
         self.cohorts = [replace(cohort, company=self) for cohort in cohorts]
         self.clients = np.concatenate([cohort.clients for cohort in cohorts])
+        self.everyone = replace(cohorts[0], clients=self.clients, round=_NO_ROUND, company=self)
         sizes = [len(cohort.clients) for cohort in cohorts]
         ends = np.cumsum(sizes).tolist()
         self._places = {
             cohort.round: slice(end - size, end) for cohort, size, end in zip(cohorts, sizes, ends, strict=True)
-        }
+        } | {_NO_ROUND: slice(None)}
         self._seed = cohorts[0].seed
         self._rounds = np.repeat([cohort.round for cohort in cohorts], sizes)
         self._drawn: dict[tuple[str, int, bool], Floats] = {}

@@ -102,6 +102,18 @@ class Times:
     received: Floats | None = None
     forwarded: Floats | None = None
 
+    def of(self, rows: slice) -> "Times":
+        """Return the times of some of the clients."""
+        ready = self.ready[rows]
+        return Times(
+            ready,
+            ready if self.conveyed is self.ready else self.conveyed[rows],
+            self.whole[rows],
+            self.give_up_seconds,
+            None if self.received is None else self.received[rows],
+            None if self.forwarded is None else self.forwarded[rows],
+        )
+
     def steps_by(self, seconds: float) -> npt.NDArray[np.int64]:
         """Count the steps of each layer that are conveyed within `seconds`, shape (clients, layers)."""
         return np.asarray((self.conveyed <= seconds).sum(axis=1), dtype=np.int64)

@@ -20,7 +20,7 @@ class Devices(ABC):
 
     @abstractmethod
     def times(self, job: Job, cohort: Cohort) -> Times:
-        """Draw when the clients of a round finish what."""
+        """Draw when the clients of a round finish what: each for itself, since those of several rounds may be asked."""
 
     @abstractmethod
     def typical_seconds(self, job: Job) -> float:
