@@ -70,9 +70,10 @@ class Federation:
             costs = measure_passing(model, example, self.layers, costs)
         self.job = Job(costs, experiment.client.local_steps)
         client = experiment.client
-        _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
+        least = min(client.batch_size, int(self.partition.sizes.min()))
+        _check_trainable(model, self.dataset, least)
         model = copy.deepcopy(model).to(self.device)
-        _check_computes(model, self.inputs[:2].clone())
+        _check_computes(model, self.inputs[:least])
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
             self.engine = self._choose_engine(model, build_engine)
@@ -261,15 +262,16 @@ def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None
         )
 
 
-def _check_computes(model: nn.Module, example: Tensor) -> None:
-    """Raise `InvalidSetting` unless `model`, which the CPU can compute, computes on the device of the example, too."""
-    if example.is_cpu:
+def _check_computes(model: nn.Module, inputs: Tensor) -> None:
+    """Raise `InvalidSetting` unless `model`, which the CPU can compute, computes on the device of the inputs, too."""
+    if inputs.is_cpu:
         return
+    twin = copy.deepcopy(model).train()
     try:
-        with draws_apart(example.device), torch.no_grad():
-            model(example)
+        with draws_apart(inputs.device), torch.no_grad():
+            twin(inputs.clone())
     except Exception as error:
         raise InvalidSetting(
-            f"device is '{example.device}', on which the model cannot compute ({error}); let it make its tensors where "
+            f"device is '{inputs.device}', on which the model cannot compute ({error}); let it make its tensors where "
             "its inputs are, and keep those that it needs as parameters or buffers, or choose device 'cpu'"
         ) from error

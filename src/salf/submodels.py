@@ -61,6 +61,7 @@ class Submodels:
                 "computed one after another; choose 'auto' or 'plain'"
             )
         self._federation, self._method = federation, method
+        self._model = copy.deepcopy(federation.model).to(federation.device)
         # BatchNorm's statistics are not the clients' matter.
         self._layers = replace(
             federation.layers, sequence=tuple(replace(layer, buffers=()) for layer in federation.layers)
@@ -102,8 +103,7 @@ class Submodels:
         if not federation.is_tested(round):
             return weights
         order = seeds.stream(federation.experiment.seed, "statistics").permutation(len(federation.inputs))
-        model = copy.deepcopy(federation.model).to(federation.device)
-        return weights | statistics(model, weights, federation.inputs, self._there(order))
+        return weights | statistics(self._model, weights, federation.inputs, self._there(order))
 
     def _groups(self, plan: Plan) -> Iterator[_Group]:
         """Yield the groups of clients that convey something, in the order of their first clients."""

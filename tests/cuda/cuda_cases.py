@@ -72,6 +72,10 @@ def small_data(device: torch.device = CPU) -> Dataset:
 def subject(name: str, device: torch.device, *, double: bool = False) -> Subject:
     """One of the models on a device, with the same numbers on each."""
     model = build(MODELS[name], SHAPE, CLASSES, seed=3)
+    draw = torch.Generator().manual_seed(17)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from zero, where nothing but gradients would be compared
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
     inputs, labels = pictures()
     if double:
         model, inputs = model.double(), inputs.double()
