@@ -1,6 +1,7 @@
 """On a CUDA device each engine computes what the plain engine computes on the CPU."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from salf.accelerators import CPU
 from salf.aggregation import Aggregation
 from salf.engines import FusedEngine, Optimisation, PlainEngine
 from salf.engines.pooling import FastPool
-from salf.errors import UnsuitableModel
+from salf.errors import InvalidUpdate, UnsuitableModel
 from salf.layers import find_layers
 from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.updates import Update, all_finite, check_update
@@ -99,9 +100,8 @@ def dropped(seed: int) -> Mapping[str, Tensor]:
     model = model.to(cuda())
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     engine = PlainEngine(model, layers, inputs.to(cuda()), labels.to(cuda()), SGD)
-    running, tasks = Aggregation(weights, layers, Contributors()), tasks_for(layers)
-    tasks = type(tasks)(**{**vars(tasks), "seed": seed})
-    engine.contribute(weights, tasks, running)
+    running = Aggregation(weights, layers, Contributors())
+    engine.contribute(weights, replace(tasks_for(layers), seed=seed), running)
     return running.finish().state
 
 
@@ -151,5 +151,5 @@ def test_what_is_not_finite_is_found_on_the_device(wrong: float) -> None:
     deltas = {name: torch.zeros_like(own.weights[name]) for layer in own.layers for name in layer.parameters}
     check_update(Update(deltas, 1, 1), own.layers, own.weights)
     deltas[name][0] = wrong
-    with pytest.raises(Exception, match=f"'{name}' holds values that are not finite"):
+    with pytest.raises(InvalidUpdate, match=f"'{name}' holds values that are not finite"):
         check_update(Update(deltas, 1, 1), own.layers, own.weights)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from salf import simulate
 from salf.accelerators import CPU
 from salf.checkpoint import load_checkpoint, save_checkpoint
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.models import build
 from salf.records import RoundRecord
@@ -130,7 +130,7 @@ def tensors(state: object) -> Iterator[Tensor]:
 
 def test_another_device_is_another_experiment(tmp_path: Path) -> None:
     run_experiment(experiment("salf", "cuda", rounds=1), tmp_path)
-    with pytest.raises(InvalidSetting.__mro__[1], match="device is 'cuda', not 'cpu'"):
+    with pytest.raises(RunFolderError, match="device is 'cuda', not 'cpu'"):
         run_experiment(experiment("salf", "cpu", rounds=1), tmp_path, resume=True)
 
 
