@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticKnownError, PydanticSerializationError, to_json
 
+from salf import accelerators
 from salf.data import NAMES
 from salf.devices import AnyDevices, UniformDepth
 from salf.engines import EngineName, Optimisation
@@ -36,6 +37,14 @@ def _one_of(names: Collection[str]) -> BeforeValidator:
         return name
 
     return BeforeValidator(check)
+
+
+def _device(name: str) -> str:
+    """Let only the names of devices through that can compute; whether one is here shows when a run begins."""
+    if not accelerators.is_device_name(name):
+        expected = ", ".join(f"'{known}'" for known in accelerators.NAMES)
+        raise PydanticKnownError("literal_error", {"expected": expected})
+    return name
 
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
@@ -91,10 +100,14 @@ class Expected:
 
 @validated(frozen=True, kw_only=True, config=_STRICT)
 class Experiment:
-    """Everything that determines a run; two runs of equal experiments on one machine give the same bytes.
+    """Everything that determines a run; two runs of equal experiments on one machine's CPU give the same bytes.
 
     `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once, "flower" in
     clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
+
+    `device` is where it does so, the CPU or a CUDA device ("cuda:N" with its number for N), which must be there when
+    the run begins. Who is asked, how far each client gets and what the clock says do not depend on it; the weights do,
+    by rounding.
 
     >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
     >>> experiment.rounds, experiment.data.clients, experiment.method.name
@@ -105,6 +118,7 @@ class Experiment:
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     rounds: Count = 100
     engine: EngineName = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     data: DataSettings = Field(default_factory=DataSettings)
     model: Model = Field(default_factory=Mlp)
     client: ClientSettings = Field(default_factory=ClientSettings)
@@ -167,12 +181,13 @@ class Experiment:
         return replace(self, method=METHODS[name](**kept))
 
     def is_as_published(self) -> bool:
-        """Say whether this is a preset but for its seed, method, engine, the data's folder and when it is tested."""
+        """Say whether this is a preset but for seed, method, engine, device, data folder and when it is tested."""
         if self.name not in preset_names():
             return False
         preset = Experiment.load(self.name).with_method(self.method.name)
         own = replace(preset.data, root=self.data.root)
-        return self == replace(preset, seed=self.seed, engine=self.engine, evaluate=self.evaluate, data=own)
+        same = replace(preset, seed=self.seed, engine=self.engine, device=self.device)
+        return self == replace(same, evaluate=self.evaluate, data=own)
 
     def to_toml(self) -> str:
         """Return the complete experiment as TOML.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from salf import data, models, seeds
+from salf.accelerators import draws_apart, find_device
 from salf.costs import measure_costs, measure_passing
 from salf.devices import Cohort, Company, Floats, Job, Times
 from salf.engines import Engine, Tasks, Training, choose_engine
@@ -36,7 +37,9 @@ class Federation:
     """The clients of an experiment and what they train; nothing in it changes from round to round.
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
-    never changed. `job` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
+    never changed. `dataset` and `model` are on the CPU, where all is decided that is to be the same wherever a run is
+    computed; `inputs` and `labels` are the training examples on the `device` that computes, as are the global weights.
+    `job` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
     `rounds_ahead` rounds at once. `build_engine` makes an engine that the experiment cannot choose by itself.
     """
 
@@ -49,18 +52,18 @@ class Federation:
         build_engine: Callable[[Training], Engine] | None = None,
     ) -> None:
         _check_given(experiment, model, dataset)
-        self.experiment = experiment
+        self.experiment, self.device = experiment, find_device(experiment.device)
         settings = experiment.data
-        self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset
-        if any(tensor.device.type != "cpu" for tensor in (self.dataset.inputs, self.dataset.labels)):
-            raise InvalidSetting("the simulator computes on the CPU: move the data there (.cpu())")
-        self._tested = _test_examples(self.dataset, experiment.evaluate.examples)
+        self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset.cpu()
+        self.inputs, self.labels = self.dataset.inputs.to(self.device), self.dataset.labels.to(self.device)
+        inputs, labels = _test_examples(self.dataset, experiment.evaluate.examples)
+        self._tested = inputs.to(self.device), labels.to(self.device)
         self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
         if model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
-        self.model = copy.deepcopy(model)
-        self._tester = quicken(copy.deepcopy(model))
+        self.model = model = copy.deepcopy(model).cpu()
+        self._tester = quicken(copy.deepcopy(model).to(self.device))
         self._normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001 - torch has no public name for all of them
         example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
@@ -69,7 +72,10 @@ class Federation:
             costs = measure_passing(model, example, self.layers, costs)
         self.job = Job(costs, experiment.client.local_steps)
         client = experiment.client
-        _check_trainable(model, self.dataset, min(client.batch_size, int(self.partition.sizes.min())))
+        least = min(client.batch_size, int(self.partition.sizes.min()))
+        _check_trainable(model, self.dataset, least)
+        model = copy.deepcopy(model).to(self.device)
+        _check_computes(model, self.inputs[:least])
         batch = client.batch_size * self.job.costs.forward
         with _suitable_threads(batch):
             self.engine = self._choose_engine(model, build_engine)
@@ -97,7 +103,7 @@ class Federation:
 
     def initial_weights(self) -> dict[str, Tensor]:
         """Return the global state dict before the first round."""
-        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().to(self.device, copy=True) for name, tensor in self.model.state_dict().items()}
 
     def draw_cohort(self, round: int) -> Cohort:
         """Draw who is asked in a round, in the company of the rounds around it."""
@@ -184,8 +190,8 @@ class Federation:
             model,
             self.layers,
             self.job.costs,
-            self.dataset.inputs,
-            self.dataset.labels,
+            self.inputs,
+            self.labels,
             client,
             batch,
             client.local_steps,
@@ -251,8 +257,8 @@ def _check_given(experiment: Experiment, model: nn.Module | None, dataset: data.
         raise InvalidSetting(f"experiment is {experiment!r}; give an Experiment, such as Experiment.load('digits')")
     if model is not None and not isinstance(model, nn.Module):
         raise InvalidSetting(f"model is {model!r}; give an nn.Module, already built")
-    if model is not None and any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        raise InvalidSetting("the simulator computes on the CPU: move the model there (.cpu())")
+    if model is not None and any(parameter.is_meta for parameter in model.parameters()):
+        raise InvalidSetting("the model has parameters without values, on the device 'meta'; build it on another")
     if dataset is None and experiment.data.name == "tensors":
         raise InvalidSetting("data.name is 'tensors': give the data in Python, simulate(experiment, dataset=...)")
 
@@ -276,3 +282,18 @@ def _check_trainable(model: nn.Module, dataset: data.Dataset, rows: int) -> None
             f"for {rows} examples the model returns {given}, but scores of shape ({rows}, {classes}) or wider are "
             f"needed, one per label from 0 to {classes - 1}; change the model's last layer or the labels"
         )
+
+
+def _check_computes(model: nn.Module, inputs: Tensor) -> None:
+    """Raise `InvalidSetting` unless `model`, which the CPU can compute, computes on the device of the inputs, too."""
+    if inputs.is_cpu:
+        return
+    twin = copy.deepcopy(model).train()
+    try:
+        with draws_apart(inputs.device), torch.no_grad():
+            twin(inputs.clone())
+    except Exception as error:
+        raise InvalidSetting(
+            f"device is '{inputs.device}', on which the model cannot compute ({error}); let it make its tensors where "
+            "its inputs are, and keep those that it needs as parameters or buffers, or choose device 'cpu'"
+        ) from error

@@ -35,7 +35,7 @@ class Overlap:
         `rows` says, by parameter, which rows the group has a say in, as booleans; all where it says nothing.
         """
         for name, values in part.items():
-            weights = torch.full(values.shape, weight, dtype=torch.float64)
+            weights = torch.full_like(values, weight, dtype=torch.float64)
             if rows is not None and name in rows:
                 weights[~rows[name]] = 0.0
             if name not in self._sums:

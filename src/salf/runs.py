@@ -90,7 +90,7 @@ def run_experiment(
         simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)
-        return _play(simulation, state, records, watch, folder)
+        return _play(simulation, state.to(simulation.federation.device), records, watch, folder)
 
 
 def _play(

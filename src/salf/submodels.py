@@ -1,7 +1,9 @@
 """Rounds of HeteroFL: clients train sub-models of several widths, which overlap in the global model."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +61,7 @@ class Submodels:
                 "computed one after another; choose 'auto' or 'plain'"
             )
         self._federation, self._method = federation, method
+        self._model = copy.deepcopy(federation.model).to(federation.device)
         # BatchNorm's statistics are not the clients' matter.
         self._layers = replace(
             federation.layers, sequence=tuple(replace(layer, buffers=()) for layer in federation.layers)
@@ -99,9 +102,8 @@ class Submodels:
         federation = self._federation
         if not federation.is_tested(round):
             return weights
-        inputs = federation.dataset.inputs
-        order = seeds.stream(federation.experiment.seed, "statistics").permutation(len(inputs))
-        return weights | statistics(federation.model, weights, inputs, torch.from_numpy(order))
+        order = seeds.stream(federation.experiment.seed, "statistics").permutation(len(federation.inputs))
+        return weights | statistics(self._model, weights, federation.inputs, self._there(order))
 
     def _groups(self, plan: Plan) -> Iterator[_Group]:
         """Yield the groups of clients that convey something, in the order of their first clients."""
@@ -123,7 +125,11 @@ class Submodels:
 
     def _rows(self, classes: Bools) -> dict[str, Tensor]:
         """Return which rows of the last layer belong to some classes."""
-        return {f"{self._head}.{name}": torch.from_numpy(classes) for name in ("weight", "bias")}
+        return {f"{self._head}.{name}": self._there(classes) for name in ("weight", "bias")}
+
+    def _there(self, array: npt.NDArray[Any]) -> Tensor:
+        """Return an array on the device that computes."""
+        return torch.from_numpy(array).to(self._federation.device)
 
     def _classes_held(self) -> Bools:
         """Say which classes have a say in whose loss, shape (population, outputs): those it holds examples of."""
@@ -141,10 +147,10 @@ class Submodels:
         model = narrow(federation.model, width, scaler=self._method.scaler)
         costs = measure_costs(model, federation.dataset.inputs[:2].clone(), self._layers)
         engine = PlainEngine(
-            model,
+            copy.deepcopy(model).to(federation.device),
             self._layers,
-            federation.dataset.inputs,
-            federation.dataset.labels,
+            federation.inputs,
+            federation.labels,
             federation.experiment.client,
             self._masked_loss_of if self._method.mask_labels else cross_entropy_of,
         )
@@ -152,7 +158,7 @@ class Submodels:
         return _Submodel(parameters, engine, Job(costs, federation.job.local_steps, whole=federation.job.costs))
 
     def _masked_loss_of(self, client: int) -> Loss:
-        absent = torch.from_numpy(~self._classes[client])
+        absent = self._there(~self._classes[client])
 
         def loss(scores: Tensor, labels: Tensor) -> Tensor:
             return nn.functional.cross_entropy(scores.masked_fill(absent, 0.0), labels)

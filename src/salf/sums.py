@@ -30,7 +30,7 @@ class LayerTotal:
 
 @dataclass
 class LayerSum:
-    """The running sums of one layer over the updates that conveyed it; `deltas` have yet to be multiplied by `scale`."""
+    """Running sums of one layer over the updates that conveyed it; `deltas` are yet to be multiplied by `scale`."""
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)

@@ -154,18 +154,19 @@ def _is_count(value: object) -> bool:
 def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> Iterator[str]:
     parameters = {name for layer in layers for name in layer.parameters}
     buffers = {name: layer for layer in layers for name in layer.buffers}
+    finite = state is not None and _is_finite_there(update)
     for name in update.deltas:
         if name not in parameters:
             yield f"'{name}' is no trainable parameter of this model"
         elif state is not None:
-            yield from _value_problems(name, update.deltas[name], state)
+            yield from _value_problems(name, update.deltas[name], state, finite=finite)
     for name in update.buffers:
         if name not in buffers:
             yield f"'{name}' is no buffer of a layer of this model"
         elif not update.conveys(buffers[name]):
             yield f"buffer '{name}' comes without its layer '{buffers[name].name}'"
         elif state is not None:
-            yield from _value_problems(name, update.buffers[name], state)
+            yield from _value_problems(name, update.buffers[name], state, finite=finite)
     yield from _half_layers(update, layers)
 
 
@@ -180,7 +181,7 @@ def _half_layers(update: Update, layers: Layers) -> Iterator[str]:
                 yield f"half of {kind} '{layer.name}' is missing ({', '.join(missing)})"
 
 
-def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> Iterator[str]:
+def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, finite: bool) -> Iterator[str]:
     if not isinstance(value, Tensor):
         yield f"'{name}' is a {type(value).__name__}, not a tensor"
         return
@@ -195,8 +196,20 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor]) -> It
         yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
     if value.dtype != expected.dtype:
         yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
-    if not is_finite(value):
+    if not finite and not is_finite(value):
         yield f"'{name}' holds values that are not finite"
+
+
+def _is_finite_there(update: Update) -> bool:
+    """Say whether one accelerator holds the whole update, and all of it is finite: one look, not one for each."""
+    tensors = [*update.deltas.values(), *update.buffers.values()]
+    if not all(_is_there(tensor) for tensor in tensors):
+        return False
+    return len({tensor.device for tensor in tensors}) == 1 and all_finite(tensors)
+
+
+def _is_there(value: object) -> bool:
+    return isinstance(value, Tensor) and not (value.is_cpu or value.is_meta) and value.layout is torch.strided
 
 
 def is_finite(value: Tensor) -> bool:
@@ -209,13 +222,19 @@ def is_finite(value: Tensor) -> bool:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Say whether no value of several tensors is infinite or NaN."""
+    """Say whether no value of several tensors, all on one device, is infinite or NaN."""
     # One norm for each finds it in a single call; only where one overflows must each value be looked at.
     floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
     norms = torch._foreach_norm(floats) if floats else ()  # noqa: SLF001 - torch's optimizers are built on it
-    if not all(math.isfinite(norm.item()) for norm in norms):
+    if not _are_finite(norms):
         return all(map(is_finite, tensors))
     return len(floats) == len(tensors) or all(map(is_finite, (own for own in tensors if own.dtype not in _FLOATS)))
+
+
+def _are_finite(norms: Sequence[Tensor]) -> bool:
+    if norms and not norms[0].is_cpu:  # every look at a number waits for an accelerator: one for all
+        return bool(torch.stack([*norms]).isfinite().all())
+    return all(math.isfinite(norm.item()) for norm in norms)
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

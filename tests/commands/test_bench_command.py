@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command_cases import only_json, plain, refusal, salf
 
+from salf.accelerators import CPU
 from salf.bench import Case, Figure, all_cases
 from salf.bench.case import compare
 
@@ -23,7 +25,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     # The command has the name of its module, and hides it.
-    monkeypatch.setattr(sys.modules["salf.cli.bench"], "all_cases", lambda: CASES)
+    monkeypatch.setattr(sys.modules["salf.cli.bench"], "all_cases", lambda device: CASES)
 
 
 def test_figures_are_told_beside_their_targets() -> None:
@@ -48,12 +50,31 @@ def test_figures_are_kept_with_a_plot_and_printed_for_machines(tmp_path: Path) -
     assert [figure["met"] for figure in found["figures"]] == [True, True, True]
     assert found["figures"][0]["pairs"] == 5
     assert found["machine"]["cores"] >= 1
+    assert (found["machine"]["device"], found["left_out"]) == ("cpu", [])
 
 
 def test_only_some_figures_are_measured() -> None:
     found = only_json(salf("bench", "--only", "round, fused/s", "--json"))
     assert [figure["name"] for figure in found["figures"]] == ["fused/small", "round/large"]
     assert "--only names 'rounds', which is not measured" in refusal("bench", "--only", "rounds")
+
+
+def test_a_device_that_is_none_is_refused() -> None:
+    assert "device is 'gpu'; choose one of cpu, cuda, cuda:N" in refusal("bench", "--device", "gpu")
+
+
+def test_what_is_about_the_cpu_is_left_out_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [*CASES, replace(CASES[1], name="memory/registered", cpu_only=True)]
+    command = sys.modules["salf.cli.bench"]
+    monkeypatch.setattr(command, "all_cases", lambda device: cases)
+    monkeypatch.setattr(command, "find_device", torch.device)
+    monkeypatch.setattr(command, "title_of", lambda device: "Abacus 9")
+    found = only_json(salf("bench", "--device", "cuda", "--json"))
+    assert (found["machine"]["device"], found["left_out"]) == ("Abacus 9", ["memory/registered"])
+    assert [figure["name"] for figure in found["figures"]] == [case.name for case in CASES]
+    text = plain(salf("bench", "--device", "cuda", columns=120).out)
+    assert "Abacus 9" in text
+    assert "left out on cuda, since it is about the CPU: memory/registered" in text
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
@@ -101,7 +122,7 @@ def test_a_target_is_a_least_or_a_most() -> None:
 
 
 def test_every_target_of_the_engines_is_measured() -> None:
-    names = [case.name for case in all_cases()]
+    names = [case.name for case in all_cases(CPU)]
     kinds = Counter(name.partition("/")[0] for name in names)
     memory = 0 if sys.platform == "win32" else 2
     assert kinds == Counter(fused=6, round=2, loop=1, deadline=2, aggregate=2, growth=1, memory=memory)
@@ -110,5 +131,5 @@ def test_every_target_of_the_engines_is_measured() -> None:
 
 @pytest.mark.parametrize("name", ["fused/mlp-30", "round/mlp-30", "loop/mlp-30"])
 def test_the_cases_can_be_measured(name: str) -> None:
-    case = next(case for case in all_cases() if case.name == name)
+    case = next(case for case in all_cases(CPU) if case.name == name)
     assert case.measure(0.0).value > 0

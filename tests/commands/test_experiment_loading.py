@@ -163,7 +163,7 @@ def test_values_and_sections_are_not_confused(key: str, value: object, message: 
         ("model.patch", "unknown key 'model.patch': it belongs to model.name = 'transformer', not to 'cnn'"),
         ("method.rule.max_corr", "unknown key 'method.rule.max_corr' (did you mean 'method.rule.max_correction'?)"),
         ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, examples, target)"),
-        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, {SECTIONS})"),
+        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, device, {SECTIONS})"),
     ],
 )
 def test_unknown_keys_are_told_where_they_belong(key: str, message: str) -> None:
@@ -368,7 +368,7 @@ def test_an_experiment_without_any_setting_runs() -> None:
     ("settings", "published"),
     [
         ({}, True),
-        ({"seed": 3, "engine": "plain", "evaluate.every": 7, "data.root": "/somewhere"}, True),
+        ({"seed": 3, "engine": "plain", "device": "cuda", "evaluate.every": 7, "data.root": "/somewhere"}, True),
         ({"method.name": "drop"}, True),
         ({"rounds": 20}, False),
         ({"method.deadline": 2.0}, False),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from salf.errors import InvalidSetting, SalfError
 from salf.experiment import Experiment
 from salf.flower.exchange import Exchange
-from salf.flower.simulated import FlowerEngine, _client_app
+from salf.flower.simulated import FlowerEngine, _client_app, run_on_flower
 from salf.records import RoundRecord
 from salf.runs import run_experiment
 from salf.simulation import Simulation
@@ -83,6 +83,11 @@ def test_a_poisoned_update_is_counted_and_left_out() -> None:
 def test_the_engine_is_not_chosen_outside_flower() -> None:
     with pytest.raises(InvalidSetting, match="use salf run --engine flower"):
         Simulation(RUN)
+
+
+def test_clients_on_flower_compute_on_the_cpu_only() -> None:
+    with pytest.raises(InvalidSetting, match="device is 'cuda', but clients on Flower's simulation engine compute on"):
+        run_on_flower(replace(RUN, device="cuda"))
 
 
 def test_a_run_on_flowers_simulation_engine_ends_as_a_plain_one(tmp_path: Path) -> None:

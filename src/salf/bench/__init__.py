@@ -1,5 +1,7 @@
 """The performance figures that salf promises, measured on this machine: times as ratios within one run."""
 
+import torch
+
 from salf.bench.aggregating import aggregation_cases as aggregation_cases
 from salf.bench.case import Case as Case
 from salf.bench.case import Figure as Figure
@@ -9,6 +11,12 @@ from salf.bench.rounds import growth_case as growth_case
 from salf.bench.rounds import round_cases as round_cases
 
 
-def all_cases() -> list[Case]:
-    """Return everything that `salf bench` measures, in the order of its table."""
-    return [*round_cases(), *deadline_cases(), *aggregation_cases(), growth_case(), *memory_cases()]
+def all_cases(device: torch.device) -> list[Case]:
+    """Return everything that `salf bench` measures on a device, or could on another, in the order of its table."""
+    return [
+        *round_cases(device),
+        *deadline_cases(device),
+        *aggregation_cases(device),
+        growth_case(device),
+        *memory_cases(device),
+    ]

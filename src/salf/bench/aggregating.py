@@ -1,11 +1,13 @@
 """How much time and memory it takes to aggregate large updates as they arrive."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from salf.aggregation import Aggregation
+from salf.aggregation import Aggregated, Aggregation
 from salf.bench.case import Case, Figure, compare
 from salf.layers import Layer, Layers
 from salf.rules import Corrected
@@ -15,17 +17,18 @@ _UPDATES = 100
 _LAYERS, _WIDTH = 11, 1000
 
 
-def aggregation_cases() -> list[Case]:
-    """Return the cases of an aggregation's speed and memory."""
+def aggregation_cases(device: torch.device) -> list[Case]:
+    """Return the cases of an aggregation's speed and memory, with state and updates on a device."""
+    speed, memory = partial(_speed, device), partial(_memory, device)
     size = f"{_UPDATES} updates of {_LAYERS * _WIDTH**2 // 10**6} M parameters"
     return [
-        Case("aggregate/speed", f"copying {size}, against aggregating them", 0.5, "≥", "×", _speed),
-        Case("aggregate/memory", f"largest memory while aggregating {size}, against the model", 4, "≤", "×", _memory),
+        Case("aggregate/speed", f"copying {size}, against aggregating them", 0.5, "≥", "×", speed),
+        Case("aggregate/memory", f"largest memory while aggregating {size}, against the model", 4, "≤", "×", memory),
     ]
 
 
-def _speed(seconds: float) -> Figure:
-    state, layers, update = _parts()
+def _speed(device: torch.device, seconds: float) -> Figure:
+    state, layers, update = _parts(device)
     room = {name: torch.empty_like(value) for name, value in state.items()}
 
     def copy_all() -> None:
@@ -39,30 +42,48 @@ def _speed(seconds: float) -> Figure:
             running.add(update)
         running.finish(_UPDATES)
 
-    return compare(copy_all, aggregate_all, seconds)
+    return compare(copy_all, aggregate_all, seconds, device)
 
 
-def _memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+def _memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
     """Count what torch holds at most: what the aggregation allocates, the state that it starts from, and one update."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells on stderr when it starts and stops
-    state, layers, update = _parts()
+    state, layers, update = _parts(device)
     model_bytes = sum(value.nbytes for value in state.values())
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+
+    def aggregate_some() -> Aggregated:
         running = Aggregation(state, layers, Corrected())
         for _ in range(_UPDATES // 10):
             running.add(update)
-        result = running.finish(_UPDATES // 10)
+        return running.finish(_UPDATES // 10)
+
+    highest = _most_allocated(aggregate_some) if device.type == "cpu" else _most_allocated_there(aggregate_some, device)
+    return Figure((highest + 2 * model_bytes) / model_bytes, {"model_bytes": model_bytes, "allocated_bytes": highest})
+
+
+def _most_allocated(act: Callable[[], object]) -> int:
+    """Return how many bytes torch holds at most, on the CPU, of what it allocates meanwhile."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells on stderr when it starts and stops
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = act()
     held = highest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)
     del result
-    return Figure((highest + 2 * model_bytes) / model_bytes, {"model_bytes": model_bytes, "allocated_bytes": highest})
+    return highest
 
 
-def _parts() -> tuple[dict[str, Tensor], Layers, Update]:
+def _most_allocated_there(act: Callable[[], object], device: torch.device) -> int:
+    """Return the same of a CUDA device."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    act()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _parts(device: torch.device) -> tuple[dict[str, Tensor], Layers, Update]:
     names = [f"layer{number}" for number in range(_LAYERS)]
-    state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH) for name in names}
+    state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH, device=device) for name in names}
     layers = Layers(tuple(Layer(name, (f"{name}.weight",)) for name in names))
     return state, layers, Update({name: torch.randn_like(value) for name, value in state.items()}, 1, 1)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+import torch
+
+from salf.accelerators import CPU, wait_for
+
 _TURN_SECONDS = 0.03
 
 
@@ -23,7 +27,7 @@ class Case:
     """Something to measure: `measure` is given the seconds it may take, and the figure shall keep to the `target`.
 
     `bound` says whether the target is the most ("≤") or the least ("≥") that it may be; `unit` is "×" for a ratio, and
-    "" for an exponent.
+    "" for an exponent. What is about the memory of processes is measured for the CPU only (`cpu_only`).
     """
 
     name: str
@@ -32,13 +36,16 @@ class Case:
     bound: Literal["≤", "≥"]
     unit: Literal["×", "%", "MiB", ""]
     measure: Callable[[float], Figure]
+    cpu_only: bool = False
 
     def is_met(self, value: float) -> bool:
         """Say whether a figure keeps to the target."""
         return value <= self.target if self.bound == "≤" else value >= self.target
 
 
-def compare(one: Callable[[], object], other: Callable[[], object], seconds: float) -> Figure:
+def compare(
+    one: Callable[[], object], other: Callable[[], object], seconds: float, device: torch.device = CPU
+) -> Figure:
     """Time `one` and `other` in turn, for about so many seconds; the figure is the median of the pairs' ratios.
 
     Each is run twice before anything counts. What disturbs the machine for a while disturbs both of a pair. What is
@@ -47,20 +54,25 @@ def compare(one: Callable[[], object], other: Callable[[], object], seconds: flo
     """
     one()
     other()
-    often, oftener = (max(1, math.ceil(_TURN_SECONDS / timed(act))) for act in (one, other))
+    often, oftener = (max(1, math.ceil(_TURN_SECONDS / timed(act, device=device))) for act in (one, other))
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < 5 or time.perf_counter() < end:
-        pairs.append((timed(one, often), timed(other, oftener)))
+        pairs.append((timed(one, often, device), timed(other, oftener, device)))
     first, second = ([pair[place] for pair in pairs] for place in (0, 1))
     ratio = median(mine / theirs for mine, theirs in pairs)
     details = {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs)}
     return Figure(ratio, {**details, "times": often, "against_times": oftener})
 
 
-def timed(act: Callable[[], object], times: int = 1) -> float:
-    """Return how many seconds something takes, on average over so many times, one after the other."""
+def timed(act: Callable[[], object], times: int = 1, device: torch.device = CPU) -> float:
+    """Return how many seconds something takes, on average over so many times, one after the other.
+
+    The clock is read when the `device` has done what it was given.
+    """
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(times):
         act()
+    wait_for(device)
     return (time.perf_counter() - start) / times

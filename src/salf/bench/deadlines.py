@@ -1,6 +1,6 @@
 """What a real deadline costs a loop that it never interrupts, and how punctual it is."""
 
-from functools import cache
+from functools import cache, partial
 from statistics import fmean, median
 
 import torch
@@ -18,8 +18,8 @@ _LATE = 1.05
 _BLOCKS, _FEWEST_BLOCKS = 100, 20
 
 
-def deadline_cases() -> list[Case]:
-    """Return the cases of a deadline's cost and punctuality."""
+def deadline_cases(device: torch.device) -> list[Case]:
+    """Return the cases of a deadline's cost and punctuality, with the model on a device."""
     return [
         Case(
             "deadline/cost",
@@ -27,7 +27,7 @@ def deadline_cases() -> list[Case]:
             1.02,
             "≤",
             "×",
-            _cost,
+            partial(_cost, device),
         ),
         Case(
             "deadline/on-time",
@@ -35,22 +35,22 @@ def deadline_cases() -> list[Case]:
             95,
             "≥",
             "%",
-            _punctuality,
+            partial(_punctuality, device),
         ),
     ]
 
 
 class Loop:
-    """A training loop on VGG11, and blocks of it under a deadline."""
+    """A training loop on VGG11, on a device, and blocks of it under a deadline."""
 
-    def __init__(self) -> None:
-        self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0)
+    def __init__(self, device: torch.device) -> None:
+        self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.inputs: Tensor = torch.randn(_ROWS, 3, 32, 32)
-        self.labels: Tensor = torch.randint(0, 10, (_ROWS,))
+        self.inputs: Tensor = torch.randn(_ROWS, 3, 32, 32).to(device)
+        self.labels: Tensor = torch.randint(0, 10, (_ROWS,)).to(device)
         self.layers: Layers = find_layers(self.model, self.inputs)
         self.train(3)
-        self.step_seconds = median(timed(lambda: self.train(1)) for _ in range(20))
+        self.step_seconds = median(timed(lambda: self.train(1), device=device) for _ in range(20))
 
     def train(self, steps: int) -> None:
         """Train for some steps."""
@@ -68,18 +68,18 @@ class Loop:
 
 
 @cache
-def _loop() -> Loop:
-    return Loop()
+def _loop(device: torch.device) -> Loop:
+    return Loop(device)
 
 
-def _cost(seconds: float) -> Figure:
-    loop = _loop()
-    return compare(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds)
+def _cost(device: torch.device, seconds: float) -> Figure:
+    loop = _loop(device)
+    return compare(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
 
 
-def _punctuality(seconds: float) -> Figure:
+def _punctuality(device: torch.device, seconds: float) -> Figure:
     """Try nine deadlines for equally many blocks, fewer where time is short; the figure is that of the worst."""
-    loop = _loop()
+    loop = _loop(device)
     for _ in range(3):
         loop.block(1, 1000.0)
     count = min(_BLOCKS, max(_FEWEST_BLOCKS, round(seconds / (9 * 0.5 * loop.step_seconds))))

@@ -2,11 +2,13 @@
 
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from salf.accelerators import CPU
 from salf.bench.case import Case, Figure
 from salf.data import Dataset
 from salf.devices import UniformDepth
@@ -21,32 +23,37 @@ _MIB = 2**20
 _STATUS = Path("/proc/self/status")
 
 
-def memory_cases() -> list[Case]:
+def memory_cases(device: torch.device) -> list[Case]:
     """Return the cases of a round's and of a population's memory; none where a process cannot tell its own."""
     if sys.platform == "win32":
         return []
     many, few = f"{_REGISTERED:,} clients".replace(",", " "), f"{_ASKED}"
+    registered = f"{many}, {few} asked: more than if {few} were all"
+    whole = "the whole process" if device.type == "cpu" else "what torch allocates on the device"
+    measure = partial(_round, device)
     return [
-        Case("memory/cnn-1000", f"1000 clients, batch {_BATCH}, CNN: the whole process", 2048, "≤", "MiB", _round),
-        Case("memory/registered", f"{many}, {few} asked: more than if {few} were all", 100, "≤", "MiB", _registered),
+        Case("memory/cnn-1000", f"1000 clients, batch {_BATCH}, CNN: {whole}", 2048, "≤", "MiB", measure),
+        Case("memory/registered", registered, 100, "≤", "MiB", _registered, cpu_only=True),
     ]
 
 
-def largest_memory(clients: int, asked: int, model: Model, side: int, examples: int) -> int:
+def largest_memory(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device = CPU) -> int:
     """Play three rounds in a process of its own, and return the most memory in bytes that this process held.
 
-    `asked` of the `clients` take part in a round; the data are so many random `examples` of `side` × `side` pixels.
+    On another `device` than the CPU it is what torch has allocated there that counts. `asked` of the `clients` take
+    part in a round; the data are so many random `examples` of `side` × `side` pixels.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_play, clients, asked, model, side, examples).result()
+        return pool.submit(_play, clients, asked, model, side, examples, device).result()
 
 
-def _play(clients: int, asked: int, model: Model, side: int, examples: int) -> int:
+def _play(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device) -> int:
     inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
     experiment = Experiment(
         name="memory",
         rounds=_ROUNDS,
+        device=str(device),
         data=DataSettings(name="tensors", clients=clients),
         model=model,
         client=ClientSettings(batch_size=_BATCH, cohort=asked),
@@ -57,7 +64,7 @@ def _play(clients: int, asked: int, model: Model, side: int, examples: int) -> i
     state = simulation.initial_state()
     for _ in range(_ROUNDS):
         state, _record = simulation.play(state)
-    return _most_held()
+    return _most_held() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def _most_held() -> int:
@@ -70,8 +77,8 @@ def _most_held() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
-def _round(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
-    taken = largest_memory(1000, 1000, Cnn(), 28, 1000 * _BATCH)
+def _round(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    taken = largest_memory(1000, 1000, Cnn(), 28, 1000 * _BATCH, device)
     return Figure(taken / _MIB, {"bytes": taken})
 
 

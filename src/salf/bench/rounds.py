@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from salf.accelerators import CPU
 from salf.aggregation import Aggregation
 from salf.bench.case import Case, Figure, compare, timed
 from salf.data import Dataset
@@ -58,11 +59,18 @@ _FUSED = {
 _WHOLE = {"mlp-30": 1.5, "mlp-1000": 1.1}
 
 
-def round_cases() -> list[Case]:
-    """Return the cases of the fused engine, of whole rounds, and of the plain loop."""
+def round_cases(device: torch.device) -> list[Case]:
+    """Return the cases of the fused engine, of whole rounds, and of the plain loop, computed on a device."""
     centralised = "one centralised forward and backward pass over the same examples, gathered from the same data"
     fused = [
-        Case(f"fused/{name}", f"fused engine against {centralised}", target, "≤", "×", partial(_fused, SUBJECTS[name]))
+        Case(
+            f"fused/{name}",
+            f"fused engine against {centralised}",
+            target,
+            "≤",
+            "×",
+            partial(_fused, device, SUBJECTS[name]),
+        )
         for name, target in _FUSED.items()
     ]
     whole = [
@@ -72,27 +80,37 @@ def round_cases() -> list[Case]:
             target,
             "≤",
             "×",
-            partial(_whole, SUBJECTS[name]),
+            partial(_whole, device, SUBJECTS[name]),
         )
         for name, target in _WHOLE.items()
     ]
-    loop = Case("loop/mlp-30", "plain loop of model copies against the fused engine", 20, "≥", "×", _loop)
+    loop = Case(
+        "loop/mlp-30", "plain loop of model copies against the fused engine", 20, "≥", "×", partial(_loop, device)
+    )
     return [*fused, *whole, loop]
 
 
-def growth_case() -> Case:
+def growth_case(device: torch.device) -> Case:
     """Return the case of how cost grows with the number of clients."""
     what = "exponent of a round's time in the number of clients, 30 to 3000"
-    return Case("growth/mlp", what, 1.05, "≤", "", _growth)
+    return Case("growth/mlp", what, 1.05, "≤", "", partial(_growth, device))
 
 
 class RoundBench:
     """A simulation of a subject on random data, in which no round is evaluated, and what it is measured against.
 
-    Stragglers are those of the paper, nine in ten, and the method is its own unless others are given.
+    All of it is computed on the `device`. Stragglers are those of the paper, nine in ten, and the method is its own
+    unless others are given.
     """
 
-    def __init__(self, subject: Subject, *, engine: EngineName = "fused", method: Salf | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        engine: EngineName = "fused",
+        method: Salf | None = None,
+        device: torch.device = CPU,
+    ) -> None:
         count = max(2000, subject.clients * _BATCH)
         draw = torch.Generator().manual_seed(0)
         inputs = torch.randn(count, *subject.shape, generator=draw)
@@ -102,6 +120,7 @@ class RoundBench:
             name="bench",
             rounds=_NEVER,
             engine=engine,
+            device=str(device),
             data=DataSettings(name="tensors", clients=subject.clients),
             model=subject.model,
             client=ClientSettings(batch_size=_BATCH),
@@ -113,10 +132,10 @@ class RoundBench:
         self.state: ServerState = self.simulation.initial_state()
         self.tasks: Tasks = self.simulation.tasks(self.state)
         shape, classes = dataset.input_shape, dataset.num_classes
-        self.model = build(subject.model, shape, classes, seed=0).train()
-        self.index = torch.from_numpy(self.tasks.batches.ravel())
-        self.at_hand, self.labels_at_hand = inputs[self.index], labels[self.index]
-        self.inputs, self.labels = inputs, labels
+        self.model = build(subject.model, shape, classes, seed=0).to(device).train()
+        self.device, self.index = device, torch.from_numpy(self.tasks.batches.ravel()).to(device)
+        self.inputs, self.labels = inputs.to(device), labels.to(device)
+        self.at_hand, self.labels_at_hand = self.inputs[self.index], self.labels[self.index]
 
     def play(self) -> None:
         """Play a round."""
@@ -155,7 +174,7 @@ class RoundBench:
         for own in self.tasks.batches:
             twin = copy.deepcopy(self.model)
             optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-            index = torch.from_numpy(own[0])
+            index = torch.from_numpy(own[0]).to(self.device)
             _backward(twin, self.inputs[index], self.labels[index])
             optimizer.step()
             with torch.no_grad():
@@ -167,21 +186,21 @@ def _backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
     nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
 
 
-def _fused(subject: Subject, seconds: float) -> Figure:
-    bench = RoundBench(subject)
+def _fused(device: torch.device, subject: Subject, seconds: float) -> Figure:
+    bench = RoundBench(subject, device=device)
     return _both(bench, bench.train, 1, seconds)
 
 
-def _whole(subject: Subject, seconds: float) -> Figure:
+def _whole(device: torch.device, subject: Subject, seconds: float) -> Figure:
     """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
-    bench = RoundBench(subject)
+    bench = RoundBench(subject, device=device)
     return _both(bench, bench.play, bench.simulation.federation.rounds_ahead, seconds)
 
 
 def _both(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
     """Compare with the centralised pass; the details say how it compares with one whose examples are at hand."""
-    figure = compare(_repeated(act, times), _repeated(bench.centralised, times), seconds / 2)
-    at_hand = compare(_repeated(act, times), _repeated(bench.centralised_at_hand, times), seconds / 2)
+    figure = compare(_repeated(act, times), _repeated(bench.centralised, times), seconds / 2, bench.device)
+    at_hand = compare(_repeated(act, times), _repeated(bench.centralised_at_hand, times), seconds / 2, bench.device)
     return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
 
 
@@ -193,23 +212,23 @@ def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:
     return repeat
 
 
-def _loop(seconds: float) -> Figure:
-    bench = RoundBench(_MLP)
+def _loop(device: torch.device, seconds: float) -> Figure:
+    bench = RoundBench(_MLP, device=device)
     with bench.simulation.federation.suitable_threads():
-        return compare(bench.copies, bench.train, seconds)
+        return compare(bench.copies, bench.train, seconds, device)
 
 
-def _growth(seconds: float) -> Figure:
+def _growth(device: torch.device, seconds: float) -> Figure:
     """Fit log time against log clients, the median of interleaved rounds for each number of clients."""
-    benches = [RoundBench(replace(_MLP, clients=clients)) for clients in _GROWTH]
+    benches = [RoundBench(replace(_MLP, clients=clients), device=device) for clients in _GROWTH]
     times: list[list[float]] = [[] for _ in benches]
     plays: list[Callable[[], None]] = [bench.play for bench in benches]
     for play in plays:
         play()
-    passes = max(5, math.ceil(seconds / sum(map(timed, plays))))
+    passes = max(5, math.ceil(seconds / sum(timed(play, device=device) for play in plays)))
     for _ in range(passes):
         for taken, play in zip(times, plays, strict=True):
-            taken.append(timed(play))
+            taken.append(timed(play, device=device))
     medians = [float(np.median(taken)) for taken in times]
     exponent, _ = np.polyfit(np.log(_GROWTH), np.log(medians), 1)
     return Figure(float(exponent), {"clients": list(_GROWTH), "seconds": medians, "passes": passes})

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from salf.accelerators import find_device, title_of
 from salf.bench import Case, Figure, all_cases
 from salf.checkpoint import write_atomically
 from salf.cli.console import AsJson, counted, given_path, print_json, progress_bar, show, tell
@@ -25,6 +26,9 @@ Only = Annotated[
         metavar="NAME,…", help="Measure only these, or those whose names begin so, such as fused/mlp or round."
     ),
 ]
+OnDevice = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda or, one of several, cuda:N.")
+]
 Seconds = Annotated[float, typer.Option(min=0.0, metavar="S", help="About how long each figure is measured for.")]
 Out = Annotated[
     Path | None,
@@ -36,7 +40,9 @@ Out = Annotated[
 ]
 
 
-def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: AsJson = False) -> None:
+def bench(
+    only: Only = "", device: OnDevice = "cpu", seconds: Seconds = 10.0, out: Out = None, as_json: AsJson = False
+) -> None:
     """Measure how fast this machine simulates, as ratios that do not depend on how fast it is.
 
     Two ways of doing the same work are timed in turn, and the median of the ratios is told beside its target. Nothing
@@ -44,7 +50,8 @@ def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: As
 
     For example: salf bench --only fused,round
     """
-    cases = _chosen(only)
+    place = find_device(device)
+    cases, left_out = _chosen(only, place)
     if not math.isfinite(seconds):
         raise InvalidSetting(f"--seconds is {seconds}; give a number of seconds, such as 10")
     if out is not None:
@@ -54,26 +61,31 @@ def bench(only: Only = "", seconds: Seconds = 10.0, out: Out = None, as_json: As
         for done, case in enumerate(cases):
             bar.show(done, case.name)
             figures[case.name] = case.measure(seconds)
-    result = _as_object(cases, figures)
+    result = _as_object(cases, figures, place, left_out)
     if out is not None:
         _keep(out, result, figures)
     if as_json:
         print_json(result)
         return
-    show(_table(cases, figures))
+    show(_table(cases, figures, place))
+    if left_out:
+        tell(f"left out on {place}, since it is about the CPU: {', '.join(left_out)}")
     if out is not None:
         tell(f"kept in {out}")
 
 
-def _chosen(only: str) -> list[Case]:
-    cases = all_cases()
+def _chosen(only: str, device: torch.device) -> tuple[list[Case], list[str]]:
+    """Return what is to be measured on a device, and the names of what was asked for but is about the CPU."""
+    cases = all_cases(device)
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if not any(case.name.startswith(name) for case in cases):
             known = [case.name for case in cases]
             hint = did_you_mean(name, known)
             raise InvalidSetting(f"--only names '{name}', which is not measured{hint}; known are {', '.join(known)}")
-    return [case for case in cases if not wanted or case.name.startswith(tuple(wanted))]
+    asked = [case for case in cases if not wanted or case.name.startswith(tuple(wanted))]
+    left_out = [case.name for case in asked if case.cpu_only and device.type != "cpu"]
+    return [case for case in asked if case.name not in left_out], left_out
 
 
 def _make(folder: Path) -> None:
@@ -95,7 +107,9 @@ def _keep(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
             save_figure(plot, folder / f"clients{suffix}")
 
 
-def _as_object(cases: Sequence[Case], figures: Mapping[str, Figure]) -> dict[str, object]:
+def _as_object(
+    cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device, left_out: Sequence[str]
+) -> dict[str, object]:
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -103,7 +117,9 @@ def _as_object(cases: Sequence[Case], figures: Mapping[str, Figure]) -> dict[str
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "device": title_of(device),
         },
+        "left_out": [*left_out],
         "figures": [
             {
                 "name": case.name,
@@ -120,9 +136,10 @@ def _as_object(cases: Sequence[Case], figures: Mapping[str, Figure]) -> dict[str
     }
 
 
-def _table(cases: Sequence[Case], figures: Mapping[str, Figure]) -> Table:
+def _table(cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device) -> Table:
+    where = "" if device.type == "cpu" else f"{title_of(device)}, "
     threads = counted(torch.get_num_threads(), "thread")
-    table = Table(title=f"{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}")
+    table = Table(title=f"{where}{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}")
     table.add_column("figure", style="bold")
     table.add_column("what")
     for heading in ("measured", "target", ""):

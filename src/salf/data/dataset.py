@@ -102,6 +102,16 @@ class Dataset:
             test_labels=self.labels[out],
         )
 
+    def cpu(self) -> Self:
+        """Return the same data in the CPU's memory, not copied where it is there already."""
+        return replace(
+            self,
+            inputs=self.inputs.cpu(),
+            labels=self.labels.cpu(),
+            test_inputs=self.test_inputs.cpu(),
+            test_labels=self.test_labels.cpu(),
+        )
+
     def fingerprint(self) -> str:
         """Return a text that is the same for the same examples and labels, and practically never for others.
 
@@ -112,7 +122,7 @@ class Dataset:
         digest = hashlib.blake2b(digest_size=16)
         for tensor in (self.inputs, self.labels, self.test_inputs, self.test_labels):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     @property

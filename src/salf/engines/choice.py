@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from salf import seeds
+from salf.accelerators import draws_apart
 from salf.aggregation import Aggregation
 from salf.devices import LayerCosts
 from salf.engines.fused import FusedEngine
@@ -160,7 +161,7 @@ def _play(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[
     """Return the global weights after one round, by a rule that needs what the given one does."""
     weights = {name: value.detach() for name, value in training.model.state_dict().items()}
     alike = Memory() if isinstance(rule, Memory) else Contributors()
-    with torch.random.fork_rng(devices=[]):
+    with draws_apart(training.inputs.device):
         result, _ = train_round(engine, weights, tasks, lambda: Aggregation(weights, training.layers, alike))
     return result.state
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from salf.accelerators import ROOMIER
 from salf.aggregation import Aggregation, Floats
 from salf.engines.chain import ChainPass, find_chain
 from salf.engines.nested import NestedPass
@@ -25,10 +26,10 @@ from salf.updates import Update
 
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
-# Passes whose results, the examples apart, stay in the processor's cache are faster, unless calling costs more.
+# On a CPU passes whose results, the examples apart, stay in its cache are faster, unless calling costs more.
 _CACHE_BYTES = 12 * 2**20
 _WORTH_A_PASS = 512
-# Convolutions of at least so many channels are faster with the channels of a pixel side by side.
+# Convolutions of at least so many channels are faster there with the channels of a pixel side by side.
 _CHANNELS_LAST_FROM = 16
 
 
@@ -61,7 +62,8 @@ class FusedEngine:
         traced = trace_rows(model, inputs[[0, min(1, len(inputs) - 1), 0]])
         each = max(1, traced.bytes_per_example)
         computed = max(1, each - inputs[0].nbytes)
-        self._most = max(1, min(memory_bytes // each, max(_CACHE_BYTES // computed, _WORTH_A_PASS)))
+        cached = max(_CACHE_BYTES // computed, _WORTH_A_PASS)
+        self._most = max(1, min(memory_bytes // each, cached) if inputs.is_cpu else ROOMIER * memory_bytes // each)
         self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
         self.one_by_one = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
@@ -72,7 +74,7 @@ class FusedEngine:
             for norm in self._pass.norms.values()
         ]
         channels = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-        self._channels_last = inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
+        self._channels_last = inputs.is_cpu and inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
 
     @property
     def layers_apart(self) -> bool:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from salf.accelerators import draws_apart
 from salf.aggregation import Aggregation
 from salf.backprop import truncated_gradients
 from salf.engines.task import ClientTask, Optimisation, Tasks
@@ -70,8 +71,7 @@ class PlainEngine:
         if not task.steps.any():
             return Update({}, {}, task.num_examples)
         self._load(weights)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(task.seed)
+        with draws_apart(self._inputs.device, task.seed):
             for step in range(int(task.steps.max())):
                 self._take_step(task, step, weights)
         conveyed = [layer for layer, steps in zip(self._layers, task.steps, strict=True) if steps]

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from salf.accelerators import ROOMIER, draws_apart
 from salf.aggregation import Aggregation
 from salf.engines.task import Optimisation, Tasks, Whole, add_each
 from salf.layers import Layer, Layers
@@ -47,7 +48,7 @@ class StackedEngine:
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._trained = [name for layer in layers for name in layer.parameters]
         self._buffers = {name: value.detach().clone() for name, value in self._model.named_buffers()}
-        self._memory = memory_bytes
+        self._memory = memory_bytes if inputs.is_cpu else ROOMIER * memory_bytes
         self._client_bytes = _COPIES_OF_WEIGHTS * sum(value.nbytes for value in self._model.parameters())
         self._example_bytes = _kept_bytes(model, inputs[:2].clone()) // len(inputs[:2])
 
@@ -81,7 +82,7 @@ class StackedEngine:
         count = len(own)
         batches = tasks.batches[own]
         batches = batches[:, :, : int((batches[0, 0] >= 0).sum())]
-        steps = torch.from_numpy(tasks.steps[own]).to(self._inputs.device)
+        steps = tasks.steps[own]
         parameters = {name: nn.Parameter(_stack(weights[name], count)) for name in self._trained}
         buffers = {name: _stack(weights.get(name, initial), count) for name, initial in self._buffers.items()}
         optimizer = self._optimisation.build(list(parameters.values()))
@@ -107,13 +108,14 @@ class StackedEngine:
         }
 
     def _keep(
-        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], stays: Tensor
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], stays: npt.NDArray[np.bool_]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Copy what some client does not reach in this step: the tensor, its values, and whose values stay."""
+        marked = torch.from_numpy(stays).to(self._inputs.device)
         return [
-            (tensor, tensor.detach().clone(), own)
-            for layer, own in zip(self._layers, stays.T, strict=True)
-            if bool(own.any())
+            (tensor, tensor.detach().clone(), marked[:, place])
+            for place, layer in enumerate(self._layers)
+            if stays[:, place].any()
             for tensor in (
                 *(parameters[name] for name in layer.parameters),
                 *(buffers[name] for name in layer.buffers),
@@ -174,6 +176,6 @@ def _kept_bytes(model: nn.Module, inputs: Tensor) -> int:
             kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with draws_apart(inputs.device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         twin(inputs)
     return sum(kept.values())

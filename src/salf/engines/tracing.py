@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from salf.accelerators import draw_states, draws_apart
 from salf.errors import UnsuitableModel
 
 
@@ -62,10 +63,10 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
     twin = copy.deepcopy(model).train()
     try:
         graph = fx.Tracer().trace(twin)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            before = torch.get_rng_state()
+        with draws_apart(examples.device), torch.no_grad():
+            before = draw_states(examples.device)
             two, three = (_watch(twin, graph, examples[:count].clone()) for count in (2, 3))
-            draws = not torch.equal(before, torch.get_rng_state())
+            draws = not all(map(torch.equal, before, draw_states(examples.device)))
     except Exception as error:  # whatever the user's code raises when it is traced
         text = " ".join(str(error).split())[:200]
         raise _unsuitable(model, f"its operations cannot be listed ({type(error).__name__}: {text})") from error

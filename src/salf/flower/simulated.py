@@ -54,6 +54,11 @@ def run_on_flower(
             f"engine 'flower' does not fit method '{method.name}', whose clients train sub-models or in no rounds: "
             "choose engine 'auto' or another method"
         )
+    if experiment.device != "cpu":
+        raise InvalidSetting(
+            f"device is '{experiment.device}', but clients on Flower's simulation engine compute on the CPU: choose "
+            "device 'cpu' or another engine"
+        )
     finished: list[Run] = []
     failed: list[BaseException] = []
     server = ServerApp()

@@ -1,0 +1,90 @@
+"""The device that computes: the CPU, or a CUDA device, whose clock and random numbers are not the CPU's."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from salf.errors import InvalidSetting
+
+CPU = torch.device("cpu")
+NAMES = ("cpu", "cuda", "cuda:N")
+# An accelerator has memory to spare, and is quick with few large passes: the engines take so many times as much there.
+ROOMIER = 8
+
+
+def is_device_name(name: str) -> bool:
+    """Say whether a device of this name can compute, somewhere if not here.
+
+    >>> [is_device_name(name) for name in ("cpu", "cuda", "cuda:1", "meta", "cuda:x")]
+    [True, True, True, False, False]
+    """
+    return re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", name) is not None
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of this name. Raises `InvalidSetting` unless it is here.
+
+    >>> find_device("cpu")
+    device(type='cpu')
+    """
+    if not is_device_name(name):
+        raise InvalidSetting(f"device is '{name}'; choose one of {', '.join(NAMES)}")
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return CPU
+    if not torch.cuda.is_available():
+        raise InvalidSetting(
+            f"device is '{name}', but torch finds no CUDA device here; choose 'cpu', or install a driver and a build "
+            "of torch for CUDA"
+        )
+    count = torch.cuda.device_count()
+    place = int(number) if number else torch.cuda.current_device()
+    if place >= count:
+        raise InvalidSetting(
+            f"device is '{name}', but the CUDA devices here are numbered from 0 to {count - 1}; choose one of those"
+        )
+    return torch.device("cuda", place)
+
+
+def title_of(device: torch.device) -> str:
+    """Return what a device is called: the name of its model, or "cpu"."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given; the CPU always has."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def draws_apart(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Let torch draw without a trace: after the context its generators, the CPU's and the device's, are as before.
+
+    With a `seed` both begin anew from it.
+
+    >>> with draws_apart(CPU, seed=1):
+    ...     first = torch.rand(1)
+    >>> with draws_apart(CPU, seed=1):
+    ...     bool(first == torch.rand(1))
+    True
+    """
+    with torch.random.fork_rng(devices=_numbers(device)):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for number in _numbers(device):
+                torch.cuda.default_generators[number].manual_seed(seed)
+        yield
+
+
+def draw_states(device: torch.device) -> list[Tensor]:
+    """Return the states of torch's generators, the CPU's and the device's; they change when something is drawn."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _numbers(device))]
+
+
+def _numbers(device: torch.device) -> list[int]:
+    """Return the number of a CUDA device; none of the CPU."""
+    return [] if device.type == "cpu" else [device.index]
