@@ -1,11 +1,12 @@
-"""How punctual and how costly a real deadline is: VGG11 on CIFAR-sized images, batch 16, on this machine.
+"""How punctual and how costly a real deadline is: VGG11 on CIFAR-sized images, batch 16 unless told otherwise.
 
 Prints, for deadlines from 90 % down to 10 % of a full training step, how long blocks lasted relative to their deadline
 and how deep they got; then what watching costs a loop that is never interrupted. Run it on an idle machine:
 
-    python benchmarks/deadline.py
+    python benchmarks/deadline.py [--device cuda] [--batch 2048]
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from statistics import fmean, median, quantiles
@@ -15,17 +16,22 @@ import torch
 from torch import nn
 
 import salf
+from salf.accelerators import find_device, title_of, wait_for
 from salf.models import Vgg, build
 
 _BLOCKS = 100
-_ROWS = 16
 
 
 def main() -> None:
     """Measure and print both tables."""
-    model = build(Vgg(), (3, 32, 32), 10, seed=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--batch", type=int, default=16, help="examples of a step")
+    arguments = parser.parse_args()
+    device, rows = find_device(arguments.device), arguments.batch
+    model = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(_ROWS, 3, 32, 32), torch.randint(0, 10, (_ROWS,))
+    images, labels = torch.randn(rows, 3, 32, 32).to(device), torch.randint(0, 10, (rows,)).to(device)
     layers = salf.find_layers(model, images)
 
     def train(steps: int) -> None:
@@ -41,17 +47,18 @@ def main() -> None:
         return work
 
     train(3)
-    full = median(_timed(lambda: train(1))[0] for _ in range(20))
+    full = median(_timed(lambda: train(1), device)[0] for _ in range(20))
     for _ in range(3):
-        block(1, 1000.0).update(_ROWS)
-    print(f"{torch.get_num_threads()} threads, full step {1000 * full:.1f} ms, {len(layers)} layers, {_BLOCKS} blocks")
+        block(1, 1000.0).update(rows)
+    print(f"{title_of(device)}, batch {rows}, {torch.get_num_threads()} threads")
+    print(f"full step {1000 * full:.1f} ms, {len(layers)} layers, {_BLOCKS} blocks")
     print("deadline  median  95th percentile  on time (≤ 1.05×)  mean depth")
     for tenth in range(9, 0, -1):
         seconds = full * tenth / 10
         ratios, depths = [], []
         for _ in range(_BLOCKS):
             work = block(3, seconds)
-            work.update(_ROWS)
+            work.update(rows)
             ratios.append(work.seconds / seconds)
             depths.append(work.depth)
         on_time = fmean(ratio <= 1.05 for ratio in ratios)
@@ -61,9 +68,9 @@ def main() -> None:
     for steps in (1, 5, 20):
         ratios = []
         for _ in range(60 // steps + 3):
-            ordinary, _ = _timed(lambda: train(steps))  # noqa: B023 - called at once
-            watched, work = _timed(lambda: block(steps, 1000.0))  # noqa: B023
-            work.update(_ROWS)
+            ordinary, _ = _timed(lambda: train(steps), device)  # noqa: B023 - called at once
+            watched, work = _timed(lambda: block(steps, 1000.0), device)  # noqa: B023
+            work.update(rows)
             ratios.append(watched / ordinary)
         print(f"{steps:>15}  {median(ratios):.3f}")
 
@@ -71,9 +78,11 @@ def main() -> None:
 T = TypeVar("T")
 
 
-def _timed(act: Callable[[], T]) -> tuple[float, T]:
+def _timed(act: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    wait_for(device)
     start = time.perf_counter()
     result = act()
+    wait_for(device)
     return time.perf_counter() - start, result
 
 

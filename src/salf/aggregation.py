@@ -171,9 +171,10 @@ class Aggregation:
         if not isinstance(self._rule, InverseProbability):
             return None
         boosts = np.zeros(np.shape(steps))
-        for row, layer in np.argwhere(np.asarray(steps) > 0).tolist():
+        conveyed = np.asarray(steps) > 0
+        for row, layer in np.argwhere(conveyed).tolist():
             boosts[row, layer] = 1 / self._chance(row, layer)
-        return boosts
+        return None if (boosts[conveyed] == 1).all() else boosts
 
     def add_totals(self, clients: int, weight: float, totals: Iterable[LayerTotal | None]) -> None:
         """Add all clients of a round at once, given the sums of what they conveyed, layer by layer.

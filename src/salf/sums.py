@@ -10,7 +10,7 @@ from torch import Tensor
 _SINGLE_BYTES = torch.float32.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LayerTotal:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 
@@ -28,7 +28,7 @@ class LayerTotal:
     scale: float = 1.0
 
 
-@dataclass
+@dataclass(slots=True)
 class LayerSum:
     """Running sums of one layer over the updates that conveyed it; `deltas` are yet to be multiplied by `scale`."""
 

@@ -135,3 +135,21 @@ def test_updates_whose_sum_alone_overflows_are_accepted_by_every_engine(kind: st
     result, expected = (play(subject.engine(each, how), subject, played) for each in (kind, "plain"))
     assert result.accepted == expected.accepted
     assert result.aggregated.overflowed == expected.aggregated.overflowed
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_who_is_to_blame_for_a_layer_that_stays_is_refused_all_the_same(kind: str) -> None:
+    """Client 0 alone conveys the first layer, which two would have to convey, and only there it is not finite."""
+    first = torch.nn.Linear(2, 3, bias=False)
+    model = torch.nn.Sequential(first, torch.nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        first.weight.mul_(1e-30)
+    inputs, labels = torch.randn(40, 2), torch.randint(0, 2, (40,))
+    inputs[0] *= 1e30
+    subject = subject_of(model, inputs.roll(1, 0), labels)._replace(inputs=inputs)
+    played = replace(a_round(2, [2, 1, 1], bad=[0]), rule=Corrected(min_contributors=2))
+    how = Optimisation(lr=1e10)
+    result, expected = (play(subject.engine(each, how), subject, played) for each in (kind, "plain"))
+    assert result.accepted == expected.accepted == [False, True, True]
+    assert result.aggregated.contributors == expected.aggregated.contributors == (0, 2)
+    assert_close(result, expected, SINGLE)

@@ -70,6 +70,14 @@ class Weighted(Link):
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients with respect to weight and bias, those that are not trained at will."""
 
+    def keep(self, found: dict[str, Tensor], x: Tensor, slope: Tensor) -> None:
+        """Put the gradients of what is trained in their places, by name."""
+        (weight, bias), (of_weight, of_bias) = self.trained, self.gradients(x, slope)
+        if weight is not None and of_weight is not None:
+            found[weight] = of_weight
+        if bias is not None and of_bias is not None:
+            found[bias] = of_bias
+
 
 class Dense(Weighted):
     """`nn.Linear`."""
@@ -219,18 +227,13 @@ class ChainPass:
             link.load(weights)
 
     @torch.no_grad()
-    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[Tensor]:
-        """Return the sums over the crowd, in each layer over those that reach it, in the order of `parameters`."""
-        found: dict[str | None, Tensor | None] = {}
+    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
+        """Return the sums over the crowd, by parameter, of the layers that anyone reaches."""
+        found: dict[str, Tensor] = {}
         for link, x, slope in self._walk(inputs, crowd, slope_of):
             factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
-            weight, bias = link.gradients(x, slope if factor is None else _scaled(slope, factor))
-            found[link.trained[0]], found[link.trained[1]] = weight, bias
-        gradients = map(found.get, self.parameters)
-        return [
-            torch.zeros_like(own) if gradient is None else gradient
-            for gradient, own in zip(gradients, self.parameters.values(), strict=True)
-        ]
+            link.keep(found, x, slope if factor is None else _scaled(slope, factor))
+        return found
 
     @torch.no_grad()
     def gradients_of_each(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[dict[str, Tensor]]:
@@ -240,8 +243,7 @@ class ChainPass:
             for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
                 if end > len(slope):
                     break
-                gradients = zip(link.trained, link.gradients(x[start:end], slope[start:end]), strict=True)
-                own.update((name, gradient) for name, gradient in gradients if name and gradient is not None)
+                link.keep(own, x[start:end], slope[start:end])
         return found
 
     def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:

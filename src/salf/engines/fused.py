@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 
 import numpy as np
@@ -125,22 +125,21 @@ class FusedEngine:
     def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None]:
         """Return the sums of what the clients convey, None for layers without contributors."""
         self._pass.load(weights)
-        moves: list[Tensor] = []
+        moves: dict[str, Tensor] = {}
         buffers: dict[str, Tensor] = {}
         for part in cohort.parts(self._most):
             some, seen = self._backward(weights, part)
-            if moves:
-                torch._foreach_add_(moves, some)
-            else:
-                moves = some
+            for name, value in some.items():
+                moves[name] = moves[name].add_(value) if name in moves else value
             for name, value in seen.items():
                 whole = not value.is_floating_point()
                 buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        named = dict(zip(self._pass.parameters, moves, strict=bool(moves)))
-        return self._layer_totals(weights, cohort, named, buffers)
+        return self._layer_totals(weights, cohort, moves, buffers)
 
-    def _backward(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return −η Σ s_u ∇F_u for each parameter, and Σ a_u b_u for buffers that changed."""
+    def _backward(
+        self, weights: Mapping[str, Tensor], cohort: "_Cohort"
+    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+        """Return −η Σ s_u ∇F_u by parameter, or what of it is reached, and Σ a_u b_u for buffers that changed."""
         gradients = self._pass.gradients(*self._asked(cohort))
         seen: dict[str, Tensor] = {}
         if self._norms:
@@ -162,7 +161,8 @@ class FusedEngine:
         """Return the examples with these indices, in memory that is used again and again: fresh memory is slow."""
         if len(self._room) < len(index):
             self._room = self._inputs.new_empty(len(index), *self._inputs.shape[1:])
-        found = torch.index_select(self._inputs, 0, index, out=self._room[: len(index)])
+        room = self._room if len(self._room) == len(index) else self._room[: len(index)]
+        found = torch.index_select(self._inputs, 0, index, out=room)
         return found.contiguous(memory_format=torch.channels_last) if self._channels_last else found
 
     def _factors(self, cohort: "_Cohort") -> dict[int, Tensor]:
@@ -187,7 +187,9 @@ class FusedEngine:
             if not reaching:
                 totals.append(None)
                 continue
-            deltas = {name: moves[name] for name in layer.parameters}
+            deltas = {
+                name: moves[name] if name in moves else torch.zeros_like(weights[name]) for name in layer.parameters
+            }
             if decays:
                 deltas = {name: (scale * own).add(weights[name], alpha=decays[place]) for name, own in deltas.items()}
             buffers = {name: _seen(seen.get(name), weights[name], weight) for name in layer.buffers}
@@ -337,5 +339,10 @@ def _slope(labels: Tensor, each: Tensor | None, outputs: Tensor) -> Tensor:
     dimension.
     """
     slope = torch.softmax(outputs.t(), dim=0)
-    slope.scatter_(0, labels[None], -1.0, reduce="add")
+    slope.scatter_add_(0, labels[None], _minus_ones(len(labels), slope.dtype, slope.device))
     return (slope if each is None else slope.mul_(each.to(slope))).t()
+
+
+@lru_cache(maxsize=8)
+def _minus_ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((1, count), -1.0, dtype=dtype, device=device)

@@ -53,15 +53,13 @@ class NestedPass:
                 for model in (self._live, self._frozen):
                     model.get_buffer(name).copy_(weights[name])
 
-    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[Tensor]:
-        """Return the sums over the crowd, in each layer over those that reach it, in the order of `parameters`."""
+    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
+        """Return the sums over the crowd, by parameter, in each layer over those that reach it."""
         outputs = self._run(inputs, crowd)
         parameters = [*self.parameters.values()]
         found = torch.autograd.grad(outputs, parameters, slope_of(outputs.detach()), allow_unused=True)
-        return [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
-        ]
+        gradients = zip(self.parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
+        return {name: gradient for name, gradient in gradients if gradient is not None}
 
     def _run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""

@@ -1,0 +1,82 @@
+"""How long whole simulated rounds take, and whether registered clients that are not asked cost time.
+
+    python benchmarks/rounds.py [--device cuda]
+
+Random examples, batches of 16, no evaluation, nine clients in ten are stragglers. Printed are milliseconds per
+round: the median of at least five turns of at least a tenth of a second. Run it on an idle machine.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from salf.accelerators import find_device, title_of
+from salf.bench.case import timed
+from salf.bench.rounds import SUBJECTS, RoundBench
+from salf.data import Dataset
+from salf.devices import UniformDepth
+from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.models import Mlp
+from salf.simulation import Simulation
+
+_TURN_SECONDS, _SECONDS = 0.1, 3.0
+_ASKED, _BATCH, _NEVER = 100, 16, 10**6
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    device = find_device(parser.parse_args().device)
+    print(f"{title_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name in ("mlp-30", "cnn-30", "vgg11-30", "residual-30", "transformer-30"):
+        for clients in (30, 1000):
+            bench = RoundBench(replace(SUBJECTS[name], clients=clients), device=device)
+            print(f"{name.removesuffix('-30')}, {clients} clients: {_milliseconds(bench.play, device):.2f}", flush=True)
+    for registered in (_ASKED, 1000 * _ASKED):
+        taken = _milliseconds(_rounds_of(registered, device), device)
+        print(f"mlp, {_ASKED} clients asked of {registered}: {taken:.2f}", flush=True)
+
+
+def _milliseconds(play: Callable[[], None], device: torch.device) -> float:
+    play()
+    often = max(1, math.ceil(_TURN_SECONDS / timed(play, device=device)))
+    turns: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while len(turns) < 5 or time.perf_counter() < end:
+        turns.append(timed(play, often, device))
+    return 1000 * median(turns)
+
+
+def _rounds_of(registered: int, device: torch.device) -> Callable[[], None]:
+    """Return what plays a round in which some of so many clients are asked; each has one example of 4 × 4 pixels."""
+    examples = 1000 * _ASKED
+    inputs, labels = torch.randn(examples, 1, 4, 4), torch.arange(examples) % 10
+    experiment = Experiment(
+        name="registered",
+        rounds=_NEVER,
+        device=str(device),
+        data=DataSettings(name="tensors", clients=registered),
+        model=Mlp(),
+        client=ClientSettings(batch_size=1, cohort=_ASKED),
+        devices=UniformDepth(),
+        evaluate=EvaluateSettings(every=_NEVER),
+    )
+    dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
+    simulation = Simulation(experiment, dataset=dataset)
+    state = simulation.initial_state()
+
+    def play() -> None:
+        nonlocal state
+        state, _ = simulation.play(state)
+
+    return play
+
+
+if __name__ == "__main__":
+    main()
