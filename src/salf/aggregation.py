@@ -205,7 +205,7 @@ class Aggregation:
         for layer, total, chance in zip(self._layers, self._sums, empty, strict=True):
             moved = total if self._memory is None else self._recall(self._memory, layer)
             if total.contributors < self._rule.min_contributors:
-                idle |= total.deltas | total.buffers
+                idle |= total.scaled() | total.buffers
                 continue
             factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
             if self._rule.normalise == "steps":

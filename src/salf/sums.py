@@ -45,19 +45,19 @@ class LayerSum:
         self.contributors += 1
         self.weight += weight
         self.weighted_steps += weight * steps
-        self._settle()
+        sums = self.scaled()
         for name, delta in deltas.items():
-            _accumulate(self.deltas, name, delta, scale)
+            _accumulate(sums, name, delta, scale)
 
     def add_total(self, total: LayerTotal) -> None:
         """Add what several clients conveyed; the total is used up."""
         self.contributors += total.contributors
         self.weight += total.weight
         self.weighted_steps += total.weighted_steps
-        self._settle()
         if self.deltas:
+            sums = self.scaled()
             for name, delta in total.deltas.items():
-                _accumulate(self.deltas, name, delta, total.scale)
+                _accumulate(sums, name, delta, total.scale)
         else:
             self.deltas = {name: _widened(delta) for name, delta in total.deltas.items()}
             self.scale = total.scale
@@ -72,12 +72,13 @@ class LayerSum:
         for name, value in buffers.items():
             self._add_buffer(name, value, weight)
 
-    def _settle(self) -> None:
-        """Multiply by the scale, for what is added to have one of its own."""
+    def scaled(self) -> dict[str, Tensor]:
+        """Return the deltas, multiplied by the scale from now on."""
         if self.scale != 1:
             for delta in self.deltas.values():
                 delta.mul_(self.scale)
             self.scale = 1.0
+        return self.deltas
 
     def _add_buffer(self, name: str, value: Tensor, weight: float) -> None:
         if value.is_floating_point() or value.is_complex():

@@ -223,18 +223,18 @@ def is_finite(value: Tensor) -> bool:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Say whether no value of several tensors, all on one device, is infinite or NaN."""
-    # One norm for each finds it in a single call; only where one overflows must each value be looked at.
     floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
-    norms = torch._foreach_norm(floats) if floats else ()  # noqa: SLF001 - torch's optimizers are built on it
-    if not _are_finite(norms):
+    if floats and not _have_finite_sums(floats):  # only where a sum overflows must each value be looked at
         return all(map(is_finite, tensors))
     return len(floats) == len(tensors) or all(map(is_finite, (own for own in tensors if own.dtype not in _FLOATS)))
 
 
-def _are_finite(norms: Sequence[Tensor]) -> bool:
-    if norms and not norms[0].is_cpu:  # every look at a number waits for an accelerator: one for all
-        return bool(torch.stack([*norms]).isfinite().all())
-    return all(math.isfinite(norm.item()) for norm in norms)
+def _have_finite_sums(tensors: Sequence[Tensor]) -> bool:
+    if tensors[0].is_cpu:
+        return all(math.isfinite(tensor.sum().item()) for tensor in tensors)
+    # Every look at a number waits for an accelerator: one for all.
+    norms = torch._foreach_norm([*tensors])  # noqa: SLF001 - torch's optimizers are built on it
+    return bool(torch.stack([*norms]).isfinite().all())
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ def tasks_of(
     batches = draw.integers(examples, size=(len(counts), max(1, int(counts.max(initial=0))), int(size.max())))
     batches = np.where(np.arange(size.max()) < size[:, None, None], batches, -1)
     numbers = np.arange(len(counts)) if clients is None else np.asarray(clients)
-    return Tasks(numbers, counts, batches, draw.integers(1, 50, size=len(counts)), seed, 1)
+    full = bool((batches >= 0).all())
+    return Tasks(numbers, counts, batches, draw.integers(1, 50, size=len(counts)), seed, 1, full=full)
 
 
 def steps_to(depths: npt.ArrayLike, layers: int) -> npt.NDArray[np.int64]:

@@ -144,11 +144,12 @@ def test_who_is_to_blame_for_a_layer_that_stays_is_refused_all_the_same(kind: st
     model = torch.nn.Sequential(first, torch.nn.Linear(3, 2, bias=False))
     with torch.no_grad():
         first.weight.mul_(1e-30)
-    inputs, labels = torch.randn(40, 2), torch.randint(0, 2, (40,))
+    inputs, labels = torch.ones(40, 2), torch.arange(40) % 2
     inputs[0] *= 1e30
-    subject = subject_of(model, inputs.roll(1, 0), labels)._replace(inputs=inputs)
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    subject = subject_of(model, inputs.roll(1, 0), labels)._replace(inputs=inputs, weights=weights)
     played = replace(a_round(2, [2, 1, 1], bad=[0]), rule=Corrected(min_contributors=2))
-    how = Optimisation(lr=1e10)
+    how = Optimisation(lr=1e12)
     result, expected = (play(subject.engine(each, how), subject, played) for each in (kind, "plain"))
     assert result.accepted == expected.accepted == [False, True, True]
     assert result.aggregated.contributors == expected.aggregated.contributors == (0, 2)
