@@ -101,8 +101,8 @@ class Aggregation:
         check_type("state", state, (dict, Mapping), "the model's state dict")
         check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
         check_type("rule", rule, Rule, "one of the rules, such as salf.Corrected()")
-        check_type("memory", memory, (Mapping, NoneType), "the memory of the result before")
-        check_type("clients", clients, (Sequence, np.ndarray, NoneType), "a number for each client that is asked")
+        check_type("memory", memory, (NoneType, Mapping), "the memory of the result before")
+        check_type("clients", clients, (NoneType, np.ndarray, Sequence), "a number for each client that is asked")
         if not layers.tensors <= state.keys():
             missing = sorted(layers.tensors - state.keys())
             raise InvalidSetting(f"the state lacks {', '.join(map(repr, missing))}, which its layers name")

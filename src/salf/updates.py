@@ -222,7 +222,7 @@ def is_finite(value: Tensor) -> bool:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Say whether no value of several tensors, all on one device, is infinite or NaN."""
+    """Say whether no value of several tensors is infinite or NaN."""
     floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
     if floats and not _have_finite_sums(floats):  # only where a sum overflows must each value be looked at
         return all(map(is_finite, tensors))
@@ -230,11 +230,14 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def _have_finite_sums(tensors: Sequence[Tensor]) -> bool:
-    if tensors[0].is_cpu:
+    if all(tensor.is_cpu for tensor in tensors):
         return all(math.isfinite(tensor.sum().item()) for tensor in tensors)
-    # Every look at a number waits for an accelerator: one for all.
-    norms = torch._foreach_norm([*tensors])  # noqa: SLF001 - torch's optimizers are built on it
-    return bool(torch.stack([*norms]).isfinite().all())
+    for device in {tensor.device for tensor in tensors}:
+        # Every look at a number waits for an accelerator: one for all that it holds.
+        norms = torch._foreach_norm([tensor for tensor in tensors if tensor.device == device])  # noqa: SLF001 - torch's optimizers are built on it
+        if not torch.stack([*norms]).isfinite().all():
+            return False
+    return True
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

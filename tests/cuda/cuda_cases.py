@@ -85,20 +85,22 @@ def subject(name: str, device: torch.device, *, double: bool = False) -> Subject
     return Subject(there, layers, inputs.to(device), labels.to(device), weights)
 
 
-def tasks_for(layers: Layers, local_steps: int = 1) -> Tasks:
-    """Clients of every depth, the deepest in the middle, with batches of three to five examples."""
+def tasks_for(layers: Layers, local_steps: int = 1, *, full: bool = False) -> Tasks:
+    """Clients of every depth, the deepest in the middle, with batches of three to five examples, or of five each."""
     done = np.concatenate([np.arange(len(layers) * local_steps + 1), np.arange(len(layers) * local_steps)])
     steps = (done[:, None] + np.arange(len(layers))) // len(layers)
     draw = np.random.default_rng(0)
-    sizes = draw.integers(3, 6, size=len(done))
+    sizes = np.full(len(done), 5) if full else draw.integers(3, 6, size=len(done))
     batches = draw.integers(EXAMPLES, size=(len(done), local_steps, 5))
     batches = np.where(np.arange(5) < sizes[:, None, None], batches, -1)
-    return Tasks(np.arange(len(done)), steps, batches, draw.integers(5, 50, size=len(done)), 0, 1)
+    return Tasks(np.arange(len(done)), steps, batches, draw.integers(5, 50, size=len(done)), 0, 1, full=full)
 
 
-def play(kind: str, own: Subject, rule: Rule, how: Optimisation, local_steps: int = 1, **limits: int) -> Aggregated:
+def play(
+    kind: str, own: Subject, rule: Rule, how: Optimisation, local_steps: int = 1, *, full: bool = False, **limits: int
+) -> Aggregated:
     """Let an engine compute a round, and aggregate it."""
-    tasks = tasks_for(own.layers, local_steps)
+    tasks = tasks_for(own.layers, local_steps, full=full)
     reach = np.random.default_rng(1).uniform(0.2, 1.0, size=(len(tasks.clients), len(own.layers)))
     running = Aggregation(own.weights, own.layers, rule, reach=reach, clients=tasks.clients.tolist())
     accepted = own.engine(kind, how, **limits).contribute(own.weights, tasks, running)

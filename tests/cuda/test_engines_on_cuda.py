@@ -55,11 +55,13 @@ def test_one_step_is_that_of_the_plain_engine_on_the_cpu(kind: str, name: str, r
     assert_states_close(found.state, expected.state, 1e-4)
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["plain", "fused", "stacked"])
-def test_in_double_precision_the_changes_agree_to_many_digits(kind: str, name: str) -> None:
+def test_in_double_precision_the_changes_agree_to_many_digits(kind: str, name: str, full: bool) -> None:
     here, there = subject(name, CPU, double=True), subject(name, cuda(), double=True)
-    expected, found = play("plain", here, Corrected(), SGD), play(kind, there, Corrected(), SGD)
+    expected = play("plain", here, Corrected(), SGD, full=full)
+    found = play(kind, there, Corrected(), SGD, full=full)
     before, moved = here.weights, changes(found.state, there.weights, there.layers)
     assert_states_close(moved, changes(expected.state, before, here.layers), 1e-8)
 

@@ -46,6 +46,21 @@ def pooled_in_place() -> nn.Module:
     )
 
 
+class SharingGradients(nn.Module):
+    """Has parameters to which autograd gives one and the same gradient, and one whose gradient is a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(72, 6)
+        self.one, self.other, self.spread = (nn.Parameter(torch.randn(6)) for _ in range(3))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1)) + (self.one + self.other) + self.spread.sum()
+        scores: Tensor = self.head(torch.relu(x))
+        return scores
+
+
 class Shifting(nn.Module):
     """Adds a parameter in place."""
 
@@ -137,6 +152,12 @@ def test_buffers_are_those_of_the_global_weights(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_parameter_that_is_expanded_to_the_size_of_the_batch(kind: str) -> None:
     assert_equals_plain(kind, awkward(Classified, "tied"), Contributors())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_share_their_gradient(kind: str, rule: Rule) -> None:
+    assert_equals_plain(kind, awkward(SharingGradients), rule)
 
 
 class Bags(nn.Module):

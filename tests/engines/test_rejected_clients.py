@@ -23,8 +23,9 @@ from engine_models import MODELS, built, data_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from salf.aggregation import Aggregation
 from salf.engines import Optimisation
-from salf.rules import Contributors, Corrected, InverseProbability, Memory
+from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -154,3 +155,28 @@ def test_who_is_to_blame_for_a_layer_that_stays_is_refused_all_the_same(kind: st
     assert result.accepted == expected.accepted == [False, True, True]
     assert result.aggregated.contributors == expected.aggregated.contributors == (0, 2)
     assert_close(result, expected, SINGLE)
+
+
+@pytest.mark.parametrize("rule", [Contributors(), Memory()])
+def test_in_half_precision_sums_of_many_gradients_stay_in_range(rule: Rule) -> None:
+    """No client's mean gradient leaves it, but their sums would before they are multiplied by the step size."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).half()
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = 2e4 * torch.rand(40, 4, generator=draw).half(), torch.arange(40) % 2
+    subject = subject_of(model, inputs, labels)
+    played = Round(tasks_of(steps_to([2, 2, 2, 1], 2), [64] * 4), rule)
+    how = Optimisation(lr=1e-4)
+    fused = subject.engine("fused", how)
+    running = Aggregation(subject.weights, subject.layers, rule)
+    assert fused.contribute(subject.weights, played.tasks, running).all()
+    assert not running.finish().overflowed
+    expected = play(subject.engine("plain", how), subject, played)
+    assert play(fused, subject, played).accepted == expected.accepted == [True] * 4
+
+
+def test_a_decay_beyond_the_range_of_the_weights_is_the_clients_own_affair() -> None:
+    subject, how = poisoned("mlp", 1.0, double=False), Optimisation(lr=1e10, weight_decay=1e30)
+    layers = len(subject.layers)
+    played = a_round(layers, [layers, layers, 1], bad=[])
+    result, expected = (play(subject.engine(kind, how), subject, played) for kind in ("fused", "plain"))
+    assert result.accepted == expected.accepted == [False] * 3

@@ -92,7 +92,7 @@ class Dense(Weighted):
 
     def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to the first rows of `x`."""
-        return slope @ self.weight
+        return torch.mm(slope, self.weight) if slope.ndim == 2 else slope @ self.weight
 
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients with respect to weight and bias."""

@@ -1,5 +1,6 @@
 """The engine for one local step: all clients in one pass, whose layer l backpropagates what belongs to U_l only."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from salf.layers import Layer, Layers
 from salf.sums import LayerTotal
 from salf.updates import Update
 
+_SINGLE_BYTES = torch.float32.itemsize
 # How large the results of all operations on the examples of one pass may be together.
 MEMORY_BYTES = 256 * 2**20
 # On a CPU passes whose results, the examples apart, stay in its cache are faster, unless calling costs more.
@@ -40,7 +42,7 @@ class FusedEngine:
     term changes anything. Whose update is to blame for a sum that is not finite, the plain engine `one_by_one` finds
     out. A rule that needs each client's own update, not their sum, gets it where the model is a chain: then only the
     gradients of the weights are computed client by client. The model is copied, never changed; models whose rows depend
-    on each other other than by batch normalisation, which is done client by client, raise `UnsuitableModel`.
+    on each other other than by batch normalisation, by each client's own statistics, raise `UnsuitableModel`.
     """
 
     name = "fused"
@@ -68,6 +70,8 @@ class FusedEngine:
         self.one_by_one = PlainEngine(model, layers, inputs, labels, optimisation)
         self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
         self._room = inputs.new_empty(0)
+        # Whether sums of gradients can wait to be scaled: in half precision they would leave its range.
+        self._wide = all(value.dtype.itemsize >= _SINGLE_BYTES for value in self._pass.parameters.values())
         owner = {name: index for index, layer in enumerate(layers) for name in layer.buffers}
         self._norms = [
             (norm, next((owner[name] for name in norm.names.values() if name in owner), None))
@@ -93,7 +97,7 @@ class FusedEngine:
         """
         if running.of_each:
             return add_each(running, tasks, self._updates(weights, tasks))
-        cohort = _sorted(tasks, running)
+        cohort = _sorted(tasks, running, alike=self._wide)
         running.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
         return np.ones(len(tasks.clients), dtype=np.bool_)
 
@@ -101,13 +105,11 @@ class FusedEngine:
         """Return the update of each client that conveys something, by its place in the tasks."""
         if not isinstance(self._pass, ChainPass):  # which alone tells clients apart
             raise InvalidSetting("the fused engine computes sums, but each client's own update is asked for")
-        cohort, updates = _in_order(tasks), {}
+        cohort, updates = _in_order(tasks, np.ones(len(tasks.clients))), {}
         self._pass.load(weights)
         for part in cohort.parts(self._most):
             found = self._pass.gradients_of_each(*self._asked(part))
-            scale = part.scale(-self._optimisation.lr)
             for place, steps, moves in zip(part.places.tolist(), part.steps, found, strict=True):
-                torch._foreach_mul_([*moves.values()], scale)
                 layers = [layer for layer, reached in zip(self._layers, steps, strict=True) if reached]
                 updates[place] = self._update(weights, layers, moves, int(tasks.num_examples[place]))
         return updates
@@ -118,7 +120,10 @@ class FusedEngine:
         """Return what a client conveys, given −η ∇F of the layers that it reaches."""
         decay = -self._optimisation.lr * self._optimisation.weight_decay
         names = [name for layer in layers for name in layer.parameters]
-        deltas = {name: moves[name].add(weights[name], alpha=decay) if decay else moves[name] for name in names}
+        deltas = {
+            name: moves[name].add(weights[name], alpha=_alpha(decay, moves[name])) if decay else moves[name]
+            for name in names
+        }
         buffers = {name: weights[name] for layer in layers for name in layer.buffers}
         return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
 
@@ -151,11 +156,11 @@ class FusedEngine:
     def _asked(self, cohort: "_Cohort") -> tuple[Tensor, Crowd, Slope]:
         """Return what a pass over some clients takes: their examples, who they are, and what they minimise."""
         index = torch.from_numpy(cohort.examples).to(self._inputs.device)
-        inputs, labels = self._gather(index), self._labels.index_select(0, index)
         crowd = Crowd(cohort.bounds, cohort.reaching, self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
-        return inputs, crowd, partial(_slope, labels, cohort.factors(-self._optimisation.lr))
+        slope_of = partial(_slope, self._labels.index_select(0, index), cohort.factors(-self._optimisation.lr))
+        return self._gather(index), crowd, slope_of  # last what leaves nothing else in the processor's cache
 
     def _gather(self, index: Tensor) -> Tensor:
         """Return the examples with these indices, in memory that is used again and again: fresh memory is slow."""
@@ -191,7 +196,10 @@ class FusedEngine:
                 name: moves[name] if name in moves else torch.zeros_like(weights[name]) for name in layer.parameters
             }
             if decays:
-                deltas = {name: (scale * own).add(weights[name], alpha=decays[place]) for name, own in deltas.items()}
+                deltas = {
+                    name: (scale * own).add(weights[name], alpha=_alpha(decays[place], own))
+                    for name, own in deltas.items()
+                }
             buffers = {name: _seen(seen.get(name), weights[name], weight) for name in layer.buffers}
             totals.append(LayerTotal(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
         return totals
@@ -288,15 +296,15 @@ class _Cohort:
         return _Cohort(*rows, reaching, weights, boosts, self.weight_of_all)
 
 
-def _sorted(tasks: Tasks, running: Aggregation) -> _Cohort:
-    """Return the clients by depth, as an aggregation weighs them."""
-    weights = running.weights(tasks.num_examples) if running.weighs_by_examples else None
+def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohort:
+    """Return the clients by depth, as an aggregation weighs them; `alike`, if it does, without a weight for each."""
+    weights = None if alike and not running.weighs_by_examples else running.weights(tasks.num_examples)
     return _in_order(tasks, weights, running.boosts(tasks.steps))
 
 
 def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None = None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
-    depths = tasks.steps.sum(axis=1)
+    depths = np.add.reduce(tasks.steps, axis=1)  # of so few numbers, faster than the methods of the array
     reaching = _reaching(tasks.steps, depths)
     # Also by number, so that the order in which the clients are named does not matter.
     order = np.lexsort((tasks.clients, -depths))[: reaching[-1]]
@@ -320,9 +328,14 @@ def _reaching(steps: Whole, depths: Whole) -> list[int]:
     """
     deep = np.bincount(depths, minlength=steps.shape[1] + 1).tolist()
     reaching = [*accumulate(deep[:0:-1])]
-    if steps.sum(axis=0).tolist() != reaching or steps.max(initial=0) > 1:
+    if np.add.reduce(steps).tolist() != reaching or np.maximum.reduce(steps, axis=None, initial=0) > 1:
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     return reaching
+
+
+def _alpha(factor: float, of: Tensor) -> float:
+    """Return a factor as torch takes it: one that a tensor's type cannot hold is infinite."""
+    return factor if abs(factor) <= torch.finfo(of.dtype).max else math.copysign(math.inf, factor)
 
 
 def _seen(sum_of_all: Tensor | None, before: Tensor, weight: float) -> Tensor:

@@ -59,7 +59,7 @@ class NestedPass:
         parameters = [*self.parameters.values()]
         found = torch.autograd.grad(outputs, parameters, slope_of(outputs.detach()), allow_unused=True)
         gradients = zip(self.parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
-        return {name: gradient for name, gradient in gradients if gradient is not None}
+        return _apart({name: gradient for name, gradient in gradients if gradient is not None})
 
     def _run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""
@@ -72,3 +72,14 @@ class NestedPass:
         if not isinstance(output, Tensor):
             raise TypeError(f"the model returned a {type(output).__name__}")
         return output
+
+
+def _apart(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients of which each has memory of its own to be written to: autograd may give one to several."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, gradient in gradients.items():
+        shared = gradient.data_ptr() in taken or 0 in gradient.stride()
+        apart[name] = gradient.clone(memory_format=torch.contiguous_format) if shared else gradient
+        taken.add(gradient.data_ptr())
+    return apart

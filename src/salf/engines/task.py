@@ -109,13 +109,13 @@ def train_round(
 ) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
     """Let the clients train from the global `weights`, and aggregate what they convey as `begin` begins it.
 
-    Return the new state, and whose updates were accepted, shape (clients,). Where a sum is not finite the round is
-    repeated client by client, to find out whose update is to blame.
+    Return the new state, and whose updates were accepted, shape (clients,). Where a layer does not stay finite, though
+    nobody has looked at each update, the round is repeated client by client, to find out which is to blame.
     """
     running = begin()
     accepted = engine.contribute(weights, tasks, running)
     result = running.finish(len(tasks.clients))
-    if result.overflowed and engine.one_by_one is not None:
+    if result.overflowed and engine.one_by_one is not None and not running.of_each:
         return train_round(engine.one_by_one, weights, tasks, begin)
     return result, accepted
 
