@@ -45,11 +45,15 @@ class ObservedReach:
             raise ValueError(f"reached has shape {hits.shape}, not ({len(ids)}, {self.num_layers}): clients, layers")
         counts = np.ones((len(ids), self.num_layers + 1), dtype=np.int64)
         counts[:, 1:] = hits.reshape(len(ids), self.num_layers)
-        pages = dict(self.pages)
+        pages, places = dict(self.pages), ids % _PAGE
+        distinct = bool((ids[1:] > ids[:-1]).all())  # as the clients of a round are
         for page, own in _by_page(ids):
             known = pages.get(page)
             pages[page] = self._nothing(_PAGE) if known is None else known.copy()
-            _count(pages[page], ids[own] % _PAGE, counts[own])
+            if distinct:
+                pages[page][places[own]] += counts[own]
+            else:
+                np.add.at(pages[page], places[own], counts[own])
         seen = self.observations + bool(len(ids))
         return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0), seen)
 
@@ -91,10 +95,10 @@ class ObservedReach:
         return cls(empty.num_layers, pages, counts.sum(axis=0), int(arrays["observations"][0]))
 
     def _counts(self, ids: Whole) -> Whole:
-        counts = self._nothing(len(ids))
+        counts, places = self._nothing(len(ids)), ids % _PAGE
         for page, own in _by_page(ids):
             if page in self.pages:
-                counts[own] = self.pages[page][ids[own] % _PAGE]
+                counts[own] = self.pages[page][places[own]]
         return counts
 
     def _totals(self) -> Whole:
@@ -133,20 +137,18 @@ class Chances:
         return cls(*(tuple(row) for row in rows))
 
 
-def _count(page: Whole, places: Whole, counts: Whole) -> None:
-    """Add counts at these places of a page; a client may be counted more than once."""
-    if (places[1:] > places[:-1]).all():  # of the clients of a round, none is
-        page[places] += counts
-    else:
-        np.add.at(page, places, counts)
-
-
 def _by_page(ids: Whole) -> Iterator[tuple[int, npt.NDArray[np.bool_] | slice]]:
     """Yield each page that holds some of the clients, and which of them."""
+    if not len(ids):
+        return
     pages = ids // _PAGE
-    first, last = (int(pages.min()), int(pages.max())) if len(pages) else (0, -1)
+    first, last = int(pages.min()), int(pages.max())
     if first == last:  # looking for different ones takes longer than all else
         yield first, slice(None)
+        return
+    if (pages[1:] >= pages[:-1]).all():  # those of a page stand beside each other
+        starts = [0, *(np.flatnonzero(pages[1:] > pages[:-1]) + 1).tolist(), len(pages)]
+        yield from zip(pages[starts[:-1]].tolist(), map(slice, starts, starts[1:]), strict=False)
         return
     for page in np.unique(pages).tolist():
         yield page, pages == page
