@@ -95,7 +95,8 @@ def load_attached(path: Path) -> tuple[ServerState, Attachment]:
                 raise RunFolderError(
                     f"{path} is not a checkpoint of this version of salf; start the run anew elsewhere"
                 )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            # In memory of their own: products of matrices are rounded otherwise where these do not begin as torch's do.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         return _unflatten(tensors, description), Attachment(_under("attached/", tensors), description.get("notes", {}))
     except OSError as error:
         raise RunFolderError(f"cannot read the checkpoint {path}: {error.strerror or error}; mend that") from error
