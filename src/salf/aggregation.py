@@ -126,15 +126,17 @@ class Aggregation:
             check_update(update, self._layers, self._state)
         row = self._received if position is None else position
         weight = float(update.num_examples) if self._rule.weight_by_examples else 1.0
-        chances = [
-            self._chance(row, index) if update.conveys(layer) else 1.0 for index, layer in enumerate(self._layers)
-        ]
+        conveyed = [index for index, layer in enumerate(self._layers) if update.conveys(layer)]
+        chances = [self._chance(row, index) for index in conveyed]
         if self._memory is not None:
             self._remember(self._memory, update, row, weight)
-        for layer, total, chance in zip(self._layers, self._sums, chances, strict=True):
-            if not update.conveys(layer):
-                continue
-            steps = float(self._progress(update.steps_of(layer.name)))
+        progress: dict[int, float] = {}  # of two numbers of steps at most
+        for index, chance in zip(conveyed, chances, strict=True):
+            layer, total = self._layers[index], self._sums[index]
+            taken = update.steps_of(layer.name)
+            if taken not in progress:
+                progress[taken] = float(self._progress(taken))
+            steps = progress[taken]
             each = steps if self._rule.normalise == "steps" else 1
             deltas = {} if isinstance(self._rule, Memory) else self._at_home(update.deltas, layer.parameters)
             total.add(deltas, weight / chance / each, weight, steps)

@@ -97,7 +97,7 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
     """Add scale · value, in single precision where the tensor's own type is shorter."""
     wide = torch.promote_types(value.dtype, torch.float32)
     if name not in sums:
-        sums[name] = value.to(wide, copy=True).mul_(scale)
+        sums[name] = value.to(wide) * scale
     else:
         sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
 

@@ -1,5 +1,6 @@
 """What travels from a client to the server: the layers it finished, and proof that they may be aggregated."""
 
+import cmath
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,7 +219,7 @@ def is_finite(value: Tensor) -> bool:
     if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
         return True
     # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at.
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+    return cmath.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
