@@ -8,8 +8,8 @@ comes before. That spares what a nested pass costs beyond the arithmetic, which 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from functools import partial, reduce
+from itertools import pairwise, takewhile
 from typing import Any, cast
 
 import torch
@@ -70,13 +70,15 @@ class Weighted(Link):
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients with respect to weight and bias, those that are not trained at will."""
 
-    def keep(self, found: dict[str, Tensor], x: Tensor, slope: Tensor) -> None:
-        """Put the gradients of what is trained in their places, by name."""
-        (weight, bias), (of_weight, of_bias) = self.trained, self.gradients(x, slope)
-        if weight is not None and of_weight is not None:
-            found[weight] = of_weight
-        if bias is not None and of_bias is not None:
-            found[bias] = of_bias
+    def of_trained(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
+        """Return the gradients with respect to what is trained, by name."""
+        found = zip(self.trained, self.gradients(x, slope), strict=True)
+        return {name: gradient for name, gradient in found if name is not None and gradient is not None}
+
+    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+        """Write the gradients with respect to what is trained into tensors that are there, by name."""
+        for name, gradient in self.of_trained(x, slope).items():
+            room[name].copy_(gradient)
 
 
 class Dense(Weighted):
@@ -96,10 +98,18 @@ class Dense(Weighted):
 
     def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients with respect to weight and bias."""
-        if slope.ndim > 2:
-            slope, x = slope.flatten(0, -2), x.flatten(0, -2)
-        turned = len(x) >= _MANY_ROWS and len(self.weight) >= _FEW_COLUMNS
-        return torch.mm(x.t(), slope).t().contiguous() if turned else torch.mm(slope.t(), x), slope.sum(0)
+        x, slope = _as_matrix(x), _as_matrix(slope)
+        return torch.mm(slope.t(), x), slope.sum(0)
+
+    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+        """Write the gradients with respect to what is trained into tensors that are there, by name."""
+        x, slope, (weight, bias) = _as_matrix(x), _as_matrix(slope), self.trained
+        if weight is not None and len(x) >= _MANY_ROWS and len(self.weight) >= _FEW_COLUMNS:
+            room[weight].copy_(torch.mm(x.t(), slope).t())
+        elif weight is not None:
+            torch.mm(slope.t(), x, out=room[weight])
+        if bias is not None:
+            torch.sum(slope, 0, out=room[bias])
 
 
 class Convolution(Weighted):
@@ -214,25 +224,39 @@ class ChainPass:
         self.parameters = parameters
         self.norms: Mapping[str, ClientNorm] = {}
         self._weighted = [link for link in links if isinstance(link, Weighted)]
-        # The operations, each with the nearest layer before it, for whose sake the gradient has to pass.
+        # Inference mode spares a part of calling each operation, but knows no gradient at all.
+        self._mode = torch.no_grad if any(isinstance(link, Recomputed) for link in links) else torch.inference_mode
+        self._before = [*takewhile(lambda link: isinstance(link, Flattening), links)]
+        # The other operations, each with the nearest layer before it, for whose sake the gradient has to pass.
         self._links: list[tuple[Link, int | None]] = []
         before: int | None = None
-        for link in links:
+        for link in links[len(self._before) :]:
             self._links.append((link, before))
             before = _layer(link, otherwise=before)
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Return a data set's inputs as a pass takes them: what gives them but another shape is done once for all."""
+        return reduce(lambda x, link: link.forward(x), self._before, inputs)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Compute with these weights from now on; they are not copied."""
         for link in self._weighted:
             link.load(weights)
 
-    @torch.no_grad()
     def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
         """Return the sums over the crowd, by parameter, of the layers that anyone reaches."""
-        found: dict[str, Tensor] = {}
-        for link, x, slope in self._walk(inputs, crowd, slope_of):
-            factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
-            link.keep(found, x, slope if factor is None else _scaled(slope, factor))
+        # Made here, since what is made in inference mode cannot be written to afterwards.
+        found = {
+            name: torch.empty_like(self.parameters[name])
+            for link in self._weighted
+            if link.layer is not None and crowd.reached(link.layer)
+            for name in link.trained
+            if name is not None
+        }
+        with self._mode():
+            for link, x, slope in self._walk(inputs, crowd, slope_of):
+                factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
+                link.write(found, x, slope if factor is None else _scaled(slope, factor))
         return found
 
     @torch.no_grad()
@@ -243,7 +267,7 @@ class ChainPass:
             for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
                 if end > len(slope):
                     break
-                link.keep(own, x[start:end], slope[start:end])
+                own.update(link.of_trained(x[start:end], slope[start:end]))
         return found
 
     def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:
@@ -342,6 +366,10 @@ def _flatten(node: fx.Node) -> Callable[[Tensor], Tensor]:
 def _layer(link: Link, otherwise: int | None = None) -> int | None:
     """Return the layer whose parameters an operation takes."""
     return link.layer if isinstance(link, Weighted) and link.layer is not None else otherwise
+
+
+def _as_matrix(rows: Tensor) -> Tensor:
+    return rows if rows.ndim == 2 else rows.flatten(0, -2)
 
 
 def _scaled(slope: Tensor, factor: Tensor) -> Tensor:

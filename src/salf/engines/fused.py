@@ -30,7 +30,7 @@ _SINGLE_BYTES = torch.float32.itemsize
 MEMORY_BYTES = 256 * 2**20
 # On a CPU passes whose results, the examples apart, stay in its cache are faster, unless calling costs more.
 _CACHE_BYTES = 12 * 2**20
-_WORTH_A_PASS = 512
+_WORTH_A_PASS = 256
 # Convolutions of at least so many channels are faster there with the channels of a pixel side by side.
 _CHANNELS_LAST_FROM = 16
 
@@ -68,7 +68,8 @@ class FusedEngine:
         self._most = max(1, min(memory_bytes // each, cached) if inputs.is_cpu else ROOMIER * memory_bytes // each)
         self._pass = find_chain(traced, layers) or NestedPass(traced, layers)
         self.one_by_one = PlainEngine(model, layers, inputs, labels, optimisation)
-        self._layers, self._inputs, self._labels, self._optimisation = layers, inputs, labels, optimisation
+        self._layers, self._labels, self._optimisation = layers, labels, optimisation
+        self._inputs = self._pass.prepared(inputs)
         self._room = inputs.new_empty(0)
         # Whether sums of gradients can wait to be scaled: in half precision they would leave its range.
         self._wide = all(value.dtype.itemsize >= _SINGLE_BYTES for value in self._pass.parameters.values())
@@ -78,7 +79,9 @@ class FusedEngine:
             for norm in self._pass.norms.values()
         ]
         channels = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-        self._channels_last = inputs.is_cpu and inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
+        self._channels_last = (
+            inputs.is_cpu and self._inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
+        )
 
     @property
     def layers_apart(self) -> bool:
@@ -352,7 +355,7 @@ def _slope(labels: Tensor, each: Tensor | None, outputs: Tensor) -> Tensor:
     dimension.
     """
     slope = torch.softmax(outputs.t(), dim=0)
-    slope.scatter_add_(0, labels[None], _minus_ones(len(labels), slope.dtype, slope.device))
+    slope.scatter_add_(0, labels.unsqueeze(0), _minus_ones(len(labels), slope.dtype, slope.device))
     return (slope if each is None else slope.mul_(each.to(slope))).t()
 
 
