@@ -10,7 +10,7 @@ from torch import Tensor
 _SINGLE_BYTES = torch.float32.itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LayerTotal:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 

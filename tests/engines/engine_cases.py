@@ -167,12 +167,13 @@ def rounds(
     apart: bool = True,
     sums: bool = True,
     proximal: bool = True,
+    least: int = 2,
 ) -> Round:
-    """A round of up to six clients of all depths with batches of two to four examples."""
+    """A round of up to six clients of all depths with batches of `least` to four examples."""
     clients = draw(st.lists(st.integers(0, CLIENTS), min_size=1, max_size=6, unique=True))
     number = len(clients)
     depths = draw(st.lists(st.integers(0, layers * local_steps), min_size=number, max_size=number))
-    sizes = draw(st.lists(st.integers(2, 4), min_size=number, max_size=number))
+    sizes = draw(st.lists(st.integers(least, 4), min_size=number, max_size=number))
     seed = draw(st.integers(0, 2**32))
     tasks = tasks_of(steps_to(depths, layers), sizes, clients=clients, seed=seed)
     tasks = replace(tasks, proximal=draw(st.sampled_from([0.0, 0.0, 0.5])) if proximal else 0.0)

@@ -84,21 +84,36 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return model
 
 
+def compare_drawn(kind: str, data: st.DataObject, *, double: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = data.draw(networks())
+    subject = subject_of(model.double() if double else model, *data_for("mlp", double=double))
+    how = data.draw(st.sampled_from([SGD, DECAYING, HEAVY]))
+    engine, layers = subject.engine(kind, how), len(subject.layers)
+    # Two numbers normalised are 1 and -1 whatever they were: there gradients are next to nothing but rounding.
+    least = 2 if double else 3
+    if isinstance(engine, FusedEngine):
+        played = data.draw(rounds(layers, apart=engine.layers_apart, least=least))
+    else:
+        played = data.draw(rounds(layers, local_steps=data.draw(st.integers(1, 3)), sums=False, least=least))
+    plain = play(subject.engine("plain", how), subject, played)
+    assert_close(play(engine, subject, played), plain, DOUBLE if double else SINGLE)
+
+
 @pytest.mark.parametrize("kind", ["fused", "stacked"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_drawn_network_is_trained_as_client_by_client(kind: str, data: st.DataObject) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = data.draw(networks()).double()
-    subject = subject_of(model, *data_for("mlp", double=True))
-    how = data.draw(st.sampled_from([SGD, DECAYING, HEAVY]))
-    engine, layers = subject.engine(kind, how), len(subject.layers)
-    if isinstance(engine, FusedEngine):
-        played = data.draw(rounds(layers, apart=engine.layers_apart))
-    else:
-        played = data.draw(rounds(layers, local_steps=data.draw(st.integers(1, 3)), sums=False))
-    assert_close(play(engine, subject, played), play(subject.engine("plain", how), subject, played), DOUBLE)
+    compare_drawn(kind, data, double=True)
+
+
+# The same networks each time: a number that is rounded to the other side of a kink changes more than rounding.
+@pytest.mark.parametrize("kind", ["fused", "stacked"])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_drawn_network_in_single_precision(kind: str, data: st.DataObject) -> None:
+    compare_drawn(kind, data, double=False)
 
 
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
@@ -110,11 +125,28 @@ NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
 }
 
 
-def trained(kind: str, name: str, rule: Rule, *, double: bool) -> Result:
+def smooth(model: nn.Module) -> nn.Module:
+    """Put what has no kinks in the place of ReLU and max pooling."""
+    for parent in [*model.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.GELU())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+    return model
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def trained(
+    kind: str, name: str, rule: Rule, *, double: bool, change: Callable[[nn.Module], nn.Module] = as_it_is
+) -> Result:
     """A round of clients of several depths, by one of the engines."""
     network, shape = NETWORKS[name]
     images = torch.randn(24, *shape, generator=torch.Generator().manual_seed(1))
-    model = built(lambda: network.build(shape, 10), double=double)
+    model = built(lambda: change(network.build(shape, 10)), double=double)
     subject = subject_of(model, images.double() if double else images, torch.arange(24) % 10)
     layers = len(subject.layers)
     depths = sorted({layers, layers - 1, layers // 2, 1})
@@ -133,11 +165,21 @@ def test_the_networks_of_the_experiments(name: str, kind: str, rule: Rule) -> No
 
 
 @pytest.mark.parametrize("kind", ["fused", "stacked"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_networks_of_the_experiments_in_single_precision(name: str, kind: str) -> None:
-    # Below eight normalisations and kinks the plain engine's own rounding may come to more than the tolerance.
-    plain, exact = (trained("plain", name, RULES[0], double=double) for double in (False, True))
-    assert_close(trained(kind, name, RULES[0], double=False), plain, max(SINGLE, 4 * rounding(plain, exact)))
+@pytest.mark.parametrize(
+    ("name", "change"), [*((name, as_it_is) for name in NETWORKS if name != "vgg11"), ("vgg11", smooth)]
+)
+def test_the_networks_of_the_experiments_in_single_precision(
+    name: str, change: Callable[[nn.Module], nn.Module], kind: str
+) -> None:
+    one, plain = (trained(engine, name, RULES[0], double=False, change=change) for engine in (kind, "plain"))
+    assert_close(one, plain, SINGLE)
+
+
+@pytest.mark.parametrize("kind", ["fused", "stacked"])
+def test_the_kinks_of_vgg11_in_single_precision(kind: str) -> None:
+    # Among a million numbers some are rounded to the other side of a kink, in the plain engine as in every other.
+    plain, exact = (trained("plain", "vgg11", RULES[0], double=double) for double in (False, True))
+    assert_close(trained(kind, "vgg11", RULES[0], double=False), plain, max(SINGLE, 4 * rounding(plain, exact)))
 
 
 def rounding(one: Result, exact: Result) -> float:

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import accumulate
 
 import numpy as np
@@ -216,24 +216,29 @@ class FusedEngine:
         return [rate * float(scale) for scale in cohort.weights @ boosts]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Cohort:
     """The clients of a round that convey something, the deepest first; a row of each array belongs to one.
 
-    `places` are their rows in the `Tasks`, `batches`, `full` and `steps` as there, `reaching` is how many reach each
-    layer.
+    `places` are their rows in the `tasks`, `batches` holds the indices of their examples, with `bounds` at which each
+    client's begin among all of them, and the end of the last, and `reaching` is how many clients reach each layer.
     `own_weights` and `boosts` are those of the aggregation, None where each client weighs 1, or counts by its weight.
     `weight_of_all` includes clients that convey nothing.
     """
 
+    tasks: Tasks
     places: Whole
     batches: Whole
-    full: bool
-    steps: Whole
+    bounds: Sequence[int]
     reaching: list[int]
     own_weights: Floats | None
     boosts: Floats | None
     weight_of_all: float
+
+    @property
+    def steps(self) -> Whole:
+        """How many steps each layer gets from each client."""
+        return self.tasks.steps.take(self.places, axis=0)
 
     @property
     def weights(self) -> Floats:
@@ -248,22 +253,15 @@ class _Cohort:
         weights: list[float] = (self.own_weights @ self.steps).tolist()
         return weights
 
-    @cached_property
-    def bounds(self) -> Sequence[int]:
-        """At which places of `examples` each client's begin, and the end of the last."""
-        if self.full:
-            return range(0, self.batches.size + 1, self.batches.shape[1])
-        return [0, *(self.batches >= 0).sum(axis=1).cumsum().tolist()]
-
     @property
     def examples(self) -> Whole:
         """The indices of the examples of all clients, one client after the other."""
-        return self.batches.ravel() if self.full else self.batches[self.batches >= 0]
+        return self.batches.ravel() if self.tasks.full else self.batches[self.batches >= 0]
 
     @property
     def _alike(self) -> bool:
         """Whether all examples count alike."""
-        return self.full and self.own_weights is None and self.boosts is None
+        return self.tasks.full and self.own_weights is None and self.boosts is None
 
     def scale(self, rate: float) -> float:
         """Return what the gradient of each example's loss counts in the sums, where all count alike; 1 elsewhere.
@@ -295,8 +293,9 @@ class _Cohort:
         own = slice(first, last)
         reaching = [min(max(count - first, 0), last - first) for count in self.reaching]
         weights, boosts = (None if of is None else of[own] for of in (self.own_weights, self.boosts))
-        rows = self.places[own], self.batches[own], self.full, self.steps[own]
-        return _Cohort(*rows, reaching, weights, boosts, self.weight_of_all)
+        batches = self.batches[own]
+        bounds = _bounds(batches, full=self.tasks.full)
+        return _Cohort(self.tasks, self.places[own], batches, bounds, reaching, weights, boosts, self.weight_of_all)
 
 
 def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohort:
@@ -308,14 +307,15 @@ def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohor
 def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None = None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     depths = np.add.reduce(tasks.steps, axis=1)  # of so few numbers, faster than the methods of the array
-    reaching = _reaching(tasks.steps, depths)
+    reaching = _reaching(tasks, depths)
     # Also by number, so that the order in which the clients are named does not matter.
     order = np.lexsort((tasks.clients, -depths))[: reaching[-1]]
+    batches = tasks.batches[:, 0].take(order, axis=0)
     return _Cohort(
+        tasks,
         order,
-        tasks.batches[:, 0].take(order, axis=0),
-        tasks.full,
-        tasks.steps.take(order, axis=0),
+        batches,
+        _bounds(batches, full=tasks.full),
         reaching,
         None if weights is None else weights[order],
         None if boosts is None else boosts[order],
@@ -323,17 +323,24 @@ def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None
     )
 
 
-def _reaching(steps: Whole, depths: Whole) -> list[int]:
+def _reaching(tasks: Tasks, depths: Whole) -> list[int]:
     """Return how many clients reach each layer; raises `InvalidSetting` unless they take one step from the output on.
 
     Zeros and ones with given sums of their rows can have but these sums of their columns in one way: all ones at the
     end of the rows.
     """
-    deep = np.bincount(depths, minlength=steps.shape[1] + 1).tolist()
+    deep = np.bincount(depths, minlength=tasks.steps.shape[1] + 1).tolist()
     reaching = [*accumulate(deep[:0:-1])]
-    if np.add.reduce(steps).tolist() != reaching or np.maximum.reduce(steps, axis=None, initial=0) > 1:
+    if tasks.batches.shape[1] > 1 or np.add.reduce(tasks.steps).tolist() != reaching:
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     return reaching
+
+
+def _bounds(batches: Whole, *, full: bool) -> Sequence[int]:
+    """Return at which places each client's examples begin among those of all, and the end of the last."""
+    if full:
+        return range(0, batches.size + 1, batches.shape[1])
+    return [0, *(batches >= 0).sum(axis=1).cumsum().tolist()]
 
 
 def _alpha(factor: float, of: Tensor) -> float:
