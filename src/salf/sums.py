@@ -10,7 +10,7 @@ from torch import Tensor
 _SINGLE_BYTES = torch.float32.itemsize
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # not frozen: that takes several times as long to make
 class LayerTotal:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 

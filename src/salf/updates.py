@@ -2,7 +2,6 @@
 
 import cmath
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -219,7 +218,7 @@ def is_finite(value: Tensor) -> bool:
     if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
         return True
     # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at.
-    return cmath.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
+    return _has_finite_sum(value) or bool(torch.isfinite(value).all())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -230,9 +229,13 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return len(floats) == len(tensors) or all(map(is_finite, (own for own in tensors if own.dtype not in _FLOATS)))
 
 
+def _has_finite_sum(value: Tensor) -> bool:
+    return cmath.isfinite(value.sum().item())
+
+
 def _have_finite_sums(tensors: Sequence[Tensor]) -> bool:
     if all(tensor.is_cpu for tensor in tensors):
-        return all(math.isfinite(tensor.sum().item()) for tensor in tensors)
+        return all(map(_has_finite_sum, tensors))
     for device in {tensor.device for tensor in tensors}:
         # Every look at a number waits for an accelerator: one for all that it holds.
         norms = torch._foreach_norm([tensor for tensor in tensors if tensor.device == device])  # noqa: SLF001 - torch's optimizers are built on it

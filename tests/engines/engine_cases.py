@@ -105,7 +105,7 @@ class Result(NamedTuple):
 
 
 def play(engine: Engine, subject: Subject, played: Round) -> Result:
-    """Let an engine compute a played."""
+    """Let an engine compute a round."""
     result, accepted = train_round(
         engine,
         subject.weights,

@@ -21,6 +21,7 @@ from engine_models import CLASSES, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
 
+from salf.engines import chain
 from salf.engines.chain import ChainPass, find_chain
 from salf.engines.tracing import trace_rows
 from salf.errors import InvalidSetting
@@ -107,6 +108,44 @@ def assert_equals_plain(subject: Subject, rule: Rule) -> None:
         played = Round(tasks, rule, reach if isinstance(rule, InverseProbability) else None)
         fused, plain = (play(subject.engine(kind, DECAYING), subject, played) for kind in ("fused", "plain"))
         assert_close(fused, plain, DOUBLE)
+
+
+def wide() -> nn.Module:
+    """Layers with many outputs and with few."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 18), nn.ReLU(), nn.Linear(18, 16), nn.ReLU(), nn.Linear(16, CLASSES)
+    )
+
+
+@pytest.mark.parametrize("rule", [Contributors(), Memory()])
+@pytest.mark.parametrize("limits", [(1, 16, 2**21, 2**15), (2048, 1, 2**21, 0), (2048, 100, 2**21, 2**15)])
+def test_products_are_the_same_in_whatever_order_they_are_computed(
+    limits: tuple[int, ...], rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in zip(("_MANY_ROWS", "_FEW_COLUMNS", "_SMALL", "_SMALL_SLOPE"), limits, strict=True):
+        assert hasattr(chain, name)
+        monkeypatch.setattr(chain, name, limit)
+    subject = prepared(wide)
+    assert chain_of(subject) is not None
+    assert_equals_plain(subject, rule)
+
+
+@pytest.mark.parametrize("model", [wide, rows_of_rows])
+def test_inputs_may_lie_in_memory_in_another_order(model: Callable[[], nn.Module]) -> None:
+    subject = prepared(model)
+    turned = subject.inputs.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    assert not turned.is_contiguous()
+    subject = subject._replace(inputs=turned)
+    assert chain_of(subject) is not None
+    assert_equals_plain(subject, Contributors())
+
+
+@pytest.mark.parametrize("steps", [[[0, 2, 2], [0, 1, 1]], [[1, 0, 1]], [[0, 2, 0], [1, 0, 0]], [[0, 0, 2], [0, 2, 0]]])
+def test_other_steps_than_one_from_the_output_on_are_refused(steps: list[list[int]]) -> None:
+    subject = prepared(wide)
+    played = Round(tasks_of(steps, [3] * len(steps)), Contributors())
+    with pytest.raises(InvalidSetting, match="computes one step, of layers from the output on"):
+        play(subject.engine("fused"), subject, played)
 
 
 def test_several_operations_of_a_chain_may_be_one_layer() -> None:

@@ -31,7 +31,9 @@ from salf.rules import Contributors, Corrected, Rule
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
-ACTIVATIONS: list[Callable[[], nn.Module]] = [nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, lambda: nn.ReLU(inplace=True)]
+Activations = list[Callable[[], nn.Module]]
+SMOOTH: Activations = [nn.Tanh, nn.GELU, nn.Identity]
+ACTIVATIONS: Activations = [nn.ReLU, *SMOOTH, lambda: nn.ReLU(inplace=True)]
 
 
 class Around(nn.Module):
@@ -47,35 +49,35 @@ class Around(nn.Module):
 
 
 @st.composite
-def images(draw: st.DrawFn, channels: int) -> tuple[list[nn.Module], int]:
+def images(draw: st.DrawFn, channels: int, activations: Activations) -> tuple[list[nn.Module], int]:
     """Convolutions that keep the size of an image, and how many channels come out."""
     wide, kernel = draw(st.integers(2, 4)), draw(st.sampled_from([1, 3]))
     convolution = nn.Conv2d(channels, wide, kernel, padding=kernel // 2, bias=draw(st.booleans()))
     norms = [nn.Identity(), nn.BatchNorm2d(wide), nn.BatchNorm2d(wide, affine=False), nn.GroupNorm(1, wide)]
-    block = [convolution, draw(st.sampled_from(norms)), draw(st.sampled_from(ACTIVATIONS))()]
+    block = [convolution, draw(st.sampled_from(norms)), draw(st.sampled_from(activations))()]
     if draw(st.booleans()):
-        block.append(
-            Around(nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1), draw(st.sampled_from(ACTIVATIONS[:3]))()))
-        )
+        block.append(Around(nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1), draw(st.sampled_from(activations))())))
     return block, wide
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> nn.Module:
+def networks(draw: st.DrawFn, *, kinks: bool) -> nn.Module:
     """Up to two blocks of convolutions and two hidden layers; some parameters may be frozen."""
+    activations = ACTIVATIONS if kinks else SMOOTH
+    poolings = [nn.AvgPool2d(2), nn.MaxPool2d(2)] if kinks else [nn.AvgPool2d(2)]
     parts: list[nn.Module] = []
     channels, side = SHAPE[0], SHAPE[1]
     for _ in range(draw(st.integers(0, 2))):
-        block, channels = draw(images(channels))
+        block, channels = draw(images(channels, activations))
         parts += block
         if side % 2 == 0 and draw(st.booleans()):
-            parts, side = [*parts, draw(st.sampled_from([nn.MaxPool2d(2), nn.AvgPool2d(2)]))], side // 2
+            parts, side = [*parts, draw(st.sampled_from(poolings))], side // 2
     parts.append(nn.Flatten())
     features = channels * side * side
     for _ in range(draw(st.integers(0, 2))):
         wide = draw(st.integers(3, 7))
         norms = [nn.Identity(), nn.BatchNorm1d(wide), nn.LayerNorm(wide)]
-        parts += [nn.Linear(features, wide), draw(st.sampled_from(norms)), draw(st.sampled_from(ACTIVATIONS))()]
+        parts += [nn.Linear(features, wide), draw(st.sampled_from(norms)), draw(st.sampled_from(activations))()]
         features = wide
     model = nn.Sequential(*parts, nn.Linear(features, CLASSES, bias=draw(st.booleans())))
     names = [name for name, _ in model.named_parameters()]
@@ -87,7 +89,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 def compare_drawn(kind: str, data: st.DataObject, *, double: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        model = data.draw(networks())
+        model = data.draw(networks(kinks=double))
     subject = subject_of(model.double() if double else model, *data_for("mlp", double=double))
     how = data.draw(st.sampled_from([SGD, DECAYING, HEAVY]))
     engine, layers = subject.engine(kind, how), len(subject.layers)
@@ -108,7 +110,7 @@ def test_a_drawn_network_is_trained_as_client_by_client(kind: str, data: st.Data
     compare_drawn(kind, data, double=True)
 
 
-# The same networks each time: a number that is rounded to the other side of a kink changes more than rounding.
+# Without kinks: a number that is rounded to the other side of one changes more than rounding.
 @pytest.mark.parametrize("kind", ["fused", "stacked"])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
@@ -179,7 +181,9 @@ def test_the_networks_of_the_experiments_in_single_precision(
 def test_the_kinks_of_vgg11_in_single_precision(kind: str) -> None:
     # Among a million numbers some are rounded to the other side of a kink, in the plain engine as in every other.
     plain, exact = (trained("plain", "vgg11", RULES[0], double=double) for double in (False, True))
-    assert_close(trained(kind, "vgg11", RULES[0], double=False), plain, max(SINGLE, 4 * rounding(plain, exact)))
+    error = rounding(plain, exact)
+    assert error < 0.01
+    assert_close(trained(kind, "vgg11", RULES[0], double=False), plain, max(SINGLE, 4 * error))
 
 
 def rounding(one: Result, exact: Result) -> float:

@@ -67,18 +67,19 @@ class Weighted(Link):
         self.weight, self.bias = weights[weight], None if bias is None else weights[bias]
 
     @abstractmethod
-    def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients with respect to weight and bias, those that are not trained at will."""
-
-    def of_trained(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
-        """Return the gradients with respect to what is trained, by name."""
-        found = zip(self.trained, self.gradients(x, slope), strict=True)
-        return {name: gradient for name, gradient in found if name is not None and gradient is not None}
-
     def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
-        """Write the gradients with respect to what is trained into tensors that are there, by name."""
-        for name, gradient in self.of_trained(x, slope).items():
-            room[name].copy_(gradient)
+        """Write the gradients with respect to what is trained into a `room` for them."""
+
+    def room(self) -> dict[str, Tensor]:
+        """Return memory for the gradients with respect to what is trained, by name, with nothing in it yet."""
+        values = zip(self.trained, (self.weight, self.bias), strict=True)
+        return {name: torch.empty_like(value) for name, value in values if name is not None and value is not None}
+
+    def gradients(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
+        """Return the gradients with respect to what is trained, by name."""
+        room = self.room()
+        self.write(room, x, slope)
+        return room
 
 
 class Dense(Weighted):
@@ -96,13 +97,8 @@ class Dense(Weighted):
         """Return the gradient with respect to the first rows of `x`."""
         return torch.mm(slope, self.weight) if slope.ndim == 2 else slope @ self.weight
 
-    def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients with respect to weight and bias."""
-        x, slope = _as_matrix(x), _as_matrix(slope)
-        return torch.mm(slope.t(), x), slope.sum(0)
-
     def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
-        """Write the gradients with respect to what is trained into tensors that are there, by name."""
+        """Write the gradients with respect to what is trained into a `room` for them."""
         x, slope, (weight, bias) = _as_matrix(x), _as_matrix(slope), self.trained
         if weight is not None and len(x) >= _MANY_ROWS and len(self.weight) >= _FEW_COLUMNS:
             room[weight].copy_(torch.mm(x.t(), slope).t())
@@ -129,11 +125,13 @@ class Convolution(Weighted):
         gradient: Tensor = self._backward(x[: len(slope)], slope, (True, False, False))[0]
         return gradient
 
-    def gradients(self, x: Tensor, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients with respect to weight and bias."""
+    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+        """Write the gradients with respect to what is trained into a `room` for them."""
         weight, bias = (name is not None for name in self.trained)
-        _, of_weight, of_bias = self._backward(x, slope, (False, weight, bias))
-        return of_weight, of_bias
+        found = self._backward(x, slope, (False, weight, bias))[1:]
+        for name, gradient in zip(self.trained, found, strict=True):
+            if name is not None:
+                room[name].copy_(gradient)
 
     def _backward(self, x: Tensor, slope: Tensor, wanted: tuple[bool, bool, bool]) -> Any:  # noqa: ANN401
         channels, transposed, output_padding = [len(self.weight)], False, (0, 0)
@@ -224,19 +222,23 @@ class ChainPass:
         self.parameters = parameters
         self.norms: Mapping[str, ClientNorm] = {}
         self._weighted = [link for link in links if isinstance(link, Weighted)]
-        # Inference mode spares a part of calling each operation, but knows no gradient at all.
-        self._mode = torch.no_grad if any(isinstance(link, Recomputed) for link in links) else torch.inference_mode
-        self._before = [*takewhile(lambda link: isinstance(link, Flattening), links)]
+        # Inference mode spares a part of calling each operation, but nothing can have a gradient in it.
+        recomputes = any(isinstance(link, Recomputed) for link in links)
+        self._without_gradient = torch.no_grad if recomputes else torch.inference_mode
+        self._flattenings = [*takewhile(lambda link: isinstance(link, Flattening), links)]
         # The other operations, each with the nearest layer before it, for whose sake the gradient has to pass.
         self._links: list[tuple[Link, int | None]] = []
         before: int | None = None
-        for link in links[len(self._before) :]:
+        for link in links[len(self._flattenings) :]:
             self._links.append((link, before))
             before = _layer(link, otherwise=before)
 
     def prepared(self, inputs: Tensor) -> Tensor:
-        """Return a data set's inputs as a pass takes them: what gives them but another shape is done once for all."""
-        return reduce(lambda x, link: link.forward(x), self._before, inputs)
+        """Return a data set's inputs as a pass takes them: what gives them but another shape is done once for all.
+
+        Nothing is copied, unless they lie in memory in such an order that giving them another shape takes a copy.
+        """
+        return reduce(lambda x, link: link.forward(x), self._flattenings, inputs)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Compute with these weights from now on; they are not copied."""
@@ -246,14 +248,11 @@ class ChainPass:
     def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
         """Return the sums over the crowd, by parameter, of the layers that anyone reaches."""
         # Made here, since what is made in inference mode cannot be written to afterwards.
-        found = {
-            name: torch.empty_like(self.parameters[name])
-            for link in self._weighted
-            if link.layer is not None and crowd.reached(link.layer)
-            for name in link.trained
-            if name is not None
-        }
-        with self._mode():
+        found: dict[str, Tensor] = {}
+        for link in self._weighted:
+            if link.layer is not None and crowd.reached(link.layer):
+                found |= link.room()
+        with self._without_gradient():
             for link, x, slope in self._walk(inputs, crowd, slope_of):
                 factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
                 link.write(found, x, slope if factor is None else _scaled(slope, factor))
@@ -267,7 +266,7 @@ class ChainPass:
             for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
                 if end > len(slope):
                     break
-                own.update(link.of_trained(x[start:end], slope[start:end]))
+                own.update(link.gradients(x[start:end], slope[start:end]))
         return found
 
     def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:

@@ -216,7 +216,7 @@ class FusedEngine:
         return [rate * float(scale) for scale in cohort.weights @ boosts]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make
 class _Cohort:
     """The clients of a round that convey something, the deepest first; a row of each array belongs to one.
 
@@ -307,7 +307,7 @@ def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohor
 def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None = None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     depths = np.add.reduce(tasks.steps, axis=1)  # of so few numbers, faster than the methods of the array
-    reaching = _reaching(tasks, depths)
+    reaching = _reaching(tasks.steps, depths)
     # Also by number, so that the order in which the clients are named does not matter.
     order = np.lexsort((tasks.clients, -depths))[: reaching[-1]]
     batches = tasks.batches[:, 0].take(order, axis=0)
@@ -323,15 +323,16 @@ def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None
     )
 
 
-def _reaching(tasks: Tasks, depths: Whole) -> list[int]:
+def _reaching(steps: Whole, depths: Whole) -> list[int]:
     """Return how many clients reach each layer; raises `InvalidSetting` unless they take one step from the output on.
 
     Zeros and ones with given sums of their rows can have but these sums of their columns in one way: all ones at the
     end of the rows.
     """
-    deep = np.bincount(depths, minlength=tasks.steps.shape[1] + 1).tolist()
+    deep = np.bincount(depths, minlength=steps.shape[1] + 1).tolist()
     reaching = [*accumulate(deep[:0:-1])]
-    if tasks.batches.shape[1] > 1 or np.add.reduce(tasks.steps).tolist() != reaching:
+    several = np.maximum.reduce(steps, axis=None, initial=0) > 1
+    if several or np.add.reduce(steps).tolist() != reaching:
         raise InvalidSetting("the fused engine computes one step, of layers from the output on")
     return reaching
 
@@ -368,4 +369,5 @@ def _slope(labels: Tensor, each: Tensor | None, outputs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _minus_ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((1, count), -1.0, dtype=dtype, device=device)
+    with torch.inference_mode(mode=False):  # what is kept must be of use outside of it as well
+        return torch.full((1, count), -1.0, dtype=dtype, device=device)
