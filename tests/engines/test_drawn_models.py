@@ -110,7 +110,8 @@ def test_a_drawn_network_is_trained_as_client_by_client(kind: str, data: st.Data
     compare_drawn(kind, data, double=True)
 
 
-# Without kinks: a number that is rounded to the other side of one changes more than rounding.
+# Without kinks: a number that is rounded to the other side of one changes more than rounding. The same networks each
+# time: in some few that normalise three numbers the rounding errors of several steps come to more than the tolerance.
 @pytest.mark.parametrize("kind", ["fused", "stacked"])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
