@@ -126,6 +126,13 @@ def test_a_problem_is_named(damage: Callable[[Draft], None], problem: str) -> No
     assert any(problem in listed for listed in draft.problems())
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_complex_numbers_of_half_precision_are_named() -> None:
+    draft = Draft()
+    put("deltas", "head.bias", torch.zeros(2, dtype=torch.complex32))(draft)
+    assert any("'head.bias' has type torch.complex32" in listed for listed in draft.problems())
+
+
 def test_the_message_names_every_problem() -> None:
     with pytest.raises(
         InvalidUpdate, match=r"cannot be aggregated: num_examples is 0, .*; 'x' is no trainable parameter"
