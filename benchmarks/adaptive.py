@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 from salf import Experiment, RoundRecord, run_experiment
 from salf.data import Dataset, load
-from salf.plots import plot_accuracy, save_figure
+from salf.report.plots import plot_accuracy, save_figure
 
 Array = npt.NDArray[np.float64]
 

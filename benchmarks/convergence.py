@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from salf import theory
-from salf.plots import save_figure
+from salf.report.plots import save_figure
 
 Array = npt.NDArray[np.float64]
 

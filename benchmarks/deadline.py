@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import salf
-from salf.accelerators import find_device, title_of, wait_for
+from salf.engines.accelerator import find_device, title_of, wait_for
 from salf.models import Vgg, build
 
 _BLOCKS = 100

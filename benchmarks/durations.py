@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from salf.experiment import Experiment
-from salf.simulation import Simulation
+from salf.experiment.experiment import Experiment
+from salf.simulation.simulate import Simulation
 
 _SEEDS, _ROUNDS = 3, 300
 _SETTINGS = {"mnist-cnn": "fedavg,salf,drop", "mnist-cnn-60": "salf", "mnist-cnn-30": "salf"}

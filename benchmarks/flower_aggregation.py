@@ -28,11 +28,11 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from salf.aggregation import Aggregation
-from salf.flower.arrays import from_record
-from salf.flower.training import Admission, TrainingRound
-from salf.layers import Layers, find_layers
-from salf.rules import Corrected
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Corrected
+from salf.flower.server.training import Admission, TrainingRound
+from salf.flower.wire.arrays import from_record
+from salf.layers.find import Layers, find_layers
 
 REPLIES = 100 if len(sys.argv) < 3 else int(sys.argv[2])
 TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = 1

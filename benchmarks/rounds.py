@@ -16,14 +16,14 @@ from statistics import median
 
 import torch
 
-from salf.accelerators import find_device, title_of
 from salf.bench.case import timed
 from salf.bench.rounds import SUBJECTS, RoundBench
 from salf.data import Dataset
 from salf.devices import UniformDepth
-from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.engines.accelerator import find_device, title_of
+from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Mlp
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 _TURN_SECONDS, _SECONDS = 0.1, 3.0
 _ASKED, _TESTED, _NEVER = 100, 16, 10**6

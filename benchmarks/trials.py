@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from salf.aggregation.rules import Memory
 from salf.bench.case import Figure, compare
 from salf.bench.rounds import SUBJECTS, RoundBench, Subject
 from salf.engines import EngineName, FusedEngine
 from salf.methods import Salf
-from salf.rules import Memory
 
 _SECONDS = 4.0
 

@@ -8,8 +8,8 @@ from statistics import fmean
 import pytest
 
 import salf
+from salf.experiment.overrides import preset_names
 from salf.methods import METHODS
-from salf.settings import preset_names
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 UNMEASURED = ("cifar10-vgg11", "cifar10-vgg13")  # hours of computing each

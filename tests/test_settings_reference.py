@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from salf.cli import app
-from salf.experiment import Experiment
-from salf.reference import settings_reference
-from salf.runs import run_experiment
-from salf.settings import Section
+from salf.experiment.experiment import Experiment
+from salf.experiment.overrides import Section
+from salf.experiment.reference import settings_reference
+from salf.runs.run import run_experiment
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "settings.md"

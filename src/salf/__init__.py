@@ -1,31 +1,69 @@
-"""Straggler-aware layer-wise federated learning: a round deadline that loses no work of the slow devices."""
+"""Straggler-aware layer-wise federated learning: a round deadline that keeps the finished work of slow devices.
 
-from salf import theory as theory
-from salf.aggregation import Aggregated as Aggregated
-from salf.aggregation import Aggregation as Aggregation
-from salf.aggregation import aggregate as aggregate
-from salf.backprop import deadline as deadline
-from salf.backprop import truncated_gradients as truncated_gradients
-from salf.data import Dataset as Dataset
-from salf.errors import DataUnavailable as DataUnavailable
-from salf.errors import InvalidSetting as InvalidSetting
-from salf.errors import InvalidUpdate as InvalidUpdate
-from salf.errors import RunFolderError as RunFolderError
-from salf.errors import SalfError as SalfError
-from salf.errors import UnsuitableModel as UnsuitableModel
-from salf.experiment import Experiment as Experiment
-from salf.layers import Layer as Layer
-from salf.layers import Layers as Layers
-from salf.layers import find_layers as find_layers
-from salf.records import RoundRecord as RoundRecord
-from salf.rules import Contributors as Contributors
-from salf.rules import Corrected as Corrected
-from salf.rules import Everyone as Everyone
-from salf.rules import InverseProbability as InverseProbability
-from salf.rules import Memory as Memory
-from salf.runs import Run as Run
-from salf.runs import run_experiment as run_experiment
-from salf.simulation import simulate as simulate
-from salf.updates import Update as Update
-from salf.updates import check_update as check_update
-from salf.work import Work as Work
+Public names load on first use, so `import salf` is fast and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from salf import theory as theory
+    from salf.aggregation import Aggregated as Aggregated
+    from salf.aggregation import Aggregation as Aggregation
+    from salf.aggregation import Contributors as Contributors
+    from salf.aggregation import Corrected as Corrected
+    from salf.aggregation import Everyone as Everyone
+    from salf.aggregation import InverseProbability as InverseProbability
+    from salf.aggregation import Memory as Memory
+    from salf.aggregation import Rule as Rule
+    from salf.aggregation import aggregate as aggregate
+    from salf.client import Work as Work
+    from salf.client import truncated_gradients as truncated_gradients
+    from salf.client.deadline import deadline as deadline
+    from salf.data import Dataset as Dataset
+    from salf.errors import DataUnavailable as DataUnavailable
+    from salf.errors import InvalidSetting as InvalidSetting
+    from salf.errors import InvalidUpdate as InvalidUpdate
+    from salf.errors import RunFolderError as RunFolderError
+    from salf.errors import SalfError as SalfError
+    from salf.errors import UnsuitableModel as UnsuitableModel
+    from salf.experiment import Experiment as Experiment
+    from salf.layers import Layer as Layer
+    from salf.layers import Layers as Layers
+    from salf.layers import find_layers as find_layers
+    from salf.records import RoundRecord as RoundRecord
+    from salf.runs import Run as Run
+    from salf.runs import run_experiment as run_experiment
+    from salf.simulation import simulate as simulate
+    from salf.update import Update as Update
+    from salf.update import check_update as check_update
+
+# Where each public name is defined; a test holds this table and the imports above to the same names.
+_HOMES = {
+    "aggregation": "Aggregated Aggregation Contributors Corrected Everyone InverseProbability Memory Rule aggregate",
+    "client": "Work deadline truncated_gradients",
+    "data": "Dataset",
+    "errors": "DataUnavailable InvalidSetting InvalidUpdate RunFolderError SalfError UnsuitableModel",
+    "experiment": "Experiment",
+    "layers": "Layer Layers find_layers",
+    "records": "RoundRecord",
+    "runs": "Run run_experiment",
+    "simulation": "simulate",
+    "update": "Update check_update",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = ["theory", *sorted(_HOME_OF)]  # noqa: PLE0604 - the table above holds strings only
+
+
+def __getattr__(name: str) -> object:
+    if name == "theory":
+        return import_module("salf.theory")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'salf' has no attribute '{name}'")
+    value = getattr(import_module(f"salf.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

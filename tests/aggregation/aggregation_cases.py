@@ -8,10 +8,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation import Aggregated
-from salf.layers import Layer, Layers
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
-from salf.updates import Update
+from salf.aggregation.aggregate import Aggregated
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.layers.find import Layer, Layers
+from salf.update import Update
 
 SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 3), (1, 1, 2), (0,), (2, 0)]
 FLOATS = [torch.float32, torch.float64]

@@ -11,12 +11,12 @@ from aggregation_cases import Cohort, any_rule, cohorts, same_result, updates
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation import Aggregation, aggregate
+from salf.aggregation.aggregate import Aggregation, aggregate
+from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.errors import InvalidSetting, InvalidUpdate
-from salf.layers import Layer, Layers
-from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
+from salf.layers.find import Layer, Layers
 from salf.theory import UniformDepth
-from salf.updates import Update, check_update
+from salf.update import Update, check_update
 
 
 def close(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation import Aggregation, aggregate
-from salf.layers import Layer, Layers
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.aggregation.aggregate import Aggregation, aggregate
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.layers.find import Layer, Layers
 from salf.theory import UniformDepth
-from salf.updates import Update
+from salf.update import Update
 
 HALVES = [torch.float16, torch.bfloat16]
 ONE = Layers((Layer("only", ("weight",), ("mean", "count")),))

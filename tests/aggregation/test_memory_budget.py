@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salf.aggregation import aggregate
-from salf.checkpoint import load_checkpoint, save_checkpoint
+from salf.aggregation.aggregate import aggregate
+from salf.aggregation.client_memory import ClientMemory
+from salf.aggregation.rules import Memory
 from salf.errors import InvalidSetting
-from salf.layers import Layer, Layers
-from salf.memory import ClientMemory
-from salf.reach import ObservedReach
-from salf.rules import Memory
-from salf.state import ServerState
-from salf.updates import Update
+from salf.layers.find import Layer, Layers
+from salf.participation.reach import ObservedReach
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
+from salf.simulation.server_state import ServerState
+from salf.update import Update
 
 LAYERS = Layers((Layer("body", ("body.weight",)), Layer("head", ("head.weight",))))
 BYTES = {"body": 12, "head": 8}  # three and two numbers of four bytes

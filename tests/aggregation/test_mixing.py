@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from salf.aggregation.staleness import Arrival, Buffer, ServerModel, mix
 from salf.methods import FedAsync, FedBuff
-from salf.mixing import Arrival, Buffer, ServerModel, mix
 
 STATISTICS = {"norm.mean"}
 

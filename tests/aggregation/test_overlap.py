@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation import Aggregation
-from salf.layers import Layer, Layers
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors
+from salf.aggregation.server_optimizer import ServerOptimisation
+from salf.layers.find import Layer, Layers
 from salf.models import prefixes
-from salf.overlap import Overlap
-from salf.rules import Contributors
-from salf.server import ServerOptimisation
-from salf.updates import Update
+from salf.simulation.submodel_mean import Overlap
+from salf.update import Update
 
 # An MLP of 2 inputs, 4 hidden neurons and 3 classes.
 SHAPES = {"fc1.weight": (4, 2), "fc1.bias": (4,), "fc2.weight": (3, 4), "fc2.bias": (3,)}

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from salf.aggregation import aggregate
+from salf.aggregation.aggregate import aggregate
+from salf.aggregation.robust import Centre, ClippedLayers, Median, RobustAggregation, TrimmedMean
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.errors import InvalidSetting, InvalidUpdate
-from salf.layers import Layer, Layers
-from salf.robust import Centre, ClippedLayers, Median, RobustAggregation, TrimmedMean
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
-from salf.updates import Update
+from salf.layers.find import Layer, Layers
+from salf.update import Update
 
 EQUAL_RULES = [Corrected(), Contributors(), Everyone()]
 

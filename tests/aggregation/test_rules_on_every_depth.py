@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from salf.aggregation import Aggregation
-from salf.layers import Layer, Layers
-from salf.memory import ClientMemory
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.client_memory import ClientMemory
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.layers.find import Layer, Layers
 from salf.theory import (
     DepthDistribution,
     EmpiricalDepth,
@@ -26,7 +26,7 @@ from salf.theory import (
     estimator_variance,
     reach_probability,
 )
-from salf.updates import Update
+from salf.update import Update
 
 Array = npt.NDArray[np.float64]
 

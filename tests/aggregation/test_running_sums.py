@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.sums import LayerSum, LayerTotal
+from salf.aggregation.sums import LayerSum, LayerTotal
 
 _NUMBERS = st.floats(-8, 8, width=16)
 # What is added: whether it is the sum of several updates, its two values, and what they are multiplied by.

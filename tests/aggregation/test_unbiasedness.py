@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from salf.aggregation import Aggregation
-from salf.layers import Layer, Layers
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Rule
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Rule
+from salf.layers.find import Layer, Layers
 from salf.theory import estimator_variance
-from salf.updates import Update
+from salf.update import Update
 
 Array = npt.NDArray[np.float64]
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation import Aggregation
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Memory
 from salf.errors import InvalidUpdate
-from salf.layers import Layer, Layers
-from salf.rules import Memory
-from salf.updates import Update
+from salf.layers.find import Layer, Layers
+from salf.update import Update
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OTHERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.complex64]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salf.errors import InvalidUpdate
-from salf.layers import Layer, Layers
-from salf.updates import Update, check_update
+from salf.layers.find import Layer, Layers
+from salf.update import Update, check_update
 
 LAYERS = Layers(
     (

@@ -9,7 +9,7 @@ from torch import nn
 
 import salf
 from salf.errors import InvalidSetting, InvalidUpdate
-from salf.layers import find_layers
+from salf.layers.find import find_layers
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 LAYERS = find_layers(MODEL)

@@ -10,8 +10,8 @@ from typing import Any
 from typer.testing import CliRunner
 
 from salf.cli import app
-from salf.experiment import Experiment
-from salf.runs import Run, run_experiment
+from salf.experiment.experiment import Experiment
+from salf.runs.run import Run, run_experiment
 
 # The program heeding Ctrl-C even where the tests were started in the background, which ignores it.
 INTERRUPTIBLE = (

@@ -18,8 +18,8 @@ import torch
 
 from salf import runs
 from salf.data import load
-from salf.experiment import Experiment
-from salf.runs import run_experiment
+from salf.experiment.experiment import Experiment
+from salf.runs.run import run_experiment
 
 # Its state is the memory of every client, and how often each was observed.
 RUN = Experiment.load(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from command_cases import only_json, plain, refusal, salf
 
-from salf.accelerators import CPU
 from salf.bench import Case, Figure, all_cases
 from salf.bench.case import compare
+from salf.engines.accelerator import CPU
 
 CASES = [
     Case("fused/small", "one against the other", 0.8, "≤", "×", lambda _: Figure(0.5, {"pairs": 5})),

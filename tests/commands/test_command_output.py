@@ -16,10 +16,10 @@ from command_cases import only_json, plain, refusal, salf, settings, tiny, tiny_
 from rich.console import Console
 
 from salf.cli import console
-from salf.comparison import compare
-from salf.records import RoundRecord
-from salf.runs import RunFolder
-from salf.settings import preset_names
+from salf.experiment.overrides import preset_names
+from salf.records.rounds import RoundRecord
+from salf.runs.comparison import compare
+from salf.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 import torch
 from command_cases import INTERRUPTIBLE, content, settings, tiny
 
-from salf.comparison import Comparison, Summary, compare
 from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, SalfError
-from salf.experiment import Experiment
-from salf.records import RoundRecord, time_to_accuracy
-from salf.runs import Run, run_experiment
+from salf.experiment.experiment import Experiment
+from salf.records.rounds import RoundRecord, time_to_accuracy
+from salf.runs.comparison import Comparison, Summary, compare
+from salf.runs.run import Run, run_experiment
 
 METHODS = ["fedavg", "salf"]
 

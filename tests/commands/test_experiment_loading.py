@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from salf import simulate
+from salf.aggregation.rules import Corrected, Memory
 from salf.errors import InvalidSetting
-from salf.experiment import DataSettings, Expected, Experiment
+from salf.experiment.experiment import DataSettings, Expected, Experiment
+from salf.experiment.overrides import preset_names
 from salf.methods import METHODS, DropStragglers, FedAvg, Salf
 from salf.models import Cnn, Mlp
-from salf.rules import Corrected, Memory
-from salf.settings import preset_names
 
 DIGITS = "preset 'digits' with overrides: "
 RULES = "corrected, contributors, everyone, inverse-probability, memory"

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 from salf.devices import ExponentialLayers, Physical, UniformDepth
-from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Expected, Experiment
+from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Expected, Experiment
 from salf.methods import METHODS, DropStragglers, FedAsync, FedAvg, FedBuff, Salf
 from salf.models import Cnn, Factory, Mlp, ResidualNet, Transformer, Vgg
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
 RATE = st.floats(min_value=1e-300, max_value=1e30)

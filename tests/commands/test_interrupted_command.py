@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from command_cases import INTERRUPTIBLE, content, settings, tiny
 
-from salf.checkpoint import load_checkpoint
-from salf.runs import RunFolder, run_experiment
+from salf.runs.checkpoint import load_checkpoint
+from salf.runs.folder import RunFolder
+from salf.runs.run import run_experiment
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_cases import only_json, plain, refusal, salf, write_models
 
-from salf.experiment import Experiment
+from salf.experiment.experiment import Experiment
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from salf.errors import RunFolderError
-from salf.plots import plot_accuracy, save_figure, svg_of
-from salf.records import RoundRecord
+from salf.records.rounds import RoundRecord
+from salf.report.plots import plot_accuracy, save_figure, svg_of
 
 
 def run(*accuracies: float | None, seconds: float = 1.0) -> list[RoundRecord]:

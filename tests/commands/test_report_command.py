@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from command_cases import only_json, refusal, salf, settings, tiny, tiny_run
 
-from salf.records import RoundRecord
-from salf.runs import run_experiment
+from salf.records.rounds import RoundRecord
+from salf.runs.run import run_experiment
 
 
 def test_the_page_of_a_run_is_the_one_that_the_run_wrote(tmp_path: Path) -> None:

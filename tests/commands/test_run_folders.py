@@ -15,15 +15,17 @@ from command_cases import content, tiny, tiny_run
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from salf import checkpoint, runs
+from salf import runs
 from salf.data import load
 from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, UnsuitableModel
-from salf.evaluate import evaluate
-from salf.experiment import Experiment
+from salf.experiment.experiment import Experiment
 from salf.models import build
-from salf.records import RoundRecord
-from salf.runs import RunFolder, run_experiment
-from salf.state import ServerState
+from salf.records.rounds import RoundRecord
+from salf.runs import checkpoint
+from salf.runs.folder import RunFolder
+from salf.runs.run import run_experiment
+from salf.simulation.evaluate import evaluate
+from salf.simulation.server_state import ServerState
 
 PARTS = [
     "checkpoint/state.safetensors",

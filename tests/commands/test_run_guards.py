@@ -15,12 +15,13 @@ import pytest
 import torch
 from command_cases import content, refusal, salf, tiny, tiny_run
 
-from salf import locks
-from salf.checkpoint import load_attached, save_checkpoint
 from salf.data import Dataset, load
 from salf.errors import RunFolderError
-from salf.records import RoundRecord
-from salf.runs import RunFolder, run_experiment
+from salf.records.rounds import RoundRecord
+from salf.runs import locks
+from salf.runs.checkpoint import load_attached, save_checkpoint
+from salf.runs.folder import RunFolder
+from salf.runs.run import run_experiment
 
 PARTS = ("inputs", "labels", "test_inputs", "test_labels")
 HOLD = """

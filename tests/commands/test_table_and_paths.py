@@ -9,10 +9,10 @@ from command_cases import refusal, salf, tiny_run
 from rich.console import Console
 
 from salf.cli.compare import _chance, _legend, _table
-from salf.comparison import Comparison
-from salf.experiment import Experiment
-from salf.records import RoundRecord
-from salf.runs import Run
+from salf.experiment.experiment import Experiment
+from salf.records.rounds import RoundRecord
+from salf.runs.comparison import Comparison
+from salf.runs.run import Run
 
 
 def test_the_table_of_a_comparison_fits_a_narrow_terminal() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from command_cases import refusal, salf, settings, tiny, tiny_run
 
-from salf import tracking
-from salf.records import RoundRecord
-from salf.runs import run_experiment
+from salf.records.rounds import RoundRecord
+from salf.runs import tracking
+from salf.runs.run import run_experiment
 
 
 def expected(records: tuple[RoundRecord, ...], name: str) -> list[tuple[int, float, float]]:

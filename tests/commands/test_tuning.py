@@ -6,11 +6,12 @@ import pytest
 import torch
 from command_cases import plain, salf, settings, tiny
 
-from salf.comparison import compare
 from salf.data import load
 from salf.errors import InvalidSetting
-from salf.runs import RunFolder, run_experiment
-from salf.tuning import Tuning, tune
+from salf.runs.comparison import compare
+from salf.runs.folder import RunFolder
+from salf.runs.run import run_experiment
+from salf.runs.tuning import Tuning, tune
 
 
 def test_the_best_rate_of_each_method_is_compared(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salf.accelerators import CPU, find_device
-from salf.aggregation import Aggregated, Aggregation
+from salf.aggregation.aggregate import Aggregated, Aggregation
+from salf.aggregation.rules import Rule
 from salf.data import Dataset
 from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks
-from salf.layers import Layers, find_layers
+from salf.engines.accelerator import CPU, find_device
+from salf.layers.find import Layers, find_layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
-from salf.rules import Rule
 
 SHAPE, CLASSES, EXAMPLES = (1, 8, 8), 4, 96
 MODELS: dict[str, Model] = {

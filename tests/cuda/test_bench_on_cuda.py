@@ -3,8 +3,8 @@
 import pytest
 from cuda_cases import NEEDS_CUDA, QUIET, cuda
 
-from salf.accelerators import CPU, title_of
 from salf.bench import all_cases
+from salf.engines.accelerator import CPU, title_of
 
 pytestmark = [NEEDS_CUDA, QUIET]
 

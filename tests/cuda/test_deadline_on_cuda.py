@@ -7,11 +7,11 @@ import torch
 from cuda_cases import NEEDS_CUDA, QUIET, cuda, full_precision
 from torch import Tensor, nn
 
-from salf.accelerators import wait_for
-from salf.backprop import deadline
 from salf.bench.case import timed
-from salf.layers import find_layers
-from salf.work import Work
+from salf.client.deadline import deadline
+from salf.client.work import Work
+from salf.engines.accelerator import wait_for
+from salf.layers.find import find_layers
 
 pytestmark = [NEEDS_CUDA, QUIET]
 exact = pytest.fixture(autouse=True)(full_precision)

@@ -20,14 +20,14 @@ from cuda_cases import (
 )
 from torch import Tensor, nn
 
-from salf.accelerators import CPU
-from salf.aggregation import Aggregation
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.engines import FusedEngine, Optimisation, PlainEngine
-from salf.engines.pooling import FastPool
+from salf.engines.accelerator import CPU
+from salf.engines.fused.pooling import FastPool
 from salf.errors import InvalidUpdate, UnsuitableModel
-from salf.layers import find_layers
-from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
-from salf.updates import Update, all_finite, check_update
+from salf.layers.find import find_layers
+from salf.update import Update, all_finite, check_update
 
 pytestmark = [NEEDS_CUDA, QUIET]
 exact = pytest.fixture(autouse=True)(full_precision)

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salf import simulate
-from salf.accelerators import CPU
-from salf.checkpoint import load_checkpoint, save_checkpoint
+from salf.engines.accelerator import CPU
 from salf.errors import InvalidSetting, RunFolderError
-from salf.experiment import Experiment
+from salf.experiment.experiment import Experiment
 from salf.models import build
-from salf.records import RoundRecord
-from salf.runs import run_experiment
-from salf.simulation import Simulation
+from salf.records.rounds import RoundRecord
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
+from salf.runs.run import run_experiment
+from salf.simulation.simulate import Simulation
 
 pytestmark = [NEEDS_CUDA, QUIET, pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")]
 exact = pytest.fixture(autouse=True)(full_precision)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from salf.data import Dataset, load
 from salf.errors import InvalidSetting
-from salf.experiment import Experiment
-from salf.runs import run_experiment
+from salf.experiment.experiment import Experiment
+from salf.runs.run import run_experiment
 
 LABELS = [2, 0, 1, 0]
 PIXELS = np.random.default_rng(5).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)

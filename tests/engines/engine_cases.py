@@ -13,11 +13,11 @@ from engine_models import MODELS, built, data_for
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from salf.aggregation import Aggregated, Aggregation
+from salf.aggregation.aggregate import Aggregated, Aggregation
+from salf.aggregation.client_memory import ClientMemory
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks, train_round
-from salf.layers import Layers, find_layers
-from salf.memory import ClientMemory
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.layers.find import Layers, find_layers
 
 SGD = Optimisation(lr=0.2)
 DECAYING = Optimisation(lr=0.2, weight_decay=0.05)

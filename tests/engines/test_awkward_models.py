@@ -10,9 +10,9 @@ from engine_models import CLASSES, TOKENS, WIDTH, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
 
+from salf.aggregation.rules import Contributors, InverseProbability, Rule
 from salf.errors import UnsuitableModel
-from salf.layers import find_layers
-from salf.rules import Contributors, InverseProbability, Rule
+from salf.layers.find import find_layers
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

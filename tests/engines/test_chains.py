@@ -21,12 +21,12 @@ from engine_models import CLASSES, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.engines import chain
-from salf.engines.chain import ChainPass, find_chain
-from salf.engines.tracing import trace_rows
+from salf.aggregation.rules import Contributors, InverseProbability, Memory, Rule
+from salf.engines.fused import chain
+from salf.engines.fused.chain import ChainPass, find_chain
+from salf.engines.fused.tracing import trace_rows
 from salf.errors import InvalidSetting
-from salf.layers import find_layers
-from salf.rules import Contributors, InverseProbability, Memory, Rule
+from salf.layers.find import find_layers
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

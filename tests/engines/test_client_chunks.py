@@ -30,10 +30,10 @@ from engine_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation import Aggregation
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors, InverseProbability, Memory
 from salf.engines import Engine, FusedEngine, Optimisation, StackedEngine, Tasks
-from salf.engines.fused import _sorted
-from salf.rules import Contributors, InverseProbability, Memory
+from salf.engines.fused.engine import _sorted
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.engines.client_norm import ClientNorm
+from salf.engines.fused.client_norm import ClientNorm
 
 _PIXELS = {nn.BatchNorm1d: (), nn.BatchNorm2d: (2, 3)}
 

@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from salf.aggregation.rules import Contributors, Corrected, Rule
 from salf.engines import FusedEngine, Optimisation
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg
-from salf.rules import Contributors, Corrected, Rule
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

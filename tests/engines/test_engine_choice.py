@@ -10,12 +10,12 @@ from engine_cases import Subject, prepared, same, single_thread, subject_of
 from engine_models import data_for
 from torch import Tensor, nn
 
-from salf.costs import measure_costs
+from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
+from salf.aggregation.sums import LayerTotal
 from salf.engines import FusedEngine, Optimisation, Training, choose_engine
 from salf.errors import InvalidSetting
-from salf.layers import find_layers
-from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
-from salf.sums import LayerTotal
+from salf.layers.costs import measure_costs
+from salf.layers.find import find_layers
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

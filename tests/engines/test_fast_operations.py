@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.engines.client_norm import client_norms
-from salf.engines.pooling import FastMaxPool2d, FastPool, has_fast_form, quicken
+from salf.engines.fused.client_norm import client_norms
+from salf.engines.fused.pooling import FastMaxPool2d, FastPool, has_fast_form, quicken
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

@@ -19,7 +19,7 @@ from engine_cases import (
 )
 from engine_models import data_for
 
-from salf.rules import Contributors, Corrected
+from salf.aggregation.rules import Contributors, Corrected
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

@@ -23,9 +23,9 @@ from engine_models import MODELS, built, data_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation import Aggregation
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.engines import Optimisation
-from salf.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

@@ -3,7 +3,7 @@
 import pytest
 from engine_cases import DOUBLE, SGD, Round, assert_close, engine_for, play, prepared, single_thread, steps_to, tasks_of
 
-from salf.rules import Corrected
+from salf.aggregation.rules import Corrected
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

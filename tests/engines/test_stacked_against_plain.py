@@ -25,8 +25,8 @@ from engine_models import MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from salf.aggregation.rules import Memory
 from salf.engines import Optimisation
-from salf.rules import Memory
 
 ADAPTIVE = [
     Optimisation(optimizer="adam", lr=0.01),

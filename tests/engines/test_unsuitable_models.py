@@ -12,15 +12,15 @@ from engine_models import MODELS, SHAPE, Apply, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.costs import measure_costs
+from salf.aggregation.rules import Corrected, InverseProbability
+from salf.aggregation.sums import LayerTotal
 from salf.engines import FusedEngine, Optimisation, StackedEngine, Training, choose_engine
 from salf.engines.choice import EngineName
-from salf.engines.client_norm import ClientNorm
+from salf.engines.fused.client_norm import ClientNorm
 from salf.errors import InvalidSetting
-from salf.layers import find_layers
-from salf.rules import Corrected, InverseProbability
-from salf.sums import LayerTotal
-from salf.updates import Update
+from salf.layers.costs import measure_costs
+from salf.layers.find import find_layers
+from salf.update import Update
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

@@ -22,7 +22,7 @@ from engine_cases import (
 from engine_models import MODELS, built, data_for
 from torch import Tensor, nn
 
-from salf.rules import Contributors
+from salf.aggregation.rules import Contributors
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 

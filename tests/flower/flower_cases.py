@@ -13,15 +13,15 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
-from salf.flower.exchange import Exchange
-from salf.flower.federation import Federation
-from salf.flower.loop import Evaluate, Loop
-from salf.flower.orders import Order
-from salf.flower.replies import Told, write_reply
-from salf.flower.state import FederationFolder
-from salf.flower.strategy import SalfStrategy
-from salf.layers import Layers, find_layers
-from salf.updates import Update
+from salf.flower.server.exchange import Exchange
+from salf.flower.server.federation import Federation
+from salf.flower.server.loop import Evaluate, Loop
+from salf.flower.server.server_state import FederationFolder
+from salf.flower.server.strategy import SalfStrategy
+from salf.flower.wire.instructions import Order
+from salf.flower.wire.replies import Told, write_reply
+from salf.layers.find import Layers, find_layers
+from salf.update import Update
 
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages can be made only in a run
 

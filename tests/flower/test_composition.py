@@ -13,11 +13,11 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 from flwr.serverapp import strategy as flower
 from torch import nn
 
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 from salf.errors import InvalidSetting
 from salf.flower import ClippedLayers, Median, TrimmedMean
-from salf.flower.orders import Order
-from salf.layers import find_layers
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
+from salf.flower.wire.instructions import Order
+from salf.layers.find import find_layers
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 LAYERS = find_layers(MODEL)

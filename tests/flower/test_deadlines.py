@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from salf import theory
 from salf.errors import InvalidSetting
 from salf.flower import Adaptive, Fixed, Quantile, RoundTimes, SalfStrategy, Schedule
-from salf.flower.state import FederationFolder
+from salf.flower.server.server_state import FederationFolder
 
 seconds = st.floats(0.1, 1000)
 rounds = st.builds(RoundTimes, seconds, st.lists(seconds, max_size=8).map(tuple), st.integers(0, 8), st.floats(0, 1))

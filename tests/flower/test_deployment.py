@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import salf
+from salf.aggregation.rules import Corrected
 from salf.flower import FederationRecord
-from salf.flower.state import FederationFolder
-from salf.reach import ObservedReach
-from salf.rules import Corrected
+from salf.flower.server.server_state import FederationFolder
+from salf.participation.reach import ObservedReach
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "flower"
 APP = Path(__file__).parent / "deployed"

@@ -14,12 +14,12 @@ from flwr.app import Context, Error, Message, RecordDict
 from safetensors.torch import load_file
 
 from salf.errors import InvalidSetting, SalfError
-from salf.experiment import Experiment
-from salf.flower.exchange import Exchange
+from salf.experiment.experiment import Experiment
+from salf.flower.server.exchange import Exchange
 from salf.flower.simulated import FlowerEngine, _client_app, run_on_flower
-from salf.records import RoundRecord
-from salf.runs import run_experiment
-from salf.simulation import Simulation
+from salf.records.rounds import RoundRecord
+from salf.runs.run import run_experiment
+from salf.simulation.simulate import Simulation
 
 RUN = Experiment.load(
     "digits",

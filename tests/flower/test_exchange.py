@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salf.flower.exchange import Exchange
+from salf.flower.server.exchange import Exchange
 
 MODEL, LAYERS = a_model()
 HOSTILE = 2

@@ -14,12 +14,12 @@ from flower_cases import MemoryGrid, Node, a_loop, a_model, conveying, initial, 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvgM, Strategy
 
+from salf.aggregation.rules import Corrected, Memory, Rule
 from salf.errors import RunFolderError
 from salf.flower import FederationRecord, Quantile, SalfStrategy
-from salf.flower.loop import Loop
-from salf.flower.state import FederationFolder
-from salf.layers import Layer, Layers
-from salf.rules import Corrected, Memory, Rule
+from salf.flower.server.loop import Loop
+from salf.flower.server.server_state import FederationFolder
+from salf.layers.find import Layer, Layers
 
 MODEL, LAYERS = a_model()
 NODES = {node: conveying(node % 4, seed=node) for node in (1, 2, 3, 2**64 - 1)}

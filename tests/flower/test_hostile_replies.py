@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salf.flower.arrays import view
-from salf.flower.orders import Order
-from salf.flower.replies import Told
+from salf.flower.wire.arrays import view
+from salf.flower.wire.instructions import Order
+from salf.flower.wire.replies import Told
 
 MODEL, LAYERS = a_model()
 STATE = MODEL.state_dict()

@@ -26,13 +26,13 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import salf
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.flower import Fixed, SalfStrategy
-from salf.flower.orders import Order
-from salf.flower.replies import Told
-from salf.flower.state import FederationFolder
-from salf.layers import find_layers
-from salf.reach import ObservedReach
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.flower.server.server_state import FederationFolder
+from salf.flower.wire.instructions import Order
+from salf.flower.wire.replies import Told
+from salf.layers.find import find_layers
+from salf.participation.reach import ObservedReach
 
 
 @pytest.mark.parametrize("rule", [Corrected(), Contributors(), Everyone(), Corrected(weight_by_examples=True)])

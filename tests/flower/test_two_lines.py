@@ -11,8 +11,8 @@ from torch import nn
 
 import salf.flower
 from salf.errors import InvalidSetting
-from salf.flower.orders import Order
-from salf.flower.replies import read_reply
+from salf.flower.wire.instructions import Order
+from salf.flower.wire.replies import read_reply
 
 
 def a_message(order: Order | None, model: nn.Module, created: float = 0.0) -> Message:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from virtual_time import Clock, on_gradient, take_time
 
-from salf.backprop import deadline
+from salf.client.deadline import deadline
 from salf.errors import SalfError
-from salf.layers import Layers, find_layers
-from salf.updates import check_update
+from salf.layers.find import Layers, find_layers
+from salf.update import check_update
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from virtual_time import Clock, take_time
 
-from salf.backprop import deadline
-from salf.layers import find_layers
+from salf.client.deadline import deadline
+from salf.layers.find import find_layers
 
 # With the network of three layers a pass takes 4 seconds: one for the forward pass and one for each layer.
 PASS = 4

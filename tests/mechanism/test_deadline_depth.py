@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from virtual_time import Clock, take_time
 
-from salf.backprop import deadline
-from salf.layers import Layers, find_layers
-from salf.updates import check_update
+from salf.client.deadline import deadline
+from salf.layers.find import Layers, find_layers
+from salf.update import check_update
 
 Make = Callable[[nn.Module], Optimizer]
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import SGD
 from virtual_time import Clock, take_time
 
-from salf.backprop import deadline
-from salf.layers import Layers, find_layers
-from salf.pace import Stopwatch
-from salf.work import Work
+from salf.client.deadline import deadline
+from salf.client.forecast import Stopwatch
+from salf.client.work import Work
+from salf.layers.find import Layers, find_layers
 
 FORWARD, STEP = 2.0, 0.5
 BACKWARD = {"fc3": 1.0, "fc2": 2.0, "fc1": 3.0}

@@ -9,9 +9,9 @@ from networks import backward, mlp_task, parameters_of, same, train
 from torch.optim import SGD
 from virtual_time import Clock, take_time
 
-from salf.backprop import deadline
-from salf.layers import find_layers
-from salf.updates import Update, check_update
+from salf.client.deadline import deadline
+from salf.layers.find import find_layers
+from salf.update import Update, check_update
 
 
 @dataclass(frozen=True)

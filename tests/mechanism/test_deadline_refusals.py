@@ -12,9 +12,9 @@ from torch.optim import LBFGS, SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
 from virtual_time import Clock
 
-from salf.backprop import deadline
+from salf.client.deadline import deadline
 from salf.errors import InvalidSetting, SalfError, UnsuitableModel
-from salf.layers import Layer, Layers, find_layers
+from salf.layers.find import Layer, Layers, find_layers
 
 NUMBERS: list[Any] = [0, 0.0, -1, -0.5, math.nan, -math.inf, True, "2", [1.0], torch.tensor(1.0), 1j]
 

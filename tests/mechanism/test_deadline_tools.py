@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler, StepLR
 from torch.utils.checkpoint import checkpoint
 from virtual_time import Clock, take_time
 
-from salf.backprop import deadline
-from salf.layers import find_layers
-from salf.updates import check_update
+from salf.client.deadline import deadline
+from salf.layers.find import find_layers
+from salf.update import check_update
 
 # With the network of three layers a step takes 4 seconds: one for the forward pass and one for each layer.
 STEP = 4

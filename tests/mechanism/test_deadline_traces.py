@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from virtual_time import Clock, on_gradient, take_time
 
-from salf.backprop import deadline
+from salf.client.deadline import deadline
+from salf.client.work import Work
 from salf.errors import InvalidSetting
-from salf.layers import find_layers
-from salf.work import Work
+from salf.layers.find import find_layers
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from salf.errors import UnsuitableModel
-from salf.layers import Layer, Layers, find_layers
+from salf.layers.find import Layer, Layers, find_layers
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 

@@ -10,8 +10,8 @@ from networks import TASKS, Task, backward, buffers_of, mlp_task, parameters_of,
 from torch import Tensor, nn
 
 from salf.errors import InvalidSetting, UnsuitableModel
-from salf.layers import Group, find_layers
-from salf.probe import Example
+from salf.layers.find import Group, find_layers
+from salf.layers.probe import Example
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from networks import mlp_task
 from virtual_time import Clock
 
-from salf.pace import Estimate, EstimateBySize, Pace, Reserve, Stopwatch, pace_of
+from salf.client.forecast import Estimate, EstimateBySize, Pace, Reserve, Stopwatch, pace_of
 
 
 def estimate(*seconds: float) -> Estimate:

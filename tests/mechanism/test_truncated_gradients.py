@@ -5,9 +5,9 @@ import torch
 from networks import TASKS, Task, backward, mlp_task
 from torch import nn
 
-from salf.backprop import truncated_gradients
+from salf.client.deadline import truncated_gradients
 from salf.errors import InvalidSetting
-from salf.layers import Layer, Layers, find_layers
+from salf.layers.find import Layer, Layers, find_layers
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 

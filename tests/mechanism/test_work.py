@@ -8,9 +8,9 @@ import torch
 from networks import mlp_task, train
 from torch.optim import SGD
 
-from salf.backprop import deadline
+from salf.client.deadline import deadline
+from salf.client.work import Work
 from salf.errors import InvalidSetting, SalfError
-from salf.work import Work
 
 
 def block(steps: int = 2) -> tuple[Work, torch.nn.Module, dict[str, torch.Tensor]]:

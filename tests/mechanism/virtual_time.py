@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from salf.layers import Layers
+from salf.layers.find import Layers
 
 
 class Clock:

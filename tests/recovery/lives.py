@@ -15,8 +15,8 @@ from random import Random
 
 import torch
 
-from salf.experiment import Experiment
-from salf.runs import run_experiment
+from salf.experiment.experiment import Experiment
+from salf.runs.run import run_experiment
 
 LIVES = 4
 SETTINGS = {"rounds": 40, "data.clients": 12, "client.batch_size": 4, "client.cohort": 5, "evaluate.every": 20}

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from salf.experiment import Experiment
-from salf.records import RoundRecord
+from salf.experiment.experiment import Experiment
+from salf.records.rounds import RoundRecord
+from salf.records.timeline import ClientLine, Span, TimeLine
 from salf.report import ReportedRun
-from salf.runs import run_experiment
-from salf.timeline import ClientLine, Span, TimeLine
+from salf.runs.run import run_experiment
 
 LAYERS = ("in", "hidden", "out")
 

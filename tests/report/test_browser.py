@@ -8,8 +8,8 @@ from chromium import find_browser, open_page
 from report_cases import keep_runs, reported
 
 from salf.methods import METHODS
-from salf.pages import write_page
 from salf.report import render_report
+from salf.runs.reports import write_page
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (apt-get install chromium)")
 

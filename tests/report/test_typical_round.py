@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from salf.experiment import Experiment
-from salf.simulation import Simulation
-from salf.state import ServerState
-from salf.synchronous import SynchronousRounds
-from salf.timeline import ClientLine, Span, TimeLine
-from salf.typical import _plans, draw_timeline
+from salf.experiment.experiment import Experiment
+from salf.records.timeline import ClientLine, Span, TimeLine
+from salf.simulation.server_state import ServerState
+from salf.simulation.simulate import Simulation
+from salf.simulation.synchronous import SynchronousRounds
+from salf.simulation.typical_round import _plans, draw_timeline
 
 
 def timeline(method: str = "salf", **changes: object) -> tuple[Simulation, TimeLine]:

@@ -10,11 +10,11 @@ import pytest
 from pydantic.dataclasses import dataclass as validated
 from simulator_cases import small_data, small_experiment
 
+from salf.aggregation.staleness import Arrival, ServerModel
 from salf.data import Dataset
 from salf.devices import Cohort, Job, Times, UniformDepth
 from salf.methods import FedAsync, FedBuff
-from salf.mixing import Arrival, ServerModel
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 NEVER = math.inf
 

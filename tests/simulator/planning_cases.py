@@ -1,9 +1,10 @@
 """Federations to plan for."""
 
-from salf.devices import Job, LayerCosts
-from salf.experiment import Experiment
+from salf.devices import Job
+from salf.experiment.experiment import Experiment
 from salf.planning import ASSUMED, Fleet, Task, Timing
 from salf.theory import Constants
+from salf.values import LayerCosts
 
 
 def forecast(experiment: Experiment, job: Job) -> Fleet:

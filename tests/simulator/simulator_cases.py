@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from salf.data import Dataset
-from salf.devices import Cohort, Job, LayerCosts
+from salf.devices import Cohort, Job
 from salf.engines import Optimisation
-from salf.experiment import Experiment
-from salf.layers import Layers
+from salf.experiment.experiment import Experiment
+from salf.layers.find import Layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
-from salf.records import RoundRecord
-from salf.simulation import Simulation
-from salf.state import ServerState
-from salf.updates import Update
+from salf.records.rounds import RoundRecord
+from salf.simulation.server_state import ServerState
+from salf.simulation.simulate import Simulation
+from salf.update import Update
+from salf.values import LayerCosts
 
 SHAPE, CLASSES = (1, 8, 8), 4
 MODELS: dict[str, Model] = {

@@ -10,13 +10,13 @@ import torch
 from asynchronous_cases import NEVER, listen, scripted
 from simulator_cases import RESIDUAL, play, same_weights, small_data, small_experiment
 
-from salf.checkpoint import load_checkpoint, save_checkpoint
 from salf.data import Dataset
 from salf.errors import InvalidSetting
-from salf.experiment import Experiment
-from salf.flights import Flight
+from salf.experiment.experiment import Experiment
 from salf.methods import METHODS, FedAsync, FedBuff
-from salf.simulation import Simulation
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
+from salf.simulation.async_jobs import Flight
+from salf.simulation.simulate import Simulation
 
 ASYNCHRONOUS = ("fedasync", "fedbuff")
 

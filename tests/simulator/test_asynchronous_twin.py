@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salf import seeds
 from salf.devices import Cohort
 from salf.methods import FedAsync, FedBuff
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 State = dict[str, Tensor]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from simulator_cases import everyone, job, play, same_weights, small_data, small_experiment
 
-from salf.aggregation import Aggregation
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors
 from salf.devices import ExponentialLayers, Floats, Physical, Times, UniformDepth
 from salf.methods import FedAvg, FedNova, FedProx, OverSelection, TimelyFL
-from salf.rules import Contributors
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 NEVER = np.inf
 READY = np.array(

@@ -5,9 +5,9 @@ import torch
 from simulator_cases import built, small_data, small_experiment
 
 from salf import simulate
-from salf.accelerators import CPU, draw_states, draws_apart, find_device
+from salf.engines.accelerator import CPU, draw_states, draws_apart, find_device
 from salf.errors import InvalidSetting
-from salf.experiment import Experiment
+from salf.experiment.experiment import Experiment
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:0", "cuda:12"])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from simulator_cases import built, same_weights, small_data, values_of
 from torch import Tensor, nn
 
-from salf import evaluate as evaluation
-from salf.evaluate import evaluate
+from salf.simulation import evaluate as evaluation
+from salf.simulation.evaluate import evaluate
 
 DATA = small_data()
 

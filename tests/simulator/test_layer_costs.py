@@ -8,10 +8,10 @@ import torch
 from simulator_cases import MODELS, SHAPE, built, same_weights, values_of
 from torch import Tensor, nn
 
-from salf.costs import measure_costs
-from salf.devices import LayerCosts
 from salf.errors import UnsuitableModel
-from salf.layers import find_layers
+from salf.layers.costs import measure_costs
+from salf.layers.find import find_layers
+from salf.values import LayerCosts
 
 
 def costs_of(model: nn.Module, example: Any) -> LayerCosts:

@@ -5,9 +5,9 @@ import torch
 from simulator_cases import small_data, values_of
 from torch import nn
 
-from salf import normalisation
 from salf.models import Vgg, build
-from salf.normalisation import statistics
+from salf.simulation import static_batchnorm as normalisation
+from salf.simulation.static_batchnorm import statistics
 
 DATA = small_data(examples=90)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from salf import simulate
 from salf.data import Dataset
 from salf.errors import InvalidSetting, SalfError, UnsuitableModel
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 DATA = small_data()
 pytestmark = pytest.mark.filterwarnings("ignore:simulated one client after another")  # for want of independent rows

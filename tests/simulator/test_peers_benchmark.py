@@ -12,7 +12,7 @@ import pytest
 
 import salf
 from salf import data
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 ROUNDS = 4

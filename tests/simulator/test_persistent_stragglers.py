@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulator_cases import everyone, job, play, same_weights, small_data, small_experiment
 
-from salf.checkpoint import load_checkpoint, save_checkpoint
+from salf.aggregation.rules import Memory
 from salf.devices import Devices, ExponentialLayers, GradedSpeeds, Physical, UniformDepth
 from salf.errors import InvalidSetting
 from salf.methods import AdelFL, Outset, Remembering, Salf, SalfPlus
-from salf.reach import ObservedReach
-from salf.rules import Memory
-from salf.simulation import Simulation
-from salf.speeds import ObservedSpeeds
+from salf.participation.reach import ObservedReach
+from salf.participation.speeds import ObservedSpeeds
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
+from salf.simulation.simulate import Simulation
 
 GRADED = {"devices.kind": "graded", "data.partition": "label-order", "data.clients": 8}
 

@@ -24,8 +24,8 @@ from simulator_cases import (
 from torch import Tensor, nn
 
 from salf.engines import ClientTask, Optimisation, PlainEngine
-from salf.layers import Layers, find_layers
-from salf.updates import Update, check_update
+from salf.layers.find import Layers, find_layers
+from salf.update import Update, check_update
 
 DATA = small_data()
 SGD = Optimisation(lr=0.2)

@@ -9,7 +9,7 @@ from planning_cases import forecast, task_of
 from simulator_cases import small_data, small_experiment
 
 from salf.planning import Outlook, look
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 ROUNDS = 600
 COMMON: dict[str, object] = {"rounds": ROUNDS, "data.clients": 12, "client.batch_size": 1, "engine": "fused"}

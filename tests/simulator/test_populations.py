@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from salf.accelerators import CPU
 from salf.bench import Case, memory_cases
 from salf.bench.memory import largest_memory
 from salf.data import Dataset
-from salf.experiment import Experiment
+from salf.engines.accelerator import CPU
+from salf.experiment.experiment import Experiment
 from salf.models import Mlp
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 
 @pytest.mark.parametrize("case", memory_cases(CPU), ids=lambda case: case.name)

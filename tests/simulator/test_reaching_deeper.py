@@ -13,16 +13,17 @@ from simulator_cases import MODELS, SHAPE, built, everyone, job, play, small_dat
 from torch import nn
 
 import salf
-from salf.aggregation import Aggregation
-from salf.costs import measure_costs, measure_passing
-from salf.devices import ExponentialLayers, GradedSpeeds, Job, LayerCosts, Physical, Times
+from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.rules import Contributors
+from salf.devices import ExponentialLayers, GradedSpeeds, Job, Physical, Times
 from salf.engines import Optimisation, PlainEngine, StackedEngine, Tasks
 from salf.errors import InvalidSetting
-from salf.layers import Layers, find_layers
+from salf.layers.costs import measure_costs, measure_passing
+from salf.layers.find import Layers, find_layers
 from salf.methods import ReachingDeeper, Salf
-from salf.reach import ObservedReach
-from salf.rules import Contributors
-from salf.simulation import Simulation
+from salf.participation.reach import ObservedReach
+from salf.simulation.simulate import Simulation
+from salf.values import LayerCosts
 
 GRADED: dict[str, object] = {"devices.kind": "graded", "data.clients": 12, "client.batch_size": 8}
 

@@ -12,14 +12,14 @@ from simulator_cases import RESIDUAL, RULES, small_data, small_experiment, train
 from torch import Tensor, nn
 
 from salf import models, seeds, simulate
+from salf.aggregation.rules import Corrected
 from salf.data import Dataset
 from salf.devices import Cohort
 from salf.methods import FedAvg, OverSelection, SynchronousMethod
-from salf.records import RoundRecord
-from salf.rules import Corrected
-from salf.simulation import Simulation
-from salf.state import ServerState
-from salf.updates import Update
+from salf.records.rounds import RoundRecord
+from salf.simulation.server_state import ServerState
+from salf.simulation.simulate import Simulation
+from salf.update import Update
 
 Doubles = dict[str, Tensor]
 DATA = small_data(examples=150)

@@ -15,9 +15,9 @@ from salf import simulate
 from salf.data import Dataset
 from salf.devices import Cohort, Physical
 from salf.methods import Schedule
-from salf.records import RoundRecord, final_accuracy, time_to_accuracy
-from salf.simulation import Simulation
-from salf.synchronous import work_kept
+from salf.records.rounds import RoundRecord, final_accuracy, time_to_accuracy
+from salf.simulation.simulate import Simulation
+from salf.simulation.synchronous import work_kept
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 

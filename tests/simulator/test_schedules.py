@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from simulator_cases import everyone, job, small_data, small_experiment
 
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability
 from salf.devices import Devices, ExponentialLayers, Floats, Physical, Times, UniformDepth
 from salf.errors import InvalidSetting
 from salf.methods import METHODS, DropStragglers, FedAvg, Salf, Situation, SynchronousMethod
-from salf.reach import ObservedReach
-from salf.rules import Contributors, Corrected, Everyone, InverseProbability
-from salf.simulation import Simulation
+from salf.participation.reach import ObservedReach
+from salf.simulation.simulate import Simulation
 
 NEVER = np.inf
 SYNCHRONOUS = {name: method for name, method in METHODS.items() if issubclass(method, SynchronousMethod)}

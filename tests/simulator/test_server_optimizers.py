@@ -7,9 +7,9 @@ import pytest
 import torch
 from simulator_cases import RESIDUAL, play, same_weights, small_data, small_experiment
 
+from salf.aggregation.server_optimizer import OptimizerState, ServerOptimisation
 from salf.errors import InvalidSetting
-from salf.server import OptimizerState, ServerOptimisation
-from salf.simulation import Simulation
+from salf.simulation.simulate import Simulation
 
 
 def two_steps(server: ServerOptimisation, changes: tuple[float, float]) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from simulator_cases import RESIDUAL, RULES, play, same_weights, small_data, small_experiment
 
-from salf.records import RoundRecord
-from salf.simulation import Simulation
-from salf.state import ServerState
+from salf.records.rounds import RoundRecord
+from salf.simulation.server_state import ServerState
+from salf.simulation.simulate import Simulation
 
 SETUPS: dict[str, dict[str, Any]] = {
     "one step": {"client.lr": 0.3},

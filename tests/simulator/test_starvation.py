@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from simulator_cases import small_data, small_experiment
 
 from salf import run_experiment, simulate, theory
-from salf.reach import Chances, ObservedReach
-from salf.simulation import Simulation
-from salf.starvation import FIRST_LOOK, StarvationWarning, Starving, Watch, describe, left_behind, starving
+from salf.participation.reach import Chances, ObservedReach
+from salf.participation.starvation import (
+    FIRST_LOOK,
+    StarvationWarning,
+    Starving,
+    Watch,
+    describe,
+    left_behind,
+    starving,
+)
+from salf.simulation.simulate import Simulation
 
 LAYERS = ("conv1", "conv2", "fc")
 GRADED: dict[str, object] = {"devices.kind": "graded", "data.clients": 10, "client.batch_size": 8, "rounds": 60}

@@ -10,18 +10,18 @@ import torch
 from simulator_cases import RESIDUAL, play, same_weights, small_data, small_experiment
 from torch import Tensor, nn
 
-from salf.checkpoint import load_checkpoint, save_checkpoint
-from salf.costs import measure_costs
 from salf.data import Dataset
 from salf.devices import Times
 from salf.errors import InvalidSetting
-from salf.layers import find_layers
+from salf.layers.costs import measure_costs
+from salf.layers.find import find_layers
 from salf.methods import HeteroFL
 from salf.models import narrow, prefixes
-from salf.records import RoundRecord
-from salf.simulation import Simulation
-from salf.state import ServerState
-from salf.synchronous import Plan, SynchronousRounds
+from salf.records.rounds import RoundRecord
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
+from salf.simulation.server_state import ServerState
+from salf.simulation.simulate import Simulation
+from salf.simulation.synchronous import Plan, SynchronousRounds
 
 DATA = small_data()
 HETEROFL: dict[str, Any] = {"method.name": "heterofl", "data.partition": "shards", "client.lr": 0.3}

@@ -7,11 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from salf.aggregation import Aggregated, Aggregation
+from salf.aggregation import Aggregated, Aggregation, Corrected
 from salf.bench.case import Case, Figure, compare
 from salf.layers import Layer, Layers
-from salf.rules import Corrected
-from salf.updates import Update
+from salf.update import Update
 
 _UPDATES = 100
 _LAYERS, _WIDTH = 11, 1000

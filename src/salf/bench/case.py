@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from salf.accelerators import CPU, wait_for
+from salf.engines import CPU, wait_for
 
 _TURN_SECONDS = 0.03
 

@@ -6,11 +6,10 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
-from salf.backprop import deadline
 from salf.bench.case import Case, Figure, compare, timed
+from salf.client import Work, deadline
 from salf.layers import Layers, find_layers
 from salf.models import Vgg, build
-from salf.work import Work
 
 _ROWS = 16
 _STEPS = 20

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from salf.accelerators import CPU
 from salf.bench.case import Case, Figure
 from salf.data import Dataset
 from salf.devices import UniformDepth
+from salf.engines import CPU
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Cnn, Mlp, Model
 from salf.simulation import Simulation

@@ -10,18 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salf.accelerators import CPU
-from salf.aggregation import Aggregation
+from salf.aggregation import Aggregation, Contributors
 from salf.bench.case import Case, Figure, compare, timed
 from salf.data import Dataset
 from salf.devices import UniformDepth
-from salf.engines import EngineName, Tasks
+from salf.engines import CPU, EngineName, Tasks
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.methods import Salf
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg, build
-from salf.rules import Contributors
-from salf.simulation import Simulation
-from salf.state import ServerState
+from salf.simulation import ServerState, Simulation
 
 _BATCH = 16
 _CLASSES = 10

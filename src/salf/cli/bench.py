@@ -13,12 +13,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from salf.accelerators import find_device, title_of
 from salf.bench import Case, Figure, all_cases
-from salf.checkpoint import write_atomically
 from salf.cli.console import AsJson, counted, given_path, print_json, progress_bar, show, tell
+from salf.engines import find_device, title_of
 from salf.errors import InvalidSetting, RunFolderError
-from salf.settings import did_you_mean
+from salf.experiment import did_you_mean
+from salf.runs import write_atomically
 
 Only = Annotated[
     str,
@@ -100,7 +100,7 @@ def _keep(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
     growth = figures.get("growth/mlp")
     if growth is not None:
         clients, taken = growth.details["clients"], growth.details["seconds"]
-        from salf.plots import plot_growth, save_figure  # noqa: PLC0415 - takes half a second to import
+        from salf.report import plot_growth, save_figure  # noqa: PLC0415 - takes half a second to import
 
         plot = plot_growth(clients, taken, "MLP, batch 16, one local step")  # type: ignore[arg-type]
         for suffix in (".png", ".svg"):

@@ -13,7 +13,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from salf.checkpoint import write_atomically
 from salf.cli.console import (
     AsJson,
     Named,
@@ -30,14 +29,12 @@ from salf.cli.console import (
     show,
     tell,
 )
-from salf.comparison import Comparison, Summary
-from salf.comparison import compare as compare_methods
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
-from salf.pages import write_page
-from salf.tuning import Tuning
-from salf.tuning import tune as tune_methods
+from salf.runs import Comparison, Summary, Tuning, write_atomically, write_page
+from salf.runs import compare as compare_methods
+from salf.runs import tune as tune_methods
 
 Methods = Annotated[
     str,
@@ -109,7 +106,7 @@ def compare(
     result = _as_object(comparison, tuning)
     write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
-    from salf.plots import plot_accuracy, save_figure  # noqa: PLC0415 - takes half a second to import
+    from salf.report import plot_accuracy, save_figure  # noqa: PLC0415 - takes half a second to import
 
     figure = plot_accuracy(curves, f"{chosen.name}: {counted(seeds, 'seed')}", comparison.target)
     for suffix in (".png", ".svg"):

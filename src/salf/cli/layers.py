@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from salf.cli.console import AsJson, Settings, counted, parse_settings, percent, print_json, show, tell
 from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
-from salf.costs import measure_costs
-from salf.devices import LayerCosts
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.layers import Layers, find_layers
+from salf.layers import Layers, find_layers, measure_costs
 from salf.models import Factory, build
+from salf.values import LayerCosts
 
 
 def layers(

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from salf.cli.console import AsJson, Named, Settings, counted, given_path, parse_settings, print_json, show, tell
 from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
-from salf.cli.outlooks import advice, as_object, tables
-from salf.costs import measure_costs
+from salf.cli.plan_tables import advice, as_object, tables
 from salf.devices import Job
 from salf.errors import InvalidSetting
-from salf.experiment import Experiment
-from salf.layers import find_layers
+from salf.experiment import Experiment, did_you_mean
+from salf.layers import find_layers, measure_costs
 from salf.models import Factory, build
 from salf.planning import ASSUMED, STEPS, Fleet, MeasuredTimes, Task, make_plan, read_times
-from salf.settings import did_you_mean
 from salf.theory import Constants
 
 Model = Annotated[
@@ -90,7 +88,7 @@ def plan(
     made = make_plan(fleet, _task(fleet, known, budget, steps, chosen.rounds, own), own, wanted)
     name = f"{model or chosen.name} on {times or chosen.devices.kind}"
     if out is not None:
-        from salf.plots import plot_deadlines, save_figure  # noqa: PLC0415 - takes half a second to import
+        from salf.report import plot_deadlines, save_figure  # noqa: PLC0415 - takes half a second to import
 
         save_figure(plot_deadlines(made.outlooks, layers.names, made.best.deadline_seconds, name), out)
     if as_json:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from salf.cli.console import AsJson, counted, finite, given_path, print_json, tell
-from salf.pages import find_runs, write_page
 from salf.report import Figures
+from salf.runs import find_runs, write_page
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)]
 Page = Annotated[

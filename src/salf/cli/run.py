@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from salf import tracking
 from salf.cli.console import (
     AsJson,
     Bar,
@@ -30,7 +29,7 @@ from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.records import RoundRecord, mean_work_kept
-from salf.runs import Run, RunFolder, run_experiment
+from salf.runs import Run, RunFolder, run_experiment, tracking
 
 
 def run(

@@ -14,9 +14,7 @@ from salf.devices.cohort import Company as Company
 from salf.devices.depths import ExponentialLayers as ExponentialLayers
 from salf.devices.depths import UniformDepth as UniformDepth
 from salf.devices.graded import GradedSpeeds as GradedSpeeds
-from salf.devices.job import Floats as Floats
 from salf.devices.job import Job as Job
-from salf.devices.job import LayerCosts as LayerCosts
 from salf.devices.job import Times as Times
 from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from salf import seeds
-from salf.devices.job import Floats
+from salf.values import Floats
 
 _NO_ROUND = -1
 

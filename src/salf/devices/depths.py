@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
 from salf.devices.cohort import Cohort, straggling
-from salf.devices.job import Floats, Job, Times
-from salf.devices.model import STRICT, Devices, Fraction, Positive
+from salf.devices.job import Job, Times
+from salf.devices.model import Devices
+from salf.values import STRICT, Floats, Fraction, Positive
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

@@ -6,8 +6,9 @@ import numpy as np
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
-from salf.devices.job import Floats, Job, Times
-from salf.devices.model import STRICT, Devices, Positive
+from salf.devices.job import Job, Times
+from salf.devices.model import Devices
+from salf.values import STRICT, Floats, Positive
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

@@ -1,17 +1,12 @@
 """What every device model is."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated
 
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
-from salf.devices.job import Floats, Job, Times
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from salf.devices.job import Job, Times
+from salf.values import STRICT, Floats
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)

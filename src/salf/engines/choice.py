@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from salf import seeds
-from salf.accelerators import draws_apart
-from salf.aggregation import Aggregation
-from salf.devices import LayerCosts
+from salf.aggregation import Aggregation, Contributors, InverseProbability, Memory, Rule
+from salf.engines.accelerator import draws_apart
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.task import Engine, Optimisation, Tasks, train_round
+from salf.engines.tasks import Engine, Optimisation, Tasks, train_round
 from salf.errors import InvalidSetting, UnsuitableModel
 from salf.layers import Layers
-from salf.rules import Contributors, InverseProbability, Memory, Rule
+from salf.values import LayerCosts
 
 EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
 

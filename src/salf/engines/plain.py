@@ -8,13 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from salf.accelerators import draws_apart
 from salf.aggregation import Aggregation
-from salf.backprop import truncated_gradients
-from salf.engines.task import ClientTask, Optimisation, Tasks
+from salf.client import truncated_gradients
+from salf.engines.accelerator import draws_apart
+from salf.engines.tasks import ClientTask, Optimisation, Tasks
 from salf.errors import InvalidUpdate
 from salf.layers import Layer, Layers
-from salf.updates import Update
+from salf.update import Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

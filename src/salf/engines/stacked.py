@@ -12,11 +12,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from salf.accelerators import ROOMIER, draws_apart
 from salf.aggregation import Aggregation
-from salf.engines.task import Optimisation, Tasks, Whole, add_each
+from salf.engines.accelerator import ROOMIER, draws_apart
+from salf.engines.tasks import Optimisation, Tasks, add_each
 from salf.layers import Layer, Layers
-from salf.updates import Update
+from salf.update import Update
+from salf.values import Ints
 
 # How large the weights, their gradients and optimizer state, and what backpropagation keeps, may be together.
 MEMORY_BYTES = 512 * 2**20
@@ -67,7 +68,7 @@ class StackedEngine:
             for name, parameter in self._model.named_parameters():
                 parameter.data = weights[name]
 
-    def _chunks(self, clients: Whole, tasks: Tasks) -> Iterator[Whole]:
+    def _chunks(self, clients: Ints, tasks: Tasks) -> Iterator[Ints]:
         """Cut the clients in parts that fit memory, of equal batches and about as many steps."""
         sizes = (tasks.batches[:, 0] >= 0).sum(axis=1)
         ordered = clients[np.lexsort((tasks.clients[clients], -tasks.steps[clients].sum(axis=1), sizes[clients]))]
@@ -77,7 +78,7 @@ class StackedEngine:
             for first in range(0, len(alike), most):
                 yield alike[first : first + most]
 
-    def _train(self, weights: Mapping[str, Tensor], tasks: Tasks, own: Whole) -> dict[int, Update]:
+    def _train(self, weights: Mapping[str, Tensor], tasks: Tasks, own: Ints) -> dict[int, Update]:
         """Train some clients together; return their updates by position."""
         count = len(own)
         batches = tasks.batches[own]
@@ -139,7 +140,7 @@ class StackedEngine:
     def _update(
         self,
         place: int,
-        steps: Whole,
+        steps: Ints,
         num_examples: int,
         deltas: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],

@@ -9,12 +9,10 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 from torch.optim import Optimizer
 
-import salf.backprop
-from salf.backprop import Deadline, Scaler
+from salf import client
+from salf.client import Deadline, Scaler, Work
 from salf.errors import InvalidSetting
-from salf.flower.orders import Order
-from salf.flower.replies import NUM_EXAMPLES, PREFIX, Told, write_reply
-from salf.work import Work
+from salf.flower.wire import NUM_EXAMPLES, PREFIX, Order, Told, write_reply
 
 _NO_TIME = 1e-6  # seconds: less than any layer takes, for a client whose time was up before its loop began
 
@@ -38,7 +36,7 @@ def deadline(
     """
     order = Order.read(message)
     left = order.deadline_seconds - _elapsed(message, order)
-    return salf.backprop.deadline(
+    return client.deadline(
         model,
         optimizer,
         max(left, _NO_TIME),

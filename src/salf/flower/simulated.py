@@ -21,10 +21,8 @@ from salf.aggregation import Aggregation
 from salf.engines import ClientTask, PlainEngine, Tasks, Training
 from salf.errors import InvalidSetting, InvalidUpdate, SalfError
 from salf.experiment import Experiment
-from salf.flower.arrays import from_record, to_record
-from salf.flower.exchange import Exchange
-from salf.flower.orders import layers_from_json, layers_to_json
-from salf.flower.replies import Told, read_reply, write_reply
+from salf.flower.server import Exchange
+from salf.flower.wire import Told, from_record, layers_from_json, layers_to_json, read_reply, to_record, write_reply
 from salf.layers import Layers
 from salf.methods import HeteroFL, SynchronousMethod
 from salf.records import RoundRecord

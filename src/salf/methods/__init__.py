@@ -4,26 +4,26 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from salf.methods.adaptive import AdelFL as AdelFL
-from salf.methods.arriving import FedAsync as FedAsync
-from salf.methods.arriving import FedBuff as FedBuff
+from salf.methods.adel import AdelFL as AdelFL
 from salf.methods.deeper import ReachingDeeper as ReachingDeeper
-from salf.methods.dropping import DropStragglers as DropStragglers
-from salf.methods.freezing import TimelyFL as TimelyFL
-from salf.methods.layerwise import Salf as Salf
+from salf.methods.drop import DropStragglers as DropStragglers
+from salf.methods.fedasync import FedAsync as FedAsync
+from salf.methods.fedavg import FedAvg as FedAvg
+from salf.methods.fedbuff import FedBuff as FedBuff
+from salf.methods.fednova import FedNova as FedNova
+from salf.methods.fedprox import FedProx as FedProx
+from salf.methods.heterofl import HeteroFL as HeteroFL
+from salf.methods.memory import Remembering as Remembering
 from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import Method as Method
 from salf.methods.method import Outset as Outset
-from salf.methods.method import Schedule as Schedule
 from salf.methods.method import Situation as Situation
 from salf.methods.method import SynchronousMethod as SynchronousMethod
-from salf.methods.narrowing import HeteroFL as HeteroFL
-from salf.methods.persistent import Remembering as Remembering
-from salf.methods.persistent import SalfPlus as SalfPlus
-from salf.methods.shortening import FedNova as FedNova
-from salf.methods.shortening import FedProx as FedProx
-from salf.methods.waiting import FedAvg as FedAvg
-from salf.methods.waiting import OverSelection as OverSelection
+from salf.methods.overselection import OverSelection as OverSelection
+from salf.methods.salf import Salf as Salf
+from salf.methods.salfplus import SalfPlus as SalfPlus
+from salf.methods.schedules import Schedule as Schedule
+from salf.methods.timelyfl import TimelyFL as TimelyFL
 
 OneMethod: TypeAlias = (
     FedAvg
@@ -41,6 +41,7 @@ OneMethod: TypeAlias = (
     | Remembering
     | SalfPlus
 )
+
 AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
 
 # Every method by the name under which experiment files and the command line know it.

@@ -9,11 +9,13 @@ import numpy.typing as npt
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from salf.aggregation import Corrected, Rule
 from salf.devices import Job, Times
 from salf.methods.layerwise import LayerWise, NamedRule
-from salf.methods.method import STRICT, Schedule, Scheduling, Whole
-from salf.reach import ObservedReach
-from salf.rules import Corrected, Rule
+from salf.methods.method import Scheduling
+from salf.methods.schedules import Schedule
+from salf.participation import ObservedReach
+from salf.values import STRICT, Ints
 
 Bools = npt.NDArray[np.bool_]
 
@@ -78,7 +80,7 @@ class _Turn:
             given,
         )
 
-    def _given(self, ordinary: Bools, conveyed: Bools) -> Whole:
+    def _given(self, ordinary: Bools, conveyed: Bools) -> Ints:
         """Return each client's option; `conveyed`, shape (options, clients, layers), says what each would bring."""
         layers = ordinary.shape[1]
         well_covered = (ordinary.mean(axis=0) >= self.method.covered)[::-1]

@@ -1,18 +1,21 @@
-"""Straggler-aware layer-wise federated learning."""
+"""What the layer-wise methods share."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as validated
 
-from salf.devices import Floats, Times
+from salf.aggregation import AnyRule, Rule
+from salf.devices import Times
 from salf.errors import InvalidSetting
-from salf.methods.method import STRICT, Deadline, Schedule, Situation, SynchronousMethod, until_deadline
-from salf.rules import AnyRule, Corrected, Rule
+from salf.methods.method import Situation, SynchronousMethod
+from salf.methods.schedules import Schedule, until_deadline
+from salf.participation import ObservedReach
+from salf.values import STRICT, Floats, Positive
 
 
 def _named(value: object) -> object:
@@ -32,7 +35,7 @@ class LayerWise(SynchronousMethod):
     in seconds; without one it is the usual time of the experiment's devices.
     """
 
-    deadline: Deadline | None = None
+    deadline: Positive | None = None
     reach_from: Literal["observed", "known"] = "observed"
 
     @property
@@ -65,17 +68,30 @@ class LayerWise(SynchronousMethod):
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class Salf(LayerWise):
-    """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client conveys its finished layers.
+class LongRounds(LayerWise):
+    """A layer-wise method in which every `long_every`-th round lasts `long_factor` times as long (None: no round).
 
-    `rule` says how a layer moves that not everyone reached; the paper's, and the default, is `Corrected`: the mean over
-    the clients U_l that reached layer l, times 1/(1 − p_l), where p_l is the chance that nobody does.
+    The devices that never get to the layers near the input get there then.
     """
 
-    name: Literal["salf"] = "salf"
-    rule: NamedRule = Field(default_factory=Corrected)
+    long_every: Annotated[int, Field(ge=2)] | None = 10
+    long_factor: Annotated[float, Field(ge=1)] = 5.0
 
-    @property
-    def own_rule(self) -> Rule:
-        """The chosen rule."""
-        return self.rule
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
+        """Prolong the deadline when it is the turn, and there is need."""
+        if self.long_every is None or round % self.long_every or not self.needs_long_rounds(observed):
+            return self
+        return replace(self, deadline=(self.deadline or usual_seconds) * self.long_factor)
+
+    def needs_long_rounds(self, observed: ObservedReach) -> bool:  # noqa: ARG002
+        """Say whether there is need of a long round, given who reached what in earlier ones."""
+        return True
+
+
+def shortened(speeds: Floats, seconds: float) -> Floats:
+    """Return the share of its batch that each client finishes in some time; 1 where its speed, in jobs/s, is NaN.
+
+    >>> shortened(np.array([0.25, 4.0, np.nan]), seconds=2.0)
+    array([0.5, 1. , 1. ])
+    """
+    return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, 0.0, 1.0)

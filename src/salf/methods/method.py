@@ -1,40 +1,17 @@
-"""What a method is: a synchronous one says what of a round counts, an asynchronous one what becomes of each arrival."""
+"""What a method decides about a round."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, Self
+from typing import Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from salf.devices import Cohort, Devices, Floats, Job, Times
-from salf.mixing import Arrival, ServerModel
-from salf.reach import ObservedReach
-from salf.rules import Rule
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Deadline = Annotated[float, Field(gt=0)]
-Whole = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What a method makes of the times of one round.
-
-    `steps` and `finished`, of shape (clients, layers), count the optimizer steps of each layer that enter the model and
-    those whose gradients the clients had completed when the round ended. The round lasts `seconds`; `deadline_seconds`
-    is None where there was none. `jobs`, of shape (clients,), says which of the method's jobs each client was given;
-    None where there is but one.
-    """
-
-    steps: Whole
-    finished: Whole
-    seconds: float
-    deadline_seconds: float | None
-    jobs: Whole | None = None
+from salf.aggregation import Arrival, Rule, ServerModel
+from salf.devices import Cohort, Devices, Job, Times
+from salf.methods.schedules import Schedule
+from salf.participation import ObservedReach
+from salf.values import STRICT, Floats, Positive
 
 
 class Scheduling(Protocol):
@@ -143,41 +120,8 @@ class AsynchronousMethod(Method, ABC):
     What records call a round is a stretch of the virtual clock of `deadline` seconds, which cuts nobody short.
     """
 
-    deadline: Deadline | None = None
+    deadline: Positive | None = None
 
     @abstractmethod
     def receive(self, server: ServerModel, arrival: Arrival, statistics: Collection[str]) -> ServerModel:
         """Return what becomes of the server's model; `statistics` names the model's floating-point buffers."""
-
-
-def until_deadline(times: Times, seconds: float) -> Schedule:
-    """Let each client do what it can by a deadline; a round in which everyone finishes early ends early."""
-    return Schedule(
-        steps=times.steps_by(seconds),
-        finished=times.steps_ready_by(seconds),
-        seconds=min(seconds, float(times.whole.max())),
-        deadline_seconds=seconds,
-    )
-
-
-def whole_steps_by(times: Times, seconds: float) -> Schedule:
-    """Let each client convey the steps that it has finished through all layers by a deadline."""
-    partial = until_deadline(times, seconds)
-    steps = np.broadcast_to(partial.steps.min(axis=1, keepdims=True), partial.steps.shape)
-    return Schedule(steps.copy(), partial.finished, partial.seconds, seconds)
-
-
-def largest_jobs_by(options: Sequence[Times], seconds: float) -> Schedule:
-    """Give each client the largest job that it has conveyed whole by a deadline, and nobody part of one.
-
-    `options` are the times of the jobs from the smallest to the largest. A client that is too slow even for the
-    smallest is given that, and conveys nothing.
-    """
-    in_time = np.stack([times.whole for times in options]) <= seconds
-    given = np.where(in_time.any(axis=0), len(options) - 1 - in_time[::-1].argmax(axis=0), 0)
-    clients = np.arange(len(given))
-    whole = np.stack([times.whole for times in options])[given, clients]
-    finished = np.stack([times.steps_ready_by(seconds) for times in options])[given, clients]
-    steps = np.zeros_like(finished)
-    steps[whole <= seconds] = options[0].ready.shape[1]
-    return Schedule(steps, finished, min(seconds, float(whole.max())), seconds, given)

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from salf import seeds, theory
-from salf.devices import Cohort, Floats, Job, Times
+from salf.devices import Cohort, Job, Times
+from salf.values import Floats
 
 _MOST_CLIENTS = 2000  # more are represented by a random sample
 _MOST_NUMBERS = 4_000_000  # of times in memory

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from salf.devices import Cohort, Floats, Job, Times
+from salf.devices import Cohort, Job, Times
 from salf.errors import InvalidSetting
+from salf.values import Floats
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from salf import theory
-from salf.devices import Floats
 from salf.errors import InvalidSetting
 from salf.planning.fleet import Fleet
+from salf.values import Floats
 
 _CANDIDATES = 40
 _MOST_EMPTY = 0.5  # beyond, the rule `Corrected` caps its correction and its step is too short

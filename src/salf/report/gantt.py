@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from salf.records import ClientLine, Span, TimeLine
 from salf.report import svg
 from salf.report.reported import Group
-from salf.timeline import ClientLine, Span, TimeLine
 
 _ROW = 17.0
 _LEFT = 46.0

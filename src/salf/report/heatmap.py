@@ -8,8 +8,8 @@ import numpy.typing as npt
 from salf.records import RoundRecord
 from salf.report import svg
 from salf.report.reported import Group
+from salf.values import Floats
 
-Floats = npt.NDArray[np.float64]
 _COLUMNS = 120  # of a heat map: with more rounds, a column is the mean of several
 _LEVELS = 8  # of colour, above none
 _LEFT = 104.0  # room for the layers' names

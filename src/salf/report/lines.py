@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Literal
 
-from salf.curves import Curve
+from salf.records import Curve
 from salf.report import svg
 
 _POINTS = 200  # of a line: more cannot be told apart

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from salf.curves import deviation_of
-from salf.records import RoundRecord, final_accuracy, mean_work_kept
+from salf.records import RoundRecord, deviation_of, final_accuracy, mean_work_kept
 from salf.report.reported import Group
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 
-from salf.curves import curve_of
+from salf.records import curve_of
 from salf.report import gantt, lines
 from salf.report.heatmap import depth_distribution, participation
 from salf.report.numbers import figures_of

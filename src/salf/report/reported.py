@@ -1,14 +1,12 @@
 """What a report is made from: runs, and the groups of runs that differ in nothing but their seed."""
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from salf.errors import RunFolderError
-from salf.records import RoundRecord
-from salf.settings import flatten
-from salf.timeline import TimeLine
+from salf.records import RoundRecord, TimeLine
 
 # What may differ within a page. The others have no effect on a run's result, or none but by rounding.
 _OWN = ("method.", "client.lr", "seed", "engine", "data.root", "evaluate.target", "expected.")
@@ -126,3 +124,15 @@ def _label(run: ReportedRun, all_runs: Iterable[ReportedRun]) -> str:
     own = _identity(run)
     keys = sorted(key for key in set().union(*others) if any(other.get(key) != own.get(key) for other in others))
     return " · ".join([run.method, *(f"{key} = {own.get(key, 'not set')}" for key in keys)])
+
+
+def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested settings under their dotted names.
+
+    >>> flatten({"rounds": 3, "data": {"name": "digits"}})
+    {'rounds': 3, 'data.name': 'digits'}
+    """
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

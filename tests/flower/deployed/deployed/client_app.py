@@ -6,8 +6,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deployed.task import update_of
-from salf.flower.orders import Order
-from salf.flower.replies import Told, write_reply
+from salf.flower.wire.instructions import Order
+from salf.flower.wire.replies import Told, write_reply
 
 app = ClientApp()
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from salf.layers import Layers, find_layers
-from salf.updates import Update
+from salf.layers.find import Layers, find_layers
+from salf.update import Update
 
 
 def a_model() -> tuple[nn.Module, Layers]:

@@ -1,0 +1,26 @@
+"""TODO."""
+
+from salf.aggregation.aggregate import Aggregated as Aggregated
+from salf.aggregation.aggregate import Aggregation as Aggregation
+from salf.aggregation.client_memory import ClientMemory as ClientMemory
+from salf.aggregation.client_memory import Remembered as Remembered
+from salf.aggregation.robust import Centre as Centre
+from salf.aggregation.robust import ClippedLayers as ClippedLayers
+from salf.aggregation.robust import RobustAggregation as RobustAggregation
+from salf.aggregation.robust import check_rule as check_rule
+from salf.aggregation.robust import norm_of as norm_of
+from salf.aggregation.rules import AnyRule as AnyRule
+from salf.aggregation.rules import Contributors as Contributors
+from salf.aggregation.rules import Corrected as Corrected
+from salf.aggregation.rules import Everyone as Everyone
+from salf.aggregation.rules import InverseProbability as InverseProbability
+from salf.aggregation.rules import Memory as Memory
+from salf.aggregation.rules import Rule as Rule
+from salf.aggregation.server_optimizer import OptimizerState as OptimizerState
+from salf.aggregation.server_optimizer import ServerOptimisation as ServerOptimisation
+from salf.aggregation.staleness import Arrival as Arrival
+from salf.aggregation.staleness import Buffer as Buffer
+from salf.aggregation.staleness import ServerModel as ServerModel
+from salf.aggregation.staleness import Weights as Weights
+from salf.aggregation.staleness import mix as mix
+from salf.aggregation.sums import LayerTotal as LayerTotal

@@ -1,0 +1,167 @@
+"""What stands in for the mean of a layer's updates where some clients may be hostile.
+
+`ClippedLayers` bounds what one client can do and needs no more memory than the mean. The coordinate-wise `Median` and
+`TrimmedMean` (Yin et al., "Byzantine-robust distributed learning: towards optimal statistical rates", 2018, arXiv
+1803.01498) keep every update of a round until its end.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from salf.aggregation.aggregate import Aggregated, Aggregation, Reach
+from salf.aggregation.rules import Contributors, Corrected, Everyone, Rule
+from salf.aggregation.sums import LayerTotal
+from salf.errors import InvalidSetting
+from salf.layers import Layers
+from salf.update import Update, check_update
+
+
+@dataclass(frozen=True)
+class ClippedLayers:
+    """Shortens what a client conveys for a layer to at most `max_norm`, in the Euclidean norm over its parameters.
+
+    >>> from salf.layers import Layer
+    >>> layers = Layers((Layer("head", ("head.weight",)),))
+    >>> update = Update({"head.weight": torch.tensor([3.0, 4.0])}, steps=1, num_examples=1)
+    >>> ClippedLayers(1.0).clip(update, layers).deltas["head.weight"]
+    tensor([0.6000, 0.8000])
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise InvalidSetting(f"max_norm is {self.max_norm!r}; give a number above 0")
+
+    def clip(self, update: Update, layers: Layers) -> Update:
+        """Return the update with every conveyed layer shortened; buffers stay as they are."""
+        clipped = dict(update.deltas)
+        for layer in layers:
+            if not update.conveys(layer):
+                continue
+            norm = math.hypot(*(norm_of(update.deltas[name]) for name in layer.parameters))
+            if norm > self.max_norm:
+                clipped |= {name: update.deltas[name] * (self.max_norm / norm) for name in layer.parameters}
+        return replace(update, deltas=clipped)
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Return the Euclidean norm of a tensor, in double precision.
+
+    >>> round(norm_of(torch.tensor([3e30, 4e30])) / 1e30, 6), norm_of(torch.tensor([3.0 + 4.0j]))
+    (5.0, 5.0)
+    """
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float64)))
+
+
+@dataclass(frozen=True)
+class Centre(ABC):
+    """A centre of several tensors, coordinate by coordinate, which a few of them cannot move far."""
+
+    @abstractmethod
+    def of(self, stacked: Tensor) -> Tensor:
+        """Return the centre of tensors stacked along the first dimension, shape (clients, …)."""
+
+
+@dataclass(frozen=True)
+class Median(Centre):
+    """The median; of an even number the mean of the middle two."""
+
+    def of(self, stacked: Tensor) -> Tensor:
+        """Return the median along the first dimension.
+
+        >>> Median().of(torch.tensor([[1.0], [2.0], [9.0], [4.0]]))
+        tensor([3.])
+        """
+        ranked = stacked.sort(dim=0).values
+        return (ranked[(len(stacked) - 1) // 2] + ranked[len(stacked) // 2]) / 2
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Centre):
+    """The mean without the highest and the lowest `share` of the values, rounded down to whole clients."""
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 0.5:
+            raise InvalidSetting(f"share is {self.share!r}; give what is cut off at each end, from 0 to below 0.5")
+
+    def of(self, stacked: Tensor) -> Tensor:
+        """Return the trimmed mean along the first dimension.
+
+        >>> TrimmedMean(0.25).of(torch.tensor([[1.0], [2.0], [9.0], [4.0]]))
+        tensor([3.])
+        """
+        cut = int(self.share * len(stacked))
+        return stacked.sort(dim=0).values[cut : len(stacked) - cut].mean(dim=0)
+
+
+class RobustAggregation:
+    """`salf.Aggregation` with a centre in place of the mean over a layer's contributors.
+
+    The rule corrects the centre as it would correct the mean. It must weigh contributors equally: `Corrected`,
+    `Contributors` or `Everyone`, neither by examples nor by steps; raises `InvalidSetting` for another.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], layers: Layers, rule: Rule, centre: Centre, *, reach: Reach | None = None
+    ) -> None:
+        check_rule(rule, centre)
+        self._state, self._layers, self._centre = state, layers, centre
+        self._running = Aggregation(state, layers, rule, reach=reach)
+        self._updates: list[Update] = []
+
+    def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:  # noqa: ARG002
+        """Add one client's update, as `Aggregation.add` does; one that raises `InvalidUpdate` changes nothing."""
+        if not checked:
+            check_update(update, self._layers, self._state)
+        self._updates.append(update)
+
+    @torch.no_grad()
+    def finish(self, num_clients: int | None = None) -> Aggregated:
+        """Return the new state, given how many clients were asked (by default, as many as were added)."""
+        if self._updates:
+            self._running.add_totals(len(self._updates), float(len(self._updates)), self._totals())
+        return self._running.finish(num_clients)
+
+    def _totals(self) -> Iterator[LayerTotal | None]:
+        """Yield, for each layer, the sum that has the centre as its mean."""
+        for layer in self._layers:
+            conveyed = [update for update in self._updates if update.conveys(layer)]
+            if not conveyed:
+                yield None
+                continue
+            deltas = {name: self._total([update.deltas[name] for update in conveyed]) for name in layer.parameters}
+            carried = [update.buffers for update in conveyed if all(name in update.buffers for name in layer.buffers)]
+            buffers = {name: self._total([each[name] for each in carried]) for name in layer.buffers if carried}
+            count = len(conveyed)
+            steps = float(sum(update.steps_of(layer.name) for update in conveyed))
+            yield LayerTotal(count, float(count), steps, deltas, buffers if len(carried) == count else {})
+
+    def _total(self, tensors: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack([*tensors])
+        if not stacked.is_floating_point():
+            return stacked.sort(dim=0).values[len(tensors) // 2]
+        wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+        return self._centre.of(wide) * len(tensors)
+
+
+def check_rule(rule: Rule, centre: Centre) -> None:
+    """Raise `InvalidSetting` unless a centre can stand in for the mean of a rule."""
+    name = type(centre).__name__
+    if not isinstance(rule, (Corrected, Contributors, Everyone)):
+        raise InvalidSetting(
+            f"{name} weighs all contributors equally, which {type(rule).__name__} does not; use Corrected, "
+            "Contributors or Everyone with it, or ClippedLayers"
+        )
+    if rule.weight_by_examples or rule.normalise is not None:
+        raise InvalidSetting(
+            f"{name} weighs all contributors equally; leave weight_by_examples and normalise of the rule at their "
+            "defaults, or use ClippedLayers"
+        )

@@ -1,0 +1,117 @@
+"""Max pooling without overlap, by comparing whole slices: many times faster than `max_pool2d` on a CPU."""
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from salf.engines.fused.stock import is_as_torch_made_it
+
+_LARGEST = 3
+_max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+
+
+def has_fast_form(module: nn.Module) -> bool:
+    """Say whether a module is max pooling whose windows are small squares that neither overlap nor reach outside."""
+    if not isinstance(module, nn.MaxPool2d) or not is_as_torch_made_it(module):
+        return False
+    if module.return_indices or module.ceil_mode:
+        return False
+    sides = {_pair(module.kernel_size), _pair(module.stride)}
+    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
+    return plain and len(sides) == 1 and all(side[0] == side[1] <= _LARGEST for side in sides)
+
+
+class FastPool:
+    """Max pooling over squares of `side`; the same numbers as `max_pool2d`, and the same gradients."""
+
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        self._side = _pair(module.kernel_size)[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) to (batch, channels, height // side, width // side)."""
+        if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous():
+            return functional.max_pool2d(x, self._side)
+        if not torch.is_grad_enabled():
+            return _largest(x, self._side)
+        pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
+        return pooled
+
+    def pull(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient with respect to `x`, given that with respect to what it was mapped to."""
+        return _pull(x, pooled, gradient, self._side) if x.is_cpu else _pull_there(x, gradient, self._side)
+
+
+class FastMaxPool2d(nn.MaxPool2d):
+    """A `MaxPool2d` that has a fast form, computed by it."""
+
+    def __init__(self, module: nn.MaxPool2d) -> None:
+        super().__init__(module.kernel_size, module.stride)
+        self._pool = FastPool(module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the result."""
+        return self._pool(input)
+
+
+def quicken(model: nn.Module) -> nn.Module:
+    """Put fast forms in the places of max poolings that have one, within `model`; return it."""
+    for parent in [*model.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.MaxPool2d) and has_fast_form(child):
+                setattr(parent, name, FastMaxPool2d(child))
+    return model
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, side: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x)
+        largest = _largest(x, side)
+        # Kept beside what autograd watches, which would refuse it once the next operation has worked in place.
+        ctx.side, ctx.largest, ctx.writes = side, largest.detach(), largest._version  # noqa: SLF001
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        untouched = ctx.largest._version == ctx.writes  # noqa: SLF001
+        return _pull(x, ctx.largest if untouched else _largest(x, ctx.side), gradient, ctx.side), None
+
+
+def _largest(x: Tensor, side: int) -> Tensor:
+    first, *others = _slices(x, side)
+    return reduce(torch.maximum, others, first) if others else first.clone()
+
+
+def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
+    """Return the gradient with respect to `x`, given that with respect to the `largest` of each window."""
+    result = torch.zeros_like(x)
+    rest = gradient.clone()
+    *slices, last = zip(_slices(x, side), _slices(result, side), strict=True)
+    for values, target in slices:
+        # As in max_pool2d, the gradient goes to the first of several that are equally large.
+        torch.mul(rest, (values == largest).to(rest.dtype), out=target)
+        rest -= target
+    last[1].copy_(rest)  # the largest of a window is the last one where it was none of the others
+    return result
+
+
+def _pull_there(x: Tensor, gradient: Tensor, side: int) -> Tensor:
+    """Return the same on an accelerator, where two calls of torch's own cost less than many short ones."""
+    _, places = functional.max_pool2d(x, side, return_indices=True)
+    window, nothing, one = [side, side], [0, 0], [1, 1]
+    result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, False, places)  # noqa: FBT003
+    return result
+
+
+def _slices(x: Tensor, side: int) -> list[Tensor]:
+    """Return the elements of each window by their place in it, row by row."""
+    height, width = (size // side * side for size in x.shape[2:])
+    return [x[:, :, row:height:side, column:width:side] for row in range(side) for column in range(side)]
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)

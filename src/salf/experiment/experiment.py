@@ -1,0 +1,214 @@
+"""An experiment: everything that determines a run, as one validated value that is read from and written to TOML.
+
+Files hold differences from the defaults. Presets are such files, installed with the package.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from pydantic_core import PydanticKnownError, PydanticSerializationError, to_json
+
+from salf.aggregation import ServerOptimisation
+from salf.data import NAMES
+from salf.devices import AnyDevices, UniformDepth
+from salf.engines import EngineName, Optimisation
+from salf.engines import accelerator as accelerators
+from salf.errors import InvalidSetting
+from salf.experiment.messages import describe
+from salf.experiment.overrides import Section, complete, did_you_mean, override, preset_names, read
+from salf.methods import METHODS, AnyMethod, AsynchronousMethod, Salf
+from salf.models import Mlp, Model
+from salf.values import STRICT, Count
+
+
+def _one_of(names: Collection[str]) -> BeforeValidator:
+    """Return a validator that lets only these names through."""
+
+    def check(name: object) -> object:
+        if name not in names:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(f"'{known}'" for known in names)})
+        return name
+
+    return BeforeValidator(check)
+
+
+def _device(name: str) -> str:
+    """Let only the names of devices through that can compute; whether one is here shows when a run begins."""
+    if not accelerators.is_device_name(name):
+        expected = ", ".join(f"'{known}'" for known in accelerators.NAMES)
+        raise PydanticKnownError("literal_error", {"expected": expected})
+    return name
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class DataSettings:
+    """Which data, and how it is divided among how many clients.
+
+    `name` is one of `salf.data.NAMES`, or "tensors" for data given in Python; `root` the folder with its files (None:
+    fetched once to the user's cache). `alpha` belongs to `partition="dirichlet"`, `shards_per_client` to "shards",
+    `size_sigma`, the log-normal spread of client sizes, to "iid" and "label-order".
+    """
+
+    name: Annotated[str, _one_of((*NAMES, "tensors"))] = "digits"
+    root: Path | None = None
+    clients: Count = 30
+    partition: Literal["iid", "shards", "dirichlet", "label-order"] = "iid"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    shards_per_client: Count = 2
+    size_sigma: Annotated[float, Field(ge=0)] = 0.0
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class ClientSettings(Optimisation):
+    """What a client does in a round: `local_steps` optimizer steps on batches of `batch_size` of its own examples.
+
+    `cohort` clients are asked in each round, drawn without replacement; None asks all.
+    """
+
+    batch_size: Count = 16
+    local_steps: Count = 1
+    cohort: Count | None = None
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class EvaluateSettings:
+    """When the global model is tested: after `every` that many rounds, and after the last.
+
+    `examples` of the test data are used, the same in every run; None: all.
+    `target` is the accuracy whose virtual time `salf compare` reports.
+    """
+
+    every: Count = 10
+    examples: Count | None = None
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Expected:
+    """The final test accuracy that a method was measured to reach: the mean over seeds, and how far runs may differ."""
+
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    tolerance: Annotated[float, Field(gt=0, le=1)]
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class Experiment:
+    """Everything that determines a run; two runs of equal experiments on one machine's CPU give the same bytes.
+
+    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once, "flower" in
+    clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
+
+    `device` is where it does so, the CPU or a CUDA device ("cuda:N" with its number for N), which must be there when
+    the run begins. Who is asked, how far each client gets and what the clock says do not depend on it; the weights do,
+    by rounding.
+
+    >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
+    >>> experiment.rounds, experiment.data.clients, experiment.method.name
+    (20, 10, 'salf')
+    """
+
+    name: Annotated[str, Field(min_length=1)] = "experiment"
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    rounds: Count = 100
+    engine: EngineName = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: Model = Field(default_factory=Mlp)
+    client: ClientSettings = Field(default_factory=ClientSettings)
+    devices: AnyDevices = Field(default_factory=UniformDepth)
+    method: AnyMethod = Field(default_factory=Salf)
+    server: ServerOptimisation = Field(default_factory=ServerOptimisation)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    expected: dict[Annotated[str, _one_of(METHODS)], Expected] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.client.cohort is not None and self.client.cohort > self.data.clients:
+            raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
+        if isinstance(self.method, AsynchronousMethod):
+            _check_without_rounds(self)
+
+    @classmethod
+    def load(cls, path_or_preset: str | Path, **dotted_overrides: object) -> "Experiment":
+        """Read a TOML file, or the preset of that name, and override single settings by their dotted names.
+
+        Naming another method, model or kind of devices keeps only those settings of the file that the new one knows.
+        Raises `InvalidSetting`, which lists every problem: the key, where it stands and what to write instead.
+        """
+        settings, origin = read(path_or_preset)
+        settings.setdefault("name", Path(path_or_preset).stem)
+        if not dotted_overrides:
+            return cls.parse(settings, origin)
+        problems = override(settings, dotted_overrides, Section({"": cls}))
+        return cls._validate(settings, f"{origin} with overrides", problems)
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, object], origin: str) -> "Experiment":
+        """Validate settings nested as in a file. `origin` says where they come from, for the error's sake."""
+        return cls._validate(settings, origin, [])
+
+    @classmethod
+    def _validate(cls, settings: Mapping[str, object], origin: str, problems: list[str]) -> "Experiment":
+        whole = complete(settings, Section({"": cls}))
+        experiment = None
+        try:
+            # JSON's types are those of a file; anything that Python would convert to them is a mistake there.
+            experiment = TypeAdapter(cls).validate_json(to_json(whole, inf_nan_mode="constants"), strict=True)
+        except ValidationError as error:
+            problems = [*problems, *describe(error, whole, Section({"": cls}))]
+        except (InvalidSetting, PydanticSerializationError) as error:
+            problems = [*problems, str(error)]
+        if experiment is None or problems:
+            raise InvalidSetting(f"{origin}: {'; '.join(problems)}")
+        return experiment
+
+    def with_method(self, name: str) -> "Experiment":
+        """Return the same experiment by another method, which keeps those of the method's settings that it knows."""
+        if name not in METHODS:
+            raise InvalidSetting(
+                f"there is no method '{name}'{did_you_mean(name, [*METHODS])}; known are {', '.join(METHODS)}"
+            )
+        if name == self.method.name:
+            return self
+        known = {field.name for field in fields(METHODS[name])} - {"name"}
+        kept = {field.name: getattr(self.method, field.name) for field in fields(self.method) if field.name in known}
+        return replace(self, method=METHODS[name](**kept))
+
+    def is_as_published(self) -> bool:
+        """Say whether this is a preset but for seed, method, engine, device, data folder and when it is tested."""
+        if self.name not in preset_names():
+            return False
+        preset = Experiment.load(self.name).with_method(self.method.name)
+        own = replace(preset.data, root=self.data.root)
+        same = replace(preset, seed=self.seed, engine=self.engine, device=self.device)
+        return self == replace(same, evaluate=self.evaluate, data=own)
+
+    def to_toml(self) -> str:
+        """Return the complete experiment as TOML.
+
+        >>> import tomllib
+        >>> again = Experiment.parse(tomllib.loads(Experiment(rounds=7).to_toml()), "here")
+        >>> again == Experiment(rounds=7)
+        True
+        """
+        return tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+
+
+def _check_without_rounds(experiment: Experiment) -> None:
+    """Raise `InvalidSetting` for what an asynchronous method cannot heed."""
+    method, problems = experiment.method.name, []
+    if experiment.engine not in ("auto", "plain"):
+        problems.append(
+            f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
+        )
+    if experiment.server != ServerOptimisation():
+        problems.append(
+            f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
+            "choose a synchronous method"
+        )
+    if problems:
+        raise InvalidSetting("; ".join(problems))

@@ -1,0 +1,3 @@
+"""TODO."""
+
+from salf.flower.server.exchange import Exchange as Exchange

@@ -1,0 +1,197 @@
+"""Several methods on equal terms: the same data, seeds and devices, and what comes of it in one table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from salf.errors import InvalidSetting
+from salf.experiment import Experiment
+from salf.records import accuracy_at, deviation_of, mean_work_kept, time_to_accuracy
+from salf.runs.pool import Assignment, Watch, run_all
+from salf.runs.run import Run
+
+_ROUNDING = 1 + 1e-9  # sums of unequal deadlines may be a little less than those of equal ones
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a method's runs over all seeds come to.
+
+    `accuracies` are the final test accuracies, seed by seed, `equal_time_accuracies` those at the virtual time at which
+    the shortest of all runs ended, `time_s` the mean virtual time of a whole run, `times_to_target` the virtual time at
+    which each seed's run first reached the target (infinite: never), `work_kept` the share of finished work that
+    entered the model, `bytes_down` and `bytes_up` what the server of a run sent and received, on average.
+
+    `starving` names the layers that starved in any of the runs, input to output.
+
+    `rival` is the best of the other methods at equal virtual time, `p_value` that of a paired t-test against it, two
+    sides, seed by seed; None where there is no other method, or a single seed.
+    """
+
+    method: str
+    accuracies: tuple[float, ...]
+    equal_time_accuracies: tuple[float, ...]
+    time_s: float
+    times_to_target: tuple[float, ...]
+    work_kept: float
+    bytes_down: float
+    bytes_up: float
+    starving: tuple[str, ...] = ()
+    rival: str | None = None
+    p_value: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The mean final accuracy."""
+        return fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the final accuracy over seeds; NaN for a single seed."""
+        return deviation_of(self.accuracies)
+
+    @property
+    def equal_time_accuracy(self) -> float:
+        """The mean accuracy at equal virtual time; NaN where some run was not tested by then."""
+        return fmean(self.equal_time_accuracies)
+
+    @property
+    def equal_time_deviation(self) -> float:
+        """The same at equal virtual time; NaN also where some run was not tested by then."""
+        return deviation_of(self.equal_time_accuracies)
+
+    @property
+    def time_to_target(self) -> float:
+        """The mean virtual time to the target; infinite if any seed never reached it."""
+        return fmean(self.times_to_target)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of every method, in the order in which they were asked for, and the accuracy they are timed to."""
+
+    experiment: Experiment
+    target: float
+    runs: dict[str, tuple[Run, ...]]
+
+    @property
+    def equal_time_s(self) -> float:
+        """The virtual time that all runs have: that of the shortest."""
+        return min(run.time_s for runs in self.runs.values() for run in runs)
+
+    @property
+    def summaries(self) -> tuple[Summary, ...]:
+        """One summary per method."""
+        alone = [self._summarise(method, runs) for method, runs in self.runs.items()]
+        return tuple(_against_rival(summary, alone) for summary in alone)
+
+    def speed_up(self, summary: Summary) -> float | None:
+        """Return how much sooner than by waiting for everyone the target is reached; None where one of them never."""
+        waiting = next((other for other in self.summaries if other.method == "fedavg"), None)
+        if waiting is None or math.isinf(waiting.time_to_target) or math.isinf(summary.time_to_target):
+            return None
+        return waiting.time_to_target / summary.time_to_target
+
+    def _summarise(self, method: str, runs: Sequence[Run]) -> Summary:
+        return Summary(
+            method,
+            tuple(run.accuracy for run in runs),
+            tuple(accuracy_at(run.records, self.equal_time_s * _ROUNDING) for run in runs),
+            fmean(run.time_s for run in runs),
+            tuple(time_to_accuracy(run.records, self.target) for run in runs),
+            mean_work_kept(record for run in runs for record in run.records),
+            fmean(sum(record.bytes_down for record in run.records) for run in runs),
+            fmean(sum(record.bytes_up for record in run.records) for run in runs),
+            tuple(dict.fromkeys(one.layer for run in runs for one in run.starving)),
+        )
+
+
+def compare(
+    experiment: Experiment,
+    methods: Sequence[str],
+    seeds: int,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    watch: Watch = None,
+    learning_rates: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Run `experiment` by each of `methods` with `seeds` seeds, counted up from the experiment's own.
+
+    Each run is kept in `out/METHOD/seed-N` if a folder is given; `resume` goes on with those that are there. With
+    `jobs` above 1 that many processes share the runs. `watch` is called with the number of rounds done so far.
+    `learning_rates` gives methods a `client.lr` of their own.
+
+    Raises the first error of any run, once the others have stopped and saved what they have.
+    """
+    check_methods(methods, seeds)
+    planned = [
+        replace(with_learning_rate(experiment.with_method(method), learning_rates), seed=experiment.seed + number)
+        for method in methods
+        for number in range(seeds)
+    ]
+    runs = run_all(
+        [
+            Assignment(one, None if out is None else out / one.method.name / f"seed-{one.seed}", resume)
+            for one in planned
+        ],
+        jobs=jobs,
+        watch=watch,
+    )
+    found = {method: tuple(run for run in runs if run.experiment.method.name == method) for method in methods}
+    return Comparison(experiment, _target(experiment, found), found)
+
+
+def check_methods(methods: Sequence[str], seeds: int) -> None:
+    """Raise `InvalidSetting` unless there is something to compare."""
+    if seeds < 1:
+        raise InvalidSetting(f"seeds is {seeds}; a comparison needs at least 1")
+    if not methods or len(set(methods)) < len(methods):
+        raise InvalidSetting(f"methods are {', '.join(methods) or 'none'}; name each method to compare once")
+
+
+def with_learning_rate(experiment: Experiment, rates: Mapping[str, float] | None) -> Experiment:
+    """Return the experiment with the learning rate that its method was given, if any."""
+    rate = (rates or {}).get(experiment.method.name)
+    return experiment if rate is None else replace(experiment, client=replace(experiment.client, lr=rate))
+
+
+def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
+    """Add the best of the other methods at equal virtual time, and how sure the difference is."""
+    others = [other for other in everyone if other.method != summary.method]
+    if not others:
+        return summary
+    tested = [other for other in others if math.isfinite(other.equal_time_accuracy)]
+    if not tested:
+        return summary
+    rival = max(tested, key=lambda other: other.equal_time_accuracy)
+    chance = _paired_p_value(summary.equal_time_accuracies, rival.equal_time_accuracies)
+    return replace(summary, rival=rival.method, p_value=chance)
+
+
+def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the p-value of a paired t-test, two sides.
+
+    None where the test says nothing: for less than two pairs, pairs that were not tested, and unequal pairs that all
+    differ by the same.
+    """
+    differences = np.subtract(one, other)
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    if np.ptp(differences) == 0:
+        return None if differences[0] else 1.0
+    from scipy.stats import ttest_rel  # noqa: PLC0415 - takes most of a second to import
+
+    return float(ttest_rel(one, other).pvalue)
+
+
+def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:
+    """Return the experiment's target accuracy; without one, 95 % of the best method's mean final accuracy."""
+    if experiment.evaluate.target is not None:
+        return experiment.evaluate.target
+    return 0.95 * max(fmean(run.accuracy for run in some) for some in runs.values())

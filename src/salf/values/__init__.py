@@ -1,0 +1,10 @@
+"""What all values have in common: array types, field types and strict validation. No torch."""
+
+from salf.values.arrays import Floats as Floats
+from salf.values.arrays import Ints as Ints
+from salf.values.fields import STRICT as STRICT
+from salf.values.fields import Count as Count
+from salf.values.fields import Fraction as Fraction
+from salf.values.fields import NonNegative as NonNegative
+from salf.values.fields import Positive as Positive
+from salf.values.layer_costs import LayerCosts as LayerCosts
