@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from salf.experiment.experiment import Experiment
-from salf.simulation.simulate import Simulation
+from salf.simulation.simulator import Simulation
 
 _SEEDS, _ROUNDS = 3, 300
 _SETTINGS = {"mnist-cnn": "fedavg,salf,drop", "mnist-cnn-60": "salf", "mnist-cnn-30": "salf"}

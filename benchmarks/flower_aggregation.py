@@ -28,7 +28,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Corrected
 from salf.flower.server.training import Admission, TrainingRound
 from salf.flower.wire.arrays import from_record

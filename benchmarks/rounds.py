@@ -23,7 +23,7 @@ from salf.devices import UniformDepth
 from salf.engines.accelerator import find_device, title_of
 from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Mlp
-from salf.simulation.simulate import Simulation
+from salf.simulation.simulator import Simulation
 
 _TURN_SECONDS, _SECONDS = 0.1, 3.0
 _ASKED, _TESTED, _NEVER = 100, 16, 10**6

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from salf.aggregation import Rule as Rule
     from salf.aggregation import aggregate as aggregate
     from salf.client import Work as Work
+    from salf.client import deadline as deadline
     from salf.client import truncated_gradients as truncated_gradients
-    from salf.client.deadline import deadline as deadline
     from salf.data import Dataset as Dataset
     from salf.errors import DataUnavailable as DataUnavailable
     from salf.errors import InvalidSetting as InvalidSetting

@@ -11,7 +11,7 @@ from aggregation_cases import Cohort, any_rule, cohorts, same_result, updates
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation.aggregate import Aggregation, aggregate
+from salf.aggregation.aggregation import Aggregation, aggregate
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.errors import InvalidSetting, InvalidUpdate
 from salf.layers.find import Layer, Layers

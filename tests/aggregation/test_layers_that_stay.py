@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation.aggregate import Aggregation, aggregate
+from salf.aggregation.aggregation import Aggregation, aggregate
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.layers.find import Layer, Layers
 from salf.theory import UniformDepth

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salf.aggregation.aggregate import aggregate
+from salf.aggregation.aggregation import aggregate
 from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Memory
 from salf.errors import InvalidSetting

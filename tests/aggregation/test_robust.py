@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from salf.aggregation.aggregate import aggregate
+from salf.aggregation.aggregation import aggregate
 from salf.aggregation.robust import Centre, ClippedLayers, Median, RobustAggregation, TrimmedMean
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.errors import InvalidSetting, InvalidUpdate

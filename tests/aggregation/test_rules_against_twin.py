@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation.aggregate import Reach, aggregate
+from salf.aggregation.aggregation import Reach, aggregate
 from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.theory import EmpiricalDepth, ExponentialDepth, UniformDepth

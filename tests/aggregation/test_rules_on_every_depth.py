@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.layers.find import Layer, Layers

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Rule
 from salf.layers.find import Layer, Layers
 from salf.theory import estimator_variance

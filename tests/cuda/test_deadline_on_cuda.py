@@ -8,7 +8,7 @@ from cuda_cases import NEEDS_CUDA, QUIET, cuda, full_precision
 from torch import Tensor, nn
 
 from salf.bench.case import timed
-from salf.client.deadline import deadline
+from salf.client.deadline_block import deadline
 from salf.client.work import Work
 from salf.engines.accelerator import wait_for
 from salf.layers.find import find_layers

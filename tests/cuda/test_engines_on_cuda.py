@@ -20,7 +20,7 @@ from cuda_cases import (
 )
 from torch import Tensor, nn
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.engines import FusedEngine, Optimisation, PlainEngine
 from salf.engines.accelerator import CPU

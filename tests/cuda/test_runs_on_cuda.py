@@ -25,7 +25,7 @@ from salf.models import build
 from salf.records.rounds import RoundRecord
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.runs.run import run_experiment
-from salf.simulation.simulate import Simulation
+from salf.simulation.simulator import Simulation
 
 pytestmark = [NEEDS_CUDA, QUIET, pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")]
 exact = pytest.fixture(autouse=True)(full_precision)

@@ -30,7 +30,7 @@ from engine_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, InverseProbability, Memory
 from salf.engines import Engine, FusedEngine, Optimisation, StackedEngine, Tasks
 from salf.engines.fused.engine import _sorted

@@ -23,7 +23,7 @@ from engine_models import MODELS, built, data_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation.aggregate import Aggregation
+from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
 from salf.engines import Optimisation
 

@@ -19,7 +19,7 @@ from salf.flower.server.exchange import Exchange
 from salf.flower.simulated import FlowerEngine, _client_app, run_on_flower
 from salf.records.rounds import RoundRecord
 from salf.runs.run import run_experiment
-from salf.simulation.simulate import Simulation
+from salf.simulation.simulator import Simulation
 
 RUN = Experiment.load(
     "digits",

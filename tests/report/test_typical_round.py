@@ -10,7 +10,7 @@ import pytest
 from salf.experiment.experiment import Experiment
 from salf.records.timeline import ClientLine, Span, TimeLine
 from salf.simulation.server_state import ServerState
-from salf.simulation.simulate import Simulation
+from salf.simulation.simulator import Simulation
 from salf.simulation.synchronous import SynchronousRounds
 from salf.simulation.typical_round import _plans, draw_timeline
 

@@ -1,7 +1,8 @@
 """TODO."""
 
-from salf.aggregation.aggregate import Aggregated as Aggregated
-from salf.aggregation.aggregate import Aggregation as Aggregation
+from salf.aggregation.aggregation import Aggregated as Aggregated
+from salf.aggregation.aggregation import Aggregation as Aggregation
+from salf.aggregation.aggregation import aggregate as aggregate
 from salf.aggregation.client_memory import ClientMemory as ClientMemory
 from salf.aggregation.client_memory import Remembered as Remembered
 from salf.aggregation.robust import Centre as Centre

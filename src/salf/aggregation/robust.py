@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salf.aggregation.aggregate import Aggregated, Aggregation, Reach
+from salf.aggregation.aggregation import Aggregated, Aggregation, Reach
 from salf.aggregation.rules import Contributors, Corrected, Everyone, Rule
 from salf.aggregation.sums import LayerTotal
 from salf.errors import InvalidSetting

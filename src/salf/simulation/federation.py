@@ -17,7 +17,7 @@ from salf.errors import InvalidSetting
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers, measure_costs, measure_passing
 from salf.methods import HeteroFL, Outset, SynchronousMethod
-from salf.simulation.evaluate import evaluate
+from salf.simulation.evaluator import evaluate
 from salf.values import Floats, Ints
 
 # Floating-point operations of one forward pass. Threads that wait for each other on a busy machine cost far more than

@@ -1,0 +1,136 @@
+"""Random models, cohorts and updates for the tests of aggregation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from salf.aggregation.aggregation import Aggregated
+from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.layers.find import Layer, Layers
+from salf.update import Update
+
+SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 3), (1, 1, 2), (0,), (2, 0)]
+FLOATS = [torch.float32, torch.float64]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A model, the clients of one round, and which of them reached which layer."""
+
+    layers: Layers
+    state: dict[str, Tensor]
+    updates: list[Update]
+    reached: list[tuple[bool, ...]]
+
+    def who(self, layer: int) -> list[int]:
+        return [client for client, reached in enumerate(self.reached) if reached[layer]]
+
+
+@st.composite
+def models(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = FLOATS) -> tuple[Layers, dict[str, Tensor]]:
+    dtype = draw(st.sampled_from(dtypes))
+    values = random_values(draw(st.integers(0, 2**32)))
+    layers: list[Layer] = []
+    state: dict[str, Tensor] = {}
+    for index in range(draw(st.integers(1, 4))):
+        shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3))
+        kinds = draw(st.lists(st.sampled_from([dtype, torch.int64]), max_size=2))
+        parameters = {f"{index}.p{place}": values(shape, dtype) for place, shape in enumerate(shapes)}
+        buffers = {f"{index}.b{place}": values((2,), kind) for place, kind in enumerate(kinds)}
+        layers.append(Layer(f"layer{index}", tuple(parameters), tuple(buffers)))
+        state |= {**parameters, **buffers}
+    state["frozen"] = values((2,), dtype)
+    return Layers(tuple(layers)), state
+
+
+@st.composite
+def cohorts(
+    draw: st.DrawFn,
+    model: st.SearchStrategy[tuple[Layers, dict[str, Tensor]]] | None = None,
+    max_clients: int = 5,
+    complete: bool = False,
+) -> Cohort:
+    layers, state = draw(models() if model is None else model)
+    count = draw(st.integers(1, max_clients))
+    if complete:
+        rows = st.just((True,) * len(layers))
+    elif draw(st.booleans()):
+        depth = st.integers(0, len(layers))
+        rows = depth.map(lambda d: tuple(index >= len(layers) - d for index in range(len(layers))))
+    else:
+        rows = st.tuples(*[st.booleans()] * len(layers))
+    reached = draw(st.lists(rows, min_size=count, max_size=count))
+    return Cohort(layers, state, [draw(updates(layers, state, row)) for row in reached], reached)
+
+
+@st.composite
+def updates(draw: st.DrawFn, layers: Layers, state: Mapping[str, Tensor], reached: Sequence[bool]) -> Update:
+    values = random_values(draw(st.integers(0, 2**32)))
+    conveyed = [layer for layer, here in zip(layers, reached, strict=True) if here]
+    fewest = draw(st.integers(1, 4))
+    steps: int | dict[str, int] = fewest
+    if draw(st.booleans()):
+        steps = {layer.name: fewest + draw(st.integers(0, 1)) for layer in conveyed}
+    return Update(
+        {name: values(state[name].shape, state[name].dtype) for layer in conveyed for name in layer.parameters},
+        steps,
+        num_examples=draw(st.integers(1, 60)),
+        buffers={
+            name: values(state[name].shape, state[name].dtype)
+            for layer in conveyed
+            if draw(st.integers(0, 4))  # a client may keep a layer's statistics to itself
+            for name in layer.buffers
+        },
+    )
+
+
+@st.composite
+def rules(draw: st.DrawFn, kind: type[Rule]) -> Rule:
+    common = kind(
+        min_contributors=draw(st.integers(1, 3)),
+        weight_by_examples=draw(st.booleans()),
+        normalise=draw(st.sampled_from([None, "steps"])),
+    )
+    return replace(common, max_correction=draw(st.floats(1, 4))) if isinstance(common, Corrected) else common
+
+
+def any_rule() -> st.SearchStrategy[Rule]:
+    kinds: list[type[Rule]] = [Corrected, Contributors, Everyone, InverseProbability, Memory]
+    return st.sampled_from(kinds).flatmap(rules)
+
+
+def random_values(seed: int) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:
+    """Return a source of tensors of either sign."""
+    generator = np.random.default_rng(seed)
+
+    def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if not dtype.is_floating_point:
+            return torch.as_tensor(generator.integers(-50, 50, size=shape)).to(dtype)
+        return torch.as_tensor(generator.normal(size=shape)).to(dtype)
+
+    return values
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Say whether two states agree in names, types and every bit."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def same_result(first: Aggregated, second: Aggregated) -> bool:
+    return (
+        same(first.state, second.state)
+        and first.contributors == second.contributors
+        and first.overflowed == second.overflowed
+        and first.memory.keys() == second.memory.keys()
+        and all(
+            first.memory[client].keys() == layers.keys()
+            and all(same(first.memory[client][name].deltas, last.deltas) for name, last in layers.items())
+            for client, layers in second.memory.items()
+        )
+    )
