@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregation, LayerTotal
-from salf.engines import ROOMIER, Optimisation, PlainEngine, Tasks, add_each
+from salf.engines.accelerator import ROOMIER
 from salf.engines.fused.chain import ChainPass, find_chain
 from salf.engines.fused.nested import NestedPass
 from salf.engines.fused.rows import Crowd, Slope
 from salf.engines.fused.tracing import trace_rows
+from salf.engines.plain import PlainEngine
+from salf.engines.tasks import Optimisation, Tasks, add_each
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
 from salf.update import Update

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from salf.engines import draw_states, draws_apart
+from salf.engines.accelerator import draw_states, draws_apart
 from salf.errors import UnsuitableModel
 
 
