@@ -28,7 +28,7 @@ CHANCE = 0.1  # the accuracy of an untrained network, at time 0
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RoundSchedule:
     """A method, and the number of rounds among which it divides the time."""
 
     method: str
@@ -51,7 +51,7 @@ class Schedule:
         return {**SETTINGS, "data.root": root, "method.name": self.method, **deadline, "rounds": self.rounds}
 
 
-SCHEDULES = tuple(Schedule(method, rounds) for rounds in (300, 600) for method in ("salf", "adel"))
+SCHEDULES = tuple(RoundSchedule(method, rounds) for rounds in (300, 600) for method in ("salf", "adel"))
 
 
 def mean_accuracy(records: Sequence[RoundRecord], seconds: float = TOTAL_SECONDS) -> float:

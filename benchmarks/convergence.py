@@ -92,7 +92,7 @@ class Measured:
     moment: float  # the largest measured E‖g‖², relative to G²
 
     @property
-    def slope(self) -> float:
+    def grad_output(self) -> float:
         """The log-log slope of the error over the last two decades, by least squares over equal steps of log t."""
         last = len(self.layered) - 1
         places = np.unique(np.geomspace(last / 100, last, 200).astype(int))
@@ -186,7 +186,7 @@ def main() -> None:
     measured = measure(rounds=10_000, seeds=200)
     reach = theory.reach_probability(depth=DEADLINE, num_layers=LAYERS)
     print("p_l:", *theory.empty_probability(reach=reach, num_clients=CLIENTS).round(4))
-    print(f"log-log slope over the last two decades: {measured.slope:.3f}")
+    print(f"log-log slope over the last two decades: {measured.grad_output:.3f}")
     print(f"bound / measured, least over all rounds: {(measured.bound / measured.layered).min():.3g}")
     print(f"bound / measured after the last round: {measured.bound[-1] / measured.layered[-1]:.3g}")
     print(f"largest measured E‖g‖² / G²: {measured.moment:.3f}")

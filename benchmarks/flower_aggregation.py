@@ -30,7 +30,7 @@ from torch import nn
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Corrected
-from salf.flower.server.training import Admission, TrainingRound
+from salf.flower.server.training import TrainingRound, UpdateValidator
 from salf.flower.wire.arrays import from_record
 from salf.layers.find import Layers, find_layers
 
@@ -79,7 +79,7 @@ def measure(way: str) -> dict[str, float]:
     if way == "salf":
         state = from_record(record)
         running = Aggregation(state, layers, Corrected())
-        training = TrainingRound(1, list(range(1, REPLIES + 1)), Admission(layers, state, 10.0), running)
+        training = TrainingRound(1, list(range(1, REPLIES + 1)), UpdateValidator(layers, state, 10.0), running)
         training.sent({str(place): place + 1 for place in range(REPLIES)})
         for reply in replies(layers, asked, record):
             began = time.perf_counter()

@@ -19,7 +19,7 @@ import torch
 from salf.bench.case import timed
 from salf.bench.rounds import SUBJECTS, RoundBench
 from salf.data import Dataset
-from salf.devices import UniformDepth
+from salf.devices import UniformDepthDevices
 from salf.engines.accelerator import find_device, title_of
 from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Mlp
@@ -66,7 +66,7 @@ def _rounds_of(registered: int, device: torch.device) -> Callable[[], None]:
         data=DataSettings(name="tensors", clients=registered),
         model=Mlp(),
         client=ClientSettings(batch_size=1, cohort=_ASKED),
-        devices=UniformDepth(),
+        devices=UniformDepthDevices(),
         evaluate=EvaluateSettings(every=_NEVER),
     )
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_TESTED], labels[:_TESTED])

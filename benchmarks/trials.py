@@ -56,7 +56,7 @@ def _layout(subject: Subject) -> Figure:
 
 def _threads(subject: Subject, few: int, many: int) -> Figure:
     bench = RoundBench(subject)
-    return compare(_on_threads(few, bench.contribute), _on_threads(many, bench.contribute), _SECONDS)
+    return compare(_on_threads(few, bench.train_cohort), _on_threads(many, bench.train_cohort), _SECONDS)
 
 
 def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation import HERE, Federation
+from federation import HERE, LocalDeployment
 
 FAST, SLOW = 0.07, 0.35  # seconds for which a node's layer keeps it waiting, forwards and again backwards
 LAYERS = NODES = 4
@@ -87,7 +87,7 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="salf-flower-"))
     outcomes = {}
     for name, app, limit, read in ways:
-        with Federation(folder / app, nodes) as federation:
+        with LocalDeployment(folder / app, nodes) as federation:
             began = time.monotonic()
             log = federation.run(
                 HERE / app,

@@ -29,7 +29,7 @@ QUIET = {
 
 
 @dataclass
-class Federation:
+class LocalDeployment:
     """A SuperLink and a SuperNode for each entry of `nodes`, which are the nodes' own settings.
 
     With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` a SuperExec
@@ -57,7 +57,7 @@ class Federation:
         search = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.home), "PATH": search}
 
-    def __enter__(self) -> "Federation":
+    def __enter__(self) -> "LocalDeployment":
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
             if self.secure:

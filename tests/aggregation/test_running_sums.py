@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.aggregation.sums import LayerSum, LayerTotal
+from salf.aggregation.sums import LayerSum, PartialSum
 
 _NUMBERS = st.floats(-8, 8, width=16)
 # What is added: whether it is the sum of several updates, its two values, and what they are multiplied by.
@@ -19,7 +19,7 @@ def test_what_is_added_counts_by_its_own_scale(added: list[tuple[bool, tuple[flo
         delta = torch.tensor(values, dtype=torch.float64)
         expected += scale * delta
         if several:
-            running.add_total(LayerTotal(2, 2.0, 2.0, {"weight": delta}, scale=scale))
+            running.add_total(PartialSum(2, 2.0, 2.0, {"weight": delta}, scale=scale))
         else:
             running.add({"weight": delta}, scale, weight=1.0, steps=1.0)
     assert torch.equal(running.scale * running.deltas["weight"], expected)

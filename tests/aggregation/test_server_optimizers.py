@@ -7,12 +7,12 @@ import pytest
 import torch
 from simulator_cases import RESIDUAL, play, same_weights, small_data, small_experiment
 
-from salf.aggregation.server_optimizer import OptimizerState, ServerOptimisation
+from salf.aggregation.server_optimizer import OptimizerState, ServerOptimizer
 from salf.errors import InvalidSetting
 from salf.simulation.simulator import Simulation
 
 
-def two_steps(server: ServerOptimisation, changes: tuple[float, float]) -> float:
+def two_steps(server: ServerOptimizer, changes: tuple[float, float]) -> float:
     weights, state = {"w": torch.zeros(1, dtype=torch.float64)}, cast("OptimizerState", {})
     for change in changes:
         weights, state = server.step(weights, {"w": weights["w"] + change}, ["w"], state)
@@ -20,12 +20,12 @@ def two_steps(server: ServerOptimisation, changes: tuple[float, float]) -> float
 
 
 def test_momentum_by_hand() -> None:
-    server = ServerOptimisation(lr=0.5, momentum=0.9)
+    server = ServerOptimizer(lr=0.5, momentum=0.9)
     assert two_steps(server, (1.0, 2.0)) == pytest.approx(0.5 * 1.0 + 0.5 * (0.9 * 1.0 + 2.0))
 
 
 def test_adam_by_hand() -> None:
-    server = ServerOptimisation(optimizer="adam", lr=0.1, beta1=0.5, beta2=0.75, tau=0.1)
+    server = ServerOptimizer(optimizer="adam", lr=0.1, beta1=0.5, beta2=0.75, tau=0.1)
     # v: 0.01 → 0.75 · 0.01 + 0.25 · 1 → 0.75 · that + 0.25 · 4; m: 0.5 → 0.5 · 0.5 + 0.5 · 2
     first = 0.75 * 0.01 + 0.25
     second = 0.75 * first + 1.0
@@ -34,7 +34,7 @@ def test_adam_by_hand() -> None:
 
 
 def test_yogi_by_hand() -> None:
-    server = ServerOptimisation(optimizer="yogi", lr=0.1, beta1=0.5, beta2=0.75, tau=0.1)
+    server = ServerOptimizer(optimizer="yogi", lr=0.1, beta1=0.5, beta2=0.75, tau=0.1)
     # v grows while the square is larger than it (0.01 < 1), and shrinks when it is smaller (0.26 > 0.04).
     first = 0.01 + 0.25 * 1.0
     second = first - 0.25 * 0.04
@@ -80,7 +80,7 @@ def test_a_layer_that_nobody_conveyed_neither_moves_nor_forgets(optimizer: str) 
 
 def test_tied_weights_stay_tied() -> None:
     before = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    server = ServerOptimisation(lr=0.5)
+    server = ServerOptimizer(lr=0.5)
     after, _ = server.step(before, {"a": torch.ones(2), "b": torch.ones(2)}, ["a"], {}, {"b": "a"})
     assert after["a"].tolist() == after["b"].tolist() == [0.5, 0.5]
 

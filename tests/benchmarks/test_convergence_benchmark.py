@@ -33,7 +33,7 @@ def test_the_error_stays_under_the_bound_and_falls_like_one_over_t(code: dict[st
     assert (measured.layered <= measured.bound * (1 + 1e-12)).all()
     assert (measured.waiting <= measured.bound_waiting * (1 + 1e-12)).all()
     assert measured.moment <= 1  # or G² would not be what the bound was given
-    assert measured.slope == pytest.approx(-1, abs=0.15)
+    assert measured.grad_output == pytest.approx(-1, abs=0.15)
     early, late = measured.ratio(300, 1000), measured.ratio(1000, 3001)
     assert late == pytest.approx(early, rel=0.25)
     assert late > 2  # the price of the stragglers is in the constant

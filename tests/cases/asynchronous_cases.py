@@ -10,9 +10,9 @@ import pytest
 from pydantic.dataclasses import dataclass as validated
 from simulator_cases import small_data, small_experiment
 
-from salf.aggregation.staleness import Arrival, ServerModel
+from salf.aggregation.staleness import ClientResult, ServerModel
 from salf.data import Dataset
-from salf.devices import Cohort, Job, Times, UniformDepth
+from salf.devices import Cohort, CompletionTimes, UniformDepthDevices, Workload
 from salf.methods import FedAsync, FedBuff
 from salf.simulation.simulator import Simulation
 
@@ -20,7 +20,7 @@ NEVER = math.inf
 
 
 @validated(frozen=True, kw_only=True)
-class Scripted(UniformDepth):
+class Scripted(UniformDepthDevices):
     """Devices whose whole job takes client u `durations[u]`, of whom `silent` never answer in their first job.
 
     Those are given up after `gives_up` seconds, if at all; they finish the last layer's first step, and nothing else.
@@ -30,14 +30,14 @@ class Scripted(UniformDepth):
     silent: tuple[int, ...] = ()
     gives_up: float | None = None
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
-        layers, steps = job.costs.num_layers, job.local_steps
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
+        layers, steps = workload.costs.num_layers, workload.local_steps
         whole = np.array([self.durations[client] for client in cohort.clients])
         ready = np.broadcast_to(whole[:, None, None], (len(whole), steps, layers)).copy()
         mute = np.isin(cohort.clients, self.silent) & (cohort.round == 1)
         ready[mute], whole[mute] = NEVER, NEVER
         ready[mute, 0, -1] = 1.0
-        return Times(ready, ready, whole, NEVER if self.gives_up is None else self.gives_up)
+        return CompletionTimes(ready, ready, whole, NEVER if self.gives_up is None else self.gives_up)
 
 
 class Received(NamedTuple):
@@ -59,7 +59,7 @@ def listen(monkeypatch: pytest.MonkeyPatch, kind: type[FedAsync | FedBuff]) -> H
     heard, receive = Heard(), kind.receive
 
     def listening(
-        self: FedAsync | FedBuff, server: ServerModel, arrival: Arrival, statistics: Collection[str]
+        self: FedAsync | FedBuff, server: ServerModel, arrival: ClientResult, statistics: Collection[str]
     ) -> ServerModel:
         heard.arrivals.append(Received(server.version - arrival.staleness, arrival.staleness))
         return receive(self, server, arrival, statistics)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from salf.aggregation.aggregation import Aggregated, Aggregation
 from salf.aggregation.rules import Rule
 from salf.data import Dataset
-from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks
+from salf.engines import Engine, FusedEngine, OptimizerSettings, PlainEngine, StackedEngine, Tasks
 from salf.engines.accelerator import CPU, find_device
 from salf.layers.find import Layers, find_layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
@@ -51,7 +51,7 @@ class Subject(NamedTuple):
     labels: Tensor
     weights: Mapping[str, Tensor]
 
-    def engine(self, kind: str, how: Optimisation, **limits: int) -> Engine:
+    def engine(self, kind: str, how: OptimizerSettings, **limits: int) -> Engine:
         engine: Engine = ENGINES[kind](self.model, self.layers, self.inputs, self.labels, how, **limits)
         return engine
 
@@ -97,13 +97,20 @@ def tasks_for(layers: Layers, local_steps: int = 1, *, full: bool = False) -> Ta
 
 
 def play(
-    kind: str, own: Subject, rule: Rule, how: Optimisation, local_steps: int = 1, *, full: bool = False, **limits: int
+    kind: str,
+    own: Subject,
+    rule: Rule,
+    how: OptimizerSettings,
+    local_steps: int = 1,
+    *,
+    full: bool = False,
+    **limits: int,
 ) -> Aggregated:
     """Let an engine compute a round, and aggregate it."""
     tasks = tasks_for(own.layers, local_steps, full=full)
     reach = np.random.default_rng(1).uniform(0.2, 1.0, size=(len(tasks.clients), len(own.layers)))
     running = Aggregation(own.weights, own.layers, rule, reach=reach, clients=tasks.clients.tolist())
-    accepted = own.engine(kind, how, **limits).contribute(own.weights, tasks, running)
+    accepted = own.engine(kind, how, **limits).train_cohort(own.weights, tasks, running)
     assert accepted.all()
     return running.finish(len(tasks.clients))
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from salf.aggregation.aggregation import Aggregated, Aggregation
 from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
-from salf.engines import Engine, FusedEngine, Optimisation, PlainEngine, StackedEngine, Tasks, train_round
+from salf.engines import Engine, FusedEngine, OptimizerSettings, PlainEngine, StackedEngine, Tasks, train_round
 from salf.layers.find import Layers, find_layers
 
-SGD = Optimisation(lr=0.2)
-DECAYING = Optimisation(lr=0.2, weight_decay=0.05)
-HEAVY = Optimisation(lr=0.2, momentum=0.9, weight_decay=0.05)
+SGD = OptimizerSettings(lr=0.2)
+DECAYING = OptimizerSettings(lr=0.2, weight_decay=0.05)
+HEAVY = OptimizerSettings(lr=0.2, momentum=0.9, weight_decay=0.05)
 ENGINES: dict[str, Any] = {"plain": PlainEngine, "fused": FusedEngine, "stacked": StackedEngine}
 CLIENTS = 9  # the number of the last client that a cohort may hold
 SINGLE, DOUBLE = 1e-5, 1e-10
@@ -44,7 +44,7 @@ class Subject(NamedTuple):
     labels: Tensor
     weights: Mapping[str, Tensor]
 
-    def engine(self, kind: str, how: Optimisation = SGD) -> Engine:
+    def engine(self, kind: str, how: OptimizerSettings = SGD) -> Engine:
         engine: Engine = ENGINES[kind](self.model, self.layers, self.inputs, self.labels, how)
         return engine
 
@@ -60,7 +60,7 @@ def prepared(name: str, *, double: bool = True) -> Subject:
 
 
 @cache
-def engine_for(kind: str, name: str, how: Optimisation, *, double: bool = True) -> Engine:
+def engine_for(kind: str, name: str, how: OptimizerSettings, *, double: bool = True) -> Engine:
     """An engine that is used for round after round, as in a simulation."""
     return prepared(name, double=double).engine(kind, how)
 

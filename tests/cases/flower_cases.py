@@ -14,12 +14,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from salf.flower.server.exchange import Exchange
-from salf.flower.server.federation import Federation
+from salf.flower.server.federation import FlowerServer
 from salf.flower.server.loop import Evaluate, Loop
 from salf.flower.server.server_state import FederationFolder
 from salf.flower.server.strategy import SalfStrategy
-from salf.flower.wire.instructions import Order
-from salf.flower.wire.replies import Told, write_reply
+from salf.flower.wire.instructions import TrainInstructions
+from salf.flower.wire.replies import ClientReport, write_reply
 from salf.layers.find import Layers, find_layers
 from salf.update import Update
 
@@ -122,11 +122,11 @@ def update_of(depth: int, layers: Layers, state: Mapping[str, Tensor], seed: int
 
 
 def answer(
-    message: Message, update: Update, told: Told | None = None, metrics: Mapping[str, float] | None = None
+    message: Message, update: Update, told: ClientReport | None = None, metrics: Mapping[str, float] | None = None
 ) -> Message:
     """Return the reply that conveys an update."""
-    order = Order.read(message)
-    said = Told(order.round, 1.0, 0.0, interrupted=False) if told is None else told
+    order = TrainInstructions.read(message)
+    said = ClientReport(order.round, 1.0, 0.0, interrupted=False) if told is None else told
     received = message.content.array_records["arrays"]
     arrays, record = write_reply(update, said, order.layers, received, metrics or {}, whole=order.whole)
     return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=message)
@@ -142,7 +142,7 @@ def conveying(depth: int, after: float = 1.0, seed: int = 0, examples: int = 10)
     """Return a node that always conveys the last `depth` layers, so many seconds after it was asked."""
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
-        order = Order.read(message)
+        order = TrainInstructions.read(message)
         state = message.content.array_records["arrays"].to_torch_state_dict()
         yield after, answer(message, update_of(depth, order.layers, state, seed, examples))
 
@@ -162,7 +162,7 @@ def a_loop(
 ) -> Loop:
     """Return the loop of `strategy.start`, on the grid's clock."""
     exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
-    return Loop(Federation(strategy.terms), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
+    return Loop(FlowerServer(strategy.terms), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
 
 
 def initial(model: nn.Module) -> ArrayRecord:

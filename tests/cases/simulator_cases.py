@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from salf.data import Dataset
-from salf.devices import Cohort, Job
-from salf.engines import Optimisation
+from salf.devices import Cohort, Workload
+from salf.engines import OptimizerSettings
 from salf.experiment.experiment import Experiment
 from salf.layers.find import Layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
@@ -101,7 +101,7 @@ def train_naively(
     weights: Mapping[str, Tensor],
     steps: Sequence[int],
     batches: Sequence[tuple[Tensor, Tensor]],
-    optimisation: Optimisation,
+    optimisation: OptimizerSettings,
     seed: int,
 ) -> Update:
     """What a client conveys that backpropagates through everything, and of each layer keeps the step it got to.
@@ -128,7 +128,7 @@ def train_naively(
     )
 
 
-def optimizer_for(model: nn.Module, how: Optimisation) -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, how: OptimizerSettings) -> torch.optim.Optimizer:
     if how.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
     if how.optimizer == "adam":
@@ -141,9 +141,9 @@ def everyone(population: int, round: int = 1, seed: int = 0) -> Cohort:
     return Cohort(np.arange(population), population, round, seed)
 
 
-def job(layers: int = 4, local_steps: int = 1) -> Job:
+def workload(layers: int = 4, local_steps: int = 1) -> Workload:
     """A job with layers of unequal cost: 2, 3, 4, … operations backward, 100, 200, … bytes."""
     backward = tuple(float(index + 2) for index in range(layers))
-    return Job(
+    return Workload(
         LayerCosts(sum(backward) / 2, backward, tuple(100 * (index + 1) for index in range(layers))), local_steps
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
-from salf.engines import FusedEngine, Optimisation, PlainEngine
+from salf.engines import FusedEngine, OptimizerSettings, PlainEngine
 from salf.engines.accelerator import CPU
 from salf.engines.fused.pooling import FastPool
 from salf.errors import InvalidUpdate, UnsuitableModel
@@ -31,9 +31,9 @@ from salf.update import Update, all_finite, check_update
 
 pytestmark = [NEEDS_CUDA, QUIET]
 exact = pytest.fixture(autouse=True)(full_precision)
-SGD = Optimisation(lr=0.2, weight_decay=0.05)
-HEAVY = Optimisation(lr=0.1, momentum=0.9)
-ADAM = Optimisation(optimizer="adam", lr=0.01)
+SGD = OptimizerSettings(lr=0.2, weight_decay=0.05)
+HEAVY = OptimizerSettings(lr=0.1, momentum=0.9)
+ADAM = OptimizerSettings(optimizer="adam", lr=0.01)
 RULES: dict[str, Rule] = {
     "corrected": Corrected(),
     "inverse-probability": InverseProbability(),
@@ -69,7 +69,9 @@ def test_in_double_precision_the_changes_agree_to_many_digits(kind: str, name: s
 @pytest.mark.parametrize("how", [HEAVY, ADAM], ids=["momentum", "adam"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["plain", "stacked"])
-def test_several_local_steps_are_those_of_the_plain_engine_on_the_cpu(kind: str, name: str, how: Optimisation) -> None:
+def test_several_local_steps_are_those_of_the_plain_engine_on_the_cpu(
+    kind: str, name: str, how: OptimizerSettings
+) -> None:
     here, there = subject(name, CPU, double=True), subject(name, cuda(), double=True)
     expected, found = play("plain", here, Corrected(), how, 2), play(kind, there, Corrected(), how, 2)
     assert found.contributors == expected.contributors
@@ -103,7 +105,7 @@ def dropped(seed: int) -> Mapping[str, Tensor]:
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     engine = PlainEngine(model, layers, inputs.to(cuda()), labels.to(cuda()), SGD)
     running = Aggregation(weights, layers, Contributors())
-    engine.contribute(weights, replace(tasks_for(layers), seed=seed), running)
+    engine.train_cohort(weights, replace(tasks_for(layers), seed=seed), running)
     return running.finish().state
 
 
@@ -133,12 +135,12 @@ def test_pooling_has_the_gradient_of_torchs_own_on_the_cpu(side: int) -> None:
     x = torch.randint(0, 3, (5, 3, 10, 11), generator=torch.Generator().manual_seed(side)).float()  # with ties
     here = x.clone().requires_grad_()
     expected = nn.functional.max_pool2d(here, side)
-    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-    expected.backward(slope)  # type: ignore[no-untyped-call]
+    grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    expected.backward(grad_output)  # type: ignore[no-untyped-call]
     there = x.to(cuda())
     assert torch.equal(pool(there).cpu(), expected.detach())
     assert here.grad is not None
-    assert torch.equal(pool.pull(there, pool(there), slope.to(cuda())).cpu(), here.grad)
+    assert torch.equal(pool.grad_input(there, pool(there), grad_output.to(cuda())).cpu(), here.grad)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])

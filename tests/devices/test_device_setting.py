@@ -5,7 +5,7 @@ import torch
 from simulator_cases import built, small_data, small_experiment
 
 from salf import simulate
-from salf.engines.accelerator import CPU, draw_states, draws_apart, find_device
+from salf.engines.accelerator import CPU, draw_states, find_device, fork_rng
 from salf.errors import InvalidSetting
 from salf.experiment.experiment import Experiment
 
@@ -67,10 +67,10 @@ def test_a_model_without_values_is_refused() -> None:
 
 def test_what_is_drawn_apart_leaves_no_trace() -> None:
     before = draw_states(CPU)
-    with draws_apart(CPU, seed=3):
+    with fork_rng(CPU, seed=3):
         first = torch.rand(4)
     assert all(map(torch.equal, before, draw_states(CPU)))
-    with draws_apart(CPU):
+    with fork_rng(CPU):
         torch.rand(4)
         assert not all(map(torch.equal, before, draw_states(CPU)))
     assert all(map(torch.equal, before, draw_states(CPU)))

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, InverseProbability, Memory
-from salf.engines import Engine, FusedEngine, Optimisation, StackedEngine, Tasks
+from salf.engines import Engine, FusedEngine, OptimizerSettings, StackedEngine, Tasks
 from salf.engines.fused.engine import _sorted
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
@@ -49,7 +49,7 @@ def rounds_for(kind: str, name: str) -> st.SearchStrategy[Round]:
     return rounds(layers, apart=engine.layers_apart, sums=not engine.clients_apart)
 
 
-def limited(kind: str, subject: Subject, how: Optimisation, memory_bytes: int) -> Engine:
+def limited(kind: str, subject: Subject, how: OptimizerSettings, memory_bytes: int) -> Engine:
     make: Any = ENGINES[kind]
     engine: Engine = make(subject.model, subject.layers, subject.inputs, subject.labels, how, memory_bytes=memory_bytes)
     return engine
@@ -121,7 +121,7 @@ REACH = np.random.default_rng(0).uniform(0.1, 1, (6, 4))
 
 @pytest.mark.parametrize("how", [SGD, DECAYING])
 def test_the_order_of_the_clients_changes_not_a_bit_of_what_inverse_probability_gives(
-    how: Optimisation,
+    how: OptimizerSettings,
 ) -> None:
     subject, engine = prepared("cnn"), engine_for("fused", "cnn", how)
     for seed in range(20):

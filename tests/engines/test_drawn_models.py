@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from salf.aggregation.rules import Contributors, Corrected, Rule
-from salf.engines import FusedEngine, Optimisation
+from salf.engines import FusedEngine, OptimizerSettings
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
@@ -154,7 +154,7 @@ def trained(
     layers = len(subject.layers)
     depths = sorted({layers, layers - 1, layers // 2, 1})
     tasks = tasks_of(steps_to(depths, layers), [4, 3, 4, 2][: len(depths)], examples=24)
-    return play(subject.engine(kind, Optimisation(lr=0.05)), subject, Round(tasks, rule))
+    return play(subject.engine(kind, OptimizerSettings(lr=0.05)), subject, Round(tasks, rule))
 
 
 RULES = [Contributors(), Corrected(weight_by_examples=True)]

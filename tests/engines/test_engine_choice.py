@@ -11,8 +11,8 @@ from engine_models import data_for
 from torch import Tensor, nn
 
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
-from salf.aggregation.sums import LayerTotal
-from salf.engines import FusedEngine, Optimisation, Training, choose_engine
+from salf.aggregation.sums import PartialSum
+from salf.engines import FusedEngine, OptimizerSettings, Training, choose_engine
 from salf.errors import InvalidSetting
 from salf.layers.costs import measure_costs
 from salf.layers.find import find_layers
@@ -45,7 +45,7 @@ class Hiding(nn.Sequential):
         return scores * x.shape[0]
 
 
-def training_of(subject: Subject, local_steps: int = 1, how: Optimisation | None = None) -> Training:
+def training_of(subject: Subject, local_steps: int = 1, how: OptimizerSettings | None = None) -> Training:
     costs = measure_costs(subject.model, subject.inputs[:2], subject.layers)
     return Training(
         subject.model,
@@ -53,7 +53,7 @@ def training_of(subject: Subject, local_steps: int = 1, how: Optimisation | None
         costs,
         subject.inputs,
         subject.labels,
-        Optimisation() if how is None else how,
+        OptimizerSettings() if how is None else how,
         batch_size=4,
         local_steps=local_steps,
     )
@@ -71,17 +71,19 @@ def unsuitable(kind: str) -> Subject:
 @pytest.mark.parametrize(
     ("name", "steps", "how", "rule", "engine"),
     [
-        ("mlp", 1, Optimisation(), Corrected(), "fused"),
-        ("residual", 1, Optimisation(momentum=0.9, weight_decay=0.1), Corrected(), "fused"),
-        ("mlp", 1, Optimisation(), InverseProbability(), "fused"),
-        ("mlp", 1, Optimisation(), Memory(), "fused"),
-        ("residual", 1, Optimisation(), Memory(), "stacked"),
-        ("mlp", 1, Optimisation(optimizer="adam"), Corrected(), "stacked"),
-        ("mlp", 3, Optimisation(), Corrected(), "stacked"),
-        ("attention", 1, Optimisation(), Contributors(), "fused"),
+        ("mlp", 1, OptimizerSettings(), Corrected(), "fused"),
+        ("residual", 1, OptimizerSettings(momentum=0.9, weight_decay=0.1), Corrected(), "fused"),
+        ("mlp", 1, OptimizerSettings(), InverseProbability(), "fused"),
+        ("mlp", 1, OptimizerSettings(), Memory(), "fused"),
+        ("residual", 1, OptimizerSettings(), Memory(), "stacked"),
+        ("mlp", 1, OptimizerSettings(optimizer="adam"), Corrected(), "stacked"),
+        ("mlp", 3, OptimizerSettings(), Corrected(), "stacked"),
+        ("attention", 1, OptimizerSettings(), Contributors(), "fused"),
     ],
 )
-def test_the_choice_follows_from_the_run(name: str, steps: int, how: Optimisation, rule: Rule, engine: str) -> None:
+def test_the_choice_follows_from_the_run(
+    name: str, steps: int, how: OptimizerSettings, rule: Rule, engine: str
+) -> None:
     training = training_of(prepared(name, double=False), steps, how)
     assert choose_engine("auto", training, rule).name == engine
 
@@ -120,7 +122,7 @@ def test_an_engine_is_not_forced_upon_a_run_it_cannot_compute(model: str, steps:
 def test_an_engine_that_is_wrong_in_one_layer_is_found_out(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     right = FusedEngine._layer_totals
 
-    def wrong(*arguments: Any) -> list[LayerTotal | None]:
+    def wrong(*arguments: Any) -> list[PartialSum | None]:
         totals = right(*arguments)
         total = totals[place]
         assert total is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salf.engines.fused.client_norm import client_norms
-from salf.engines.fused.pooling import FastMaxPool2d, FastPool, has_fast_form, quicken
+from salf.engines.fused.pooling import FastMaxPool2d, FastPool, has_fast_form, use_fast_pooling
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -42,8 +42,8 @@ def with_gradient(operation: object, x: Tensor) -> tuple[Tensor, tuple[Tensor, .
     assert callable(operation)
     leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
     result: Tensor = operation(leaf)
-    slope = torch.arange(result.numel(), dtype=x.dtype).view(result.shape) - 3
-    return result.detach(), torch.autograd.grad(result, leaf, slope)
+    grad_output = torch.arange(result.numel(), dtype=x.dtype).view(result.shape) - 3
+    return result.detach(), torch.autograd.grad(result, leaf, grad_output)
 
 
 def hooked(module: nn.Module) -> nn.Module:
@@ -77,7 +77,7 @@ def test_a_quickened_model_computes_the_same_to_the_last_bit() -> None:
     block = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.ReLU())
     model = nn.Sequential(block, hooked(nn.MaxPool2d(2)), nn.MaxPool2d(3, 1), nn.Flatten()).eval()
     inputs = torch.randn(5, 2, 16, 16)
-    quick = quicken(copy.deepcopy(model))
+    quick = use_fast_pooling(copy.deepcopy(model))
     kinds = [type(module) for module in quick.modules()]
     assert kinds.count(FastMaxPool2d) == 1
     assert kinds.count(nn.MaxPool2d) == 2

@@ -23,12 +23,12 @@ from simulator_cases import (
 )
 from torch import Tensor, nn
 
-from salf.engines import ClientTask, Optimisation, PlainEngine
+from salf.engines import ClientTask, OptimizerSettings, PlainEngine
 from salf.layers.find import Layers, find_layers
 from salf.update import Update, check_update
 
 DATA = small_data()
-SGD = Optimisation(lr=0.2)
+SGD = OptimizerSettings(lr=0.2)
 
 
 @cache
@@ -37,12 +37,12 @@ def prepared(name: str) -> tuple[nn.Module, Layers]:
     return model, find_layers(model, DATA.inputs[:2])
 
 
-def optimisations() -> st.SearchStrategy[Optimisation]:
+def optimisations() -> st.SearchStrategy[OptimizerSettings]:
     decays = st.sampled_from([0.0, 0.02])
     momenta = st.sampled_from([0.0, 0.9])
-    sgd = st.builds(Optimisation, lr=st.just(0.2), momentum=momenta, weight_decay=decays)
+    sgd = st.builds(OptimizerSettings, lr=st.just(0.2), momentum=momenta, weight_decay=decays)
     adaptive = st.builds(
-        Optimisation, optimizer=st.sampled_from(["adam", "adamw"]), lr=st.just(0.01), weight_decay=decays
+        OptimizerSettings, optimizer=st.sampled_from(["adam", "adamw"]), lr=st.just(0.01), weight_decay=decays
     )
     return st.one_of(sgd, adaptive)
 
@@ -58,7 +58,7 @@ def tasks(draw: st.DrawFn, layers: int) -> ClientTask:
     return ClientTask(0, np.array(step_counts(layers, whole, depth)), batches, draw(st.integers(1, 99)), seed)
 
 
-def naive(model: nn.Module, layers: Layers, task: ClientTask, how: Optimisation) -> Update:
+def naive(model: nn.Module, layers: Layers, task: ClientTask, how: OptimizerSettings) -> Update:
     batches = [(DATA.inputs[chosen], DATA.labels[chosen]) for chosen in torch.as_tensor(task.batches)]
     return train_naively(model, layers, values_of(model), task.steps.tolist(), batches, how, task.seed)
 
@@ -87,7 +87,7 @@ def test_it_equals_the_naive_client(name: str, data: st.DataObject) -> None:
 
 def test_a_cohort_can_be_trained_again_from_other_weights() -> None:
     model, layers = prepared("residual")
-    how = Optimisation(optimizer="adam", lr=0.01)
+    how = OptimizerSettings(optimizer="adam", lr=0.01)
     engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, how)
     task = task_of(layers, whole=2, depth=3)
     list(engine.updates(values_of(model), [task]))
@@ -207,7 +207,7 @@ def test_another_loss_can_be_minimised() -> None:
     inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
     layers = find_layers(model, inputs)
     engine = PlainEngine(
-        model, layers, inputs, targets, Optimisation(lr=1.0), loss_of=lambda client: nn.functional.mse_loss
+        model, layers, inputs, targets, OptimizerSettings(lr=1.0), loss_of=lambda client: nn.functional.mse_loss
     )
     task = ClientTask(0, np.array([1]), np.arange(5)[None], 5, 0)
     (update,) = engine.updates(values_of(model), [task])
@@ -218,4 +218,4 @@ def test_another_loss_can_be_minimised() -> None:
 
 def test_momentum_is_an_option_of_sgd_alone() -> None:
     with pytest.raises(ValueError, match="momentum is an option of sgd, not of adam"):
-        Optimisation(optimizer="adam", momentum=0.5)
+        OptimizerSettings(optimizer="adam", momentum=0.5)

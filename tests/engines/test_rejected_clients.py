@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule
-from salf.engines import Optimisation
+from salf.engines import OptimizerSettings
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -105,7 +105,7 @@ def test_what_is_rejected_is_not_remembered(kind: str, value: float) -> None:
     assert result.aggregated.memory.keys() == expected.aggregated.memory.keys() == {0, 2, 4}
 
 
-def rejected(name: str, kind: str, value: float, how: Optimisation = SGD) -> tuple[Result, Result]:
+def rejected(name: str, kind: str, value: float, how: OptimizerSettings = SGD) -> tuple[Result, Result]:
     subject = poisoned(name, value, double=False)
     layers = len(subject.layers)
     played = a_round(layers, [layers, layers, layers - 1], bad=[1])
@@ -123,7 +123,7 @@ def test_statistics_that_overflow_are_the_clients_own_affair(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FAST)
 def test_an_update_that_overflows_after_its_gradient_did_not_is_the_clients_own_affair(kind: str) -> None:
-    result, expected = rejected("mlp", kind, 1e38, Optimisation(lr=100.0))
+    result, expected = rejected("mlp", kind, 1e38, OptimizerSettings(lr=100.0))
     assert_close(result, expected, SINGLE)
 
 
@@ -132,7 +132,7 @@ def test_updates_whose_sum_alone_overflows_are_accepted_by_every_engine(kind: st
     subject = poisoned("mlp", 1e38, double=False)
     layers = len(subject.layers)
     played = a_round(layers, [layers] * 6, bad=[0, 1, 2, 3, 4, 5])
-    how = Optimisation(lr=1e-3)
+    how = OptimizerSettings(lr=1e-3)
     result, expected = (play(subject.engine(each, how), subject, played) for each in (kind, "plain"))
     assert result.accepted == expected.accepted
     assert result.aggregated.overflowed == expected.aggregated.overflowed
@@ -150,7 +150,7 @@ def test_who_is_to_blame_for_a_layer_that_stays_is_refused_all_the_same(kind: st
     weights = {name: value.detach() for name, value in model.state_dict().items()}
     subject = subject_of(model, inputs.roll(1, 0), labels)._replace(inputs=inputs, weights=weights)
     played = replace(a_round(2, [2, 1, 1], bad=[0]), rule=Corrected(min_contributors=2))
-    how = Optimisation(lr=1e12)
+    how = OptimizerSettings(lr=1e12)
     result, expected = (play(subject.engine(each, how), subject, played) for each in (kind, "plain"))
     assert result.accepted == expected.accepted == [False, True, True]
     assert result.aggregated.contributors == expected.aggregated.contributors == (0, 2)
@@ -165,17 +165,17 @@ def test_in_half_precision_sums_of_many_gradients_stay_in_range(rule: Rule) -> N
     inputs, labels = 2e4 * torch.rand(40, 4, generator=draw).half(), torch.arange(40) % 2
     subject = subject_of(model, inputs, labels)
     played = Round(tasks_of(steps_to([2, 2, 2, 1], 2), [64] * 4), rule)
-    how = Optimisation(lr=1e-4)
+    how = OptimizerSettings(lr=1e-4)
     fused = subject.engine("fused", how)
     running = Aggregation(subject.weights, subject.layers, rule)
-    assert fused.contribute(subject.weights, played.tasks, running).all()
+    assert fused.train_cohort(subject.weights, played.tasks, running).all()
     assert not running.finish().overflowed
     expected = play(subject.engine("plain", how), subject, played)
     assert play(fused, subject, played).accepted == expected.accepted == [True] * 4
 
 
 def test_a_decay_beyond_the_range_of_the_weights_is_the_clients_own_affair() -> None:
-    subject, how = poisoned("mlp", 1.0, double=False), Optimisation(lr=1e10, weight_decay=1e30)
+    subject, how = poisoned("mlp", 1.0, double=False), OptimizerSettings(lr=1e10, weight_decay=1e30)
     layers = len(subject.layers)
     played = a_round(layers, [layers, layers, 1], bad=[])
     result, expected = (play(subject.engine(kind, how), subject, played) for kind in ("fused", "plain"))

@@ -26,12 +26,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salf.aggregation.rules import Memory
-from salf.engines import Optimisation
+from salf.engines import OptimizerSettings
 
 ADAPTIVE = [
-    Optimisation(optimizer="adam", lr=0.01),
-    Optimisation(optimizer="adam", lr=0.01, weight_decay=0.05),
-    Optimisation(optimizer="adamw", lr=0.01, weight_decay=0.5),
+    OptimizerSettings(optimizer="adam", lr=0.01),
+    OptimizerSettings(optimizer="adam", lr=0.01, weight_decay=0.05),
+    OptimizerSettings(optimizer="adamw", lr=0.01, weight_decay=0.5),
 ]
 # They blow the rounding error of a gradient that is zero but for rounding, such as that of a bias before BatchNorm, up
 # by their step over epsilon, 1e6.
@@ -42,7 +42,7 @@ VECTORISED = [name for name in MODELS if name != "cumulative-norm"]
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
 
-def compare(name: str, data: st.DataObject, hows: list[Optimisation], *, double: bool) -> None:
+def compare(name: str, data: st.DataObject, hows: list[OptimizerSettings], *, double: bool) -> None:
     subject = prepared(name, double=double)
     # What has no gradient but rounding errors is moved by whole steps under an adaptive optimizer.
     how = data.draw(st.sampled_from([how for how in hows if how.optimizer == "sgd" or name != "bare-norms"]))
@@ -73,7 +73,7 @@ def test_in_single_precision(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("how", [HEAVY, *ADAPTIVE], ids=str)
-def test_a_round_in_which_every_layer_count_occurs(how: Optimisation) -> None:
+def test_a_round_in_which_every_layer_count_occurs(how: OptimizerSettings) -> None:
     subject = prepared("vgg")
     layers = len(subject.layers)
     depths = range(3 * layers + 1)

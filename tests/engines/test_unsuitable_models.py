@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salf.aggregation.rules import Corrected, InverseProbability
-from salf.aggregation.sums import LayerTotal
-from salf.engines import FusedEngine, Optimisation, StackedEngine, Training, choose_engine
+from salf.aggregation.sums import PartialSum
+from salf.engines import FusedEngine, OptimizerSettings, StackedEngine, Training, choose_engine
 from salf.engines.choice import EngineName
 from salf.engines.fused.client_norm import ClientNorm
 from salf.errors import InvalidSetting
@@ -25,7 +25,7 @@ from salf.update import Update
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
 
-def training(model: nn.Module, *, how: Optimisation = SGD, local_steps: int = 1) -> Training:
+def training(model: nn.Module, *, how: OptimizerSettings = SGD, local_steps: int = 1) -> Training:
     inputs, labels = data_for("mlp")
     layers = find_layers(model, inputs[:2].clone())
     return Training(
@@ -137,7 +137,7 @@ def test_an_engine_that_is_one_percent_wrong_in_one_layer_is_found_out(
     if kind == "fused":
         totals = FusedEngine._layer_totals
 
-        def wrong_totals(*arguments: Any) -> list[LayerTotal | None]:
+        def wrong_totals(*arguments: Any) -> list[PartialSum | None]:
             return [
                 right
                 and replace(right, deltas={name: spoilt(name, value, names) for name, value in right.deltas.items()})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
-from salf.devices import ExponentialLayers, Physical, UniformDepth
+from salf.devices import ExponentialLayers, Physical, UniformDepthDevices
 from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Expected, Experiment
 from salf.methods import METHODS, DropStragglers, FedAsync, FedAvg, FedBuff, Salf
 from salf.models import Cnn, Factory, Mlp, ResidualNet, Transformer, Vgg
@@ -41,7 +41,7 @@ MODEL: st.SearchStrategy[Any] = st.one_of(
     st.builds(Factory, call=TEXT),
 )
 DEVICES: st.SearchStrategy[Any] = st.one_of(
-    st.builds(UniformDepth, stragglers=FRACTION, drawn=st.sampled_from(["once", "round", "persistent"])),
+    st.builds(UniformDepthDevices, stragglers=FRACTION, drawn=st.sampled_from(["once", "round", "persistent"])),
     st.builds(ExponentialLayers, mean_layer_seconds=POSITIVE),
     st.builds(Physical, step_seconds=POSITIVE, jitter=FRACTION, availability=st.sampled_from(["always", "on-off"])),
 )

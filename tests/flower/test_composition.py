@@ -16,7 +16,7 @@ from torch import nn
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 from salf.errors import InvalidSetting
 from salf.flower import ClippedLayers, Median, TrimmedMean
-from salf.flower.wire.instructions import Order
+from salf.flower.wire.instructions import TrainInstructions
 from salf.layers.find import find_layers
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -186,7 +186,7 @@ def test_a_proximal_term_still_reaches_the_clients() -> None:
     a_loop(grid, wrapped(flower.FedProx(proximal_mu=0.3, **OPTIONS), LAYERS)).play(initial(MODEL), 1)
     config = grid.sent[0].content.config_records["config"]
     assert config["proximal-mu"] == 0.3
-    assert Order.read(grid.sent[0]).round == 1
+    assert TrainInstructions.read(grid.sent[0]).round == 1
 
 
 def test_clipped_layers_bound_what_one_client_can_do() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from salf import theory
 from salf.errors import InvalidSetting
-from salf.flower import Adaptive, Fixed, Quantile, RoundTimes, SalfStrategy, Schedule
+from salf.flower import Adaptive, DeadlineSchedule, Fixed, Quantile, RoundTimes, SalfStrategy
 from salf.flower.server.server_state import FederationFolder
 
 seconds = st.floats(0.1, 1000)
@@ -65,7 +65,7 @@ def test_a_schedule_is_played_round_by_round_and_goes_on_where_a_run_was_resumed
     chosen = theory.adaptive_deadlines(
         constants=constants, num_layers=3, rounds=60, total_seconds=600.0, initial_error=1.0, rates=[16.0] * 2
     ).deadlines_seconds
-    strategy = SalfStrategy(inner(2), deadline=Schedule(chosen), layers=layers)
+    strategy = SalfStrategy(inner(2), deadline=DeadlineSchedule(chosen), layers=layers)
     folder = FederationFolder(tmp_path)
     for rounds in (2, 55, 62):  # a resumed run knows the last 50 rounds
         grid = MemoryGrid({node: conveying(3) for node in (1, 2)})
@@ -99,8 +99,8 @@ def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
         (lambda: Fixed(0), "deadline_seconds is 0"),
         (lambda: Fixed(float("inf")), "deadline_seconds is inf"),
         (lambda: Fixed(True), "deadline_seconds is True"),
-        (lambda: Schedule([]), "deadlines_seconds is empty"),
-        (lambda: Schedule([3.0, 0.0]), r"deadlines_seconds\[1\] is 0.0"),
+        (lambda: DeadlineSchedule([]), "deadlines_seconds is empty"),
+        (lambda: DeadlineSchedule([3.0, 0.0]), r"deadlines_seconds\[1\] is 0.0"),
         (lambda: Quantile(q=0.0, first=1.0), "q is 0.0"),
         (lambda: Quantile(q=0.5, first=1.0, rounds=0), "rounds is 0"),
         (lambda: Quantile(q=0.5, first=-1.0), "first is -1.0"),

@@ -25,7 +25,7 @@ APP = Path(__file__).parent / "deployed"
 sys.path[:0] = [str(EXAMPLES), str(APP)]
 
 from deployed.task import a_model, update_of  # noqa: E402 - found only now
-from federation import Federation, kill  # noqa: E402
+from federation import LocalDeployment, kill  # noqa: E402
 
 DEPTHS = (3, 1)
 # On a machine with nothing else to do a round takes about seven seconds; where it takes longer nothing may fail.
@@ -36,9 +36,9 @@ SLACK = 2.0  # seconds in which a busy machine notices that a round is over; tes
 
 
 @contextmanager
-def deployed(folder: Path, *, secure: bool = False, separate: bool = False, **slow: float) -> Iterator[Federation]:
+def deployed(folder: Path, *, secure: bool = False, separate: bool = False, **slow: float) -> Iterator[LocalDeployment]:
     nodes = [{"depth": depth, "seconds": slow.get(f"node{place}", 0.0)} for place, depth in enumerate(DEPTHS)]
-    with Federation(folder / "federation", nodes, secure=secure, separate=separate) as federation:
+    with LocalDeployment(folder / "federation", nodes, secure=secure, separate=separate) as federation:
         yield federation
 
 
@@ -63,7 +63,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.2)
 
 
-def has_ended(federation: Federation, folder: Path) -> bool:
+def has_ended(federation: LocalDeployment, folder: Path) -> bool:
     return (folder / "model.safetensors").exists() and not federation.processes("flwr-serverapp")
 
 
@@ -126,7 +126,7 @@ def test_a_federation_with_certificates_and_keys_gives_what_aggregate_gives(tmp_
 
 
 def test_the_app_of_two_lines_trains_on_the_simulation_engine(tmp_path: Path) -> None:
-    with Federation(tmp_path / "federation", [{}, {}], secure=False, simulated=True) as federation:
+    with LocalDeployment(tmp_path / "federation", [{}, {}], secure=False, simulated=True) as federation:
         check_digits(federation.run(EXAMPLES / "after", num_server_rounds=2, nodes=2, deadline_seconds=AMPLE))
     assert not federation.processes()
 
@@ -223,7 +223,7 @@ def test_a_server_app_of_a_superexec_of_its_own_outlives_the_superlink(tmp_path:
     check_undisturbed(rounds, 4)
 
 
-def kill_superlink(federation: Federation) -> None:
+def kill_superlink(federation: LocalDeployment) -> None:
     assert federation.superlink is not None
     federation.superlink.send_signal(signal.SIGKILL)
     federation.superlink.wait()

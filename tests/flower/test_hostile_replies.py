@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from salf.flower.wire.arrays import view
-from salf.flower.wire.instructions import Order
-from salf.flower.wire.replies import Told
+from salf.flower.wire.instructions import TrainInstructions
+from salf.flower.wire.replies import ClientReport
 
 MODEL, LAYERS = a_model()
 STATE = MODEL.state_dict()
@@ -143,8 +143,8 @@ def failing_loudly(message: Message, data: st.DataObject) -> Message:
 
 
 def of_another_round(message: Message, data: st.DataObject) -> Message:
-    number = data.draw(st.integers(-3, 50).filter(lambda number: number != Order.read(message).round))
-    return answer(message, update_of(3, LAYERS, STATE, seed=1), Told(number, 1.0, 0.0, interrupted=False))
+    number = data.draw(st.integers(-3, 50).filter(lambda number: number != TrainInstructions.read(message).round))
+    return answer(message, update_of(3, LAYERS, STATE, seed=1), ClientReport(number, 1.0, 0.0, interrupted=False))
 
 
 ATTACKS = [

@@ -29,8 +29,8 @@ import salf
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.flower import Fixed, SalfStrategy
 from salf.flower.server.server_state import FederationFolder
-from salf.flower.wire.instructions import Order
-from salf.flower.wire.replies import Told
+from salf.flower.wire.instructions import TrainInstructions
+from salf.flower.wire.replies import ClientReport
 from salf.layers.find import find_layers
 from salf.participation.reach import ObservedReach
 
@@ -102,7 +102,7 @@ def test_messages_expire_with_their_round_and_name_it() -> None:
     a_loop(grid, wrapped(inner(2), layers, deadline=7.0, grace_seconds=2.0)).play(initial(model), 2)
     assert [message.metadata.ttl for message in grid.sent] == [9.0] * 4
     assert [message.metadata.group_id for message in grid.sent] == ["1", "1", "2", "2"]
-    assert [Order.read(message).round for message in grid.sent] == [1, 1, 2, 2]
+    assert [TrainInstructions.read(message).round for message in grid.sent] == [1, 1, 2, 2]
 
 
 def test_a_late_reply_is_told_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +129,7 @@ def test_other_replies_are_told_by_name_and_change_nothing(trouble: str, caplog:
         if trouble == "duplicate":
             return [(1.0, honest), (1.0, answer(message, hostile))]
         if trouble == "wrong-round":
-            return [(1.0, answer(message, hostile, Told(7, 1.0, 0.0, interrupted=False)))]
+            return [(1.0, answer(message, hostile, ClientReport(7, 1.0, 0.0, interrupted=False)))]
         if trouble == "failed":
             return [(1.0, Message(Error(code=3, reason="out of memory"), reply_to=message))]
         stray = answer(message, hostile)
@@ -183,7 +183,7 @@ def test_waiting_for_nodes_takes_from_the_round() -> None:
 
     strategy = wrapped(Slow(fraction_evaluate=0.0), layers, deadline=10.0)
     a_loop(grid, strategy).play(initial(model), 1)
-    assert [Order.read(message).deadline_seconds for message in grid.sent] == [6.0, 6.0]
+    assert [TrainInstructions.read(message).deadline_seconds for message in grid.sent] == [6.0, 6.0]
 
 
 def test_the_flower_interface_gives_the_same_as_start() -> None:
@@ -232,7 +232,14 @@ def test_flowers_metrics_and_the_records_tell_the_same(tmp_path: Path) -> None:
 
     def late(message: Message) -> Iterable[tuple[float, Message]]:
         update = update_of(1, layers, model.state_dict())
-        return [(1.0, answer(message, update, Told(Order.read(message).round, 10.5, 0.5, interrupted=True)))]
+        return [
+            (
+                1.0,
+                answer(
+                    message, update, ClientReport(TrainInstructions.read(message).round, 10.5, 0.5, interrupted=True)
+                ),
+            )
+        ]
 
     def failing(message: Message) -> Iterable[tuple[float, Message]]:
         return [(1.0, Message(Error(code=3, reason="no memory"), reply_to=message))]
@@ -260,7 +267,7 @@ def test_what_a_client_says_of_its_time_is_held_against_the_servers_clock() -> N
 
     def boasting(seconds: float) -> object:
         def node(message: Message) -> Iterable[tuple[float, Message]]:
-            told = Told(Order.read(message).round, seconds, seconds, interrupted=False)
+            told = ClientReport(TrainInstructions.read(message).round, seconds, seconds, interrupted=False)
             return [(2.0, answer(message, update_of(3, layers, model.state_dict()), told))]
 
         return node
@@ -281,13 +288,13 @@ def test_the_rate_at_which_a_nodes_replies_travel_is_observed_and_told(counted_f
     layers = find_layers(model)
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
-        told = Told(Order.read(message).round, 3.0, 0.0, interrupted=False)
+        told = ClientReport(TrainInstructions.read(message).round, 3.0, 0.0, interrupted=False)
         return [(5.0, answer(message, update_of(2, layers, model.state_dict()), told))]
 
     grid = MemoryGrid({1: node, 2: conveying(0)})
     strategy = wrapped(inner(2), layers, deadline=60.0, counted_from=counted_from)
     a_loop(grid, strategy).play(initial(model), 2)
-    orders = {(m.metadata.group_id, m.metadata.dst_node_id): Order.read(m) for m in grid.sent}
+    orders = {(m.metadata.group_id, m.metadata.dst_node_id): TrainInstructions.read(m) for m in grid.sent}
     assert orders["1", 1].upload_bytes_per_second is None
     assert orders["2", 2].upload_bytes_per_second is None
     size = sum(len(array.data) for array in initial(model).values())
@@ -302,7 +309,7 @@ def test_a_rate_of_a_bad_day_leaves_half_of_the_deadline_for_training() -> None:
     grid = MemoryGrid({1: conveying(3)})
     [message] = loop.federation.open_round(1, initial(model), ConfigRecord(), grid, 10.0)
     size = sum(len(array.data) for array in initial(model).values())
-    assert Order.read(message).upload_bytes_per_second == pytest.approx(2 * size / 10.0)
+    assert TrainInstructions.read(message).upload_bytes_per_second == pytest.approx(2 * size / 10.0)
 
 
 def test_evaluations_that_would_end_a_run_of_flowers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:

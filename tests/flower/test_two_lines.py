@@ -11,11 +11,11 @@ from torch import nn
 
 import salf.flower
 from salf.errors import InvalidSetting
-from salf.flower.wire.instructions import Order
+from salf.flower.wire.instructions import TrainInstructions
 from salf.flower.wire.replies import read_reply
 
 
-def a_message(order: Order | None, model: nn.Module, created: float = 0.0) -> Message:
+def a_message(order: TrainInstructions | None, model: nn.Module, created: float = 0.0) -> Message:
     config = ConfigRecord({"lr": 0.1})
     if order is not None:
         order.write(config)
@@ -40,7 +40,7 @@ def train(message: Message, steps: int = 4, metrics: Mapping[str, float] | None 
 
 def test_a_client_with_time_conveys_exactly_what_training_gives() -> None:
     model, layers = a_model()
-    message = a_message(Order(2, 6000.0, layers), model)
+    message = a_message(TrainInstructions(2, 6000.0, layers), model)
     reply = train(message, metrics={"loss": 0.5})
     twin = Net()
     twin.load_state_dict(model.state_dict())
@@ -63,7 +63,7 @@ def test_a_client_with_time_conveys_exactly_what_training_gives() -> None:
 @pytest.mark.parametrize(("spent", "reached"), [(0.0, True), (3000.0, True), (6001.0, False)])
 def test_what_was_spent_before_the_loop_counts(spent: float, *, reached: bool) -> None:
     model, layers = a_model()
-    reply = train(a_message(Order(1, 6000.0, layers), model, created=spent))
+    reply = train(a_message(TrainInstructions(1, 6000.0, layers), model, created=spent))
     read = read_reply(reply.content, layers, model.state_dict())
     assert bool(read.update.deltas) is reached
     assert read.told.elapsed_seconds == pytest.approx(spent, abs=1000.0)
@@ -71,20 +71,20 @@ def test_what_was_spent_before_the_loop_counts(spent: float, *, reached: bool) -
 
 def test_it_does_not_count_where_the_loop_begins_the_time() -> None:
     model, layers = a_model()
-    reply = train(a_message(Order(1, 6000.0, layers, counted_from="loop"), model, created=10_000.0))
+    reply = train(a_message(TrainInstructions(1, 6000.0, layers, counted_from="loop"), model, created=10_000.0))
     assert read_reply(reply.content, layers, model.state_dict()).update.deltas
 
 
 def test_a_node_whose_clock_is_behind_loses_nothing() -> None:
     model, layers = a_model()
-    reply = train(a_message(Order(1, 6000.0, layers), model, created=-5000.0))
+    reply = train(a_message(TrainInstructions(1, 6000.0, layers), model, created=-5000.0))
     assert read_reply(reply.content, layers, model.state_dict()).told.elapsed_seconds == 0.0
 
 
 def test_time_for_the_upload_is_kept_in_hand() -> None:
     model, layers = a_model()
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    reply = train(a_message(Order(1, 5000.0, layers, upload_bytes_per_second=size / 10_000), model))
+    reply = train(a_message(TrainInstructions(1, 5000.0, layers, upload_bytes_per_second=size / 10_000), model))
     update = read_reply(reply.content, layers, model.state_dict()).update
     assert "last.weight" in update.deltas
     assert "first.weight" not in update.deltas  # sending it, too, would take too long
@@ -92,7 +92,7 @@ def test_time_for_the_upload_is_kept_in_hand() -> None:
 
 def test_a_whole_reply_names_every_array_in_the_order_received() -> None:
     model, layers = a_model()
-    message = a_message(Order(1, 60.0, layers, whole=True), model, created=61.0)
+    message = a_message(TrainInstructions(1, 60.0, layers, whole=True), model, created=61.0)
     reply = train(message)
     assert [*reply.content.array_records["arrays"]] == [*message.content.array_records["arrays"]]
     assert not read_reply(reply.content, layers, model.state_dict()).update.deltas
@@ -109,8 +109,8 @@ def test_what_cannot_work_is_refused() -> None:
         ({"loss": "low"}, "give a finite number"),
     ):
         with pytest.raises(InvalidSetting, match=words):
-            train(a_message(Order(1, 60.0, layers), model), metrics=metrics)  # type: ignore[arg-type]
-    damaged = a_message(Order(1, 60.0, layers), model)
+            train(a_message(TrainInstructions(1, 60.0, layers), model), metrics=metrics)  # type: ignore[arg-type]
+    damaged = a_message(TrainInstructions(1, 60.0, layers), model)
     damaged.content.config_records["config"]["salf-layers"] = "{"
     with pytest.raises(InvalidSetting, match="install the same version of salf"):
         train(damaged)

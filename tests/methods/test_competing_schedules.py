@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from simulator_cases import everyone, job, play, same_weights, small_data, small_experiment
+from simulator_cases import everyone, play, same_weights, small_data, small_experiment, workload
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors
-from salf.devices import ExponentialLayers, Physical, Times, UniformDepth
+from salf.devices import CompletionTimes, ExponentialLayers, Physical, UniformDepthDevices
 from salf.methods import FedAvg, FedNova, FedProx, OverSelection, TimelyFL
 from salf.simulation.simulator import Simulation
 from salf.values import Floats
@@ -25,9 +25,9 @@ READY = np.array(
 )
 
 
-def hand_made(ready: Floats = READY) -> Times:
+def hand_made(ready: Floats = READY) -> CompletionTimes:
     conveyed = ready + 0.5
-    return Times(ready, conveyed, whole=conveyed[:, -1, 0], give_up_seconds=30.0)
+    return CompletionTimes(ready, conveyed, whole=conveyed[:, -1, 0], give_up_seconds=30.0)
 
 
 def test_over_selection_keeps_the_first() -> None:
@@ -59,8 +59,8 @@ def test_stragglers_convey_whole_steps(method: FedProx | FedNova) -> None:
 
 def test_timelyfl_gives_each_client_the_layers_it_has_time_for() -> None:
     method = TimelyFL(deadline=8.0)
-    jobs = method.jobs(job(3, local_steps=2))
-    assert [one.depth for one in jobs] == [1, 2, 3]
+    workloads = method.workloads(workload(3, local_steps=2))
+    assert [one.depth for one in workloads] == [1, 2, 3]
     # With d of 3 layers trained, both steps take 2, 4 and 6 seconds times the client's slowness.
     slowness = np.array([1.0, 1.5, 3.0, 9.0])
     options = []
@@ -68,20 +68,20 @@ def test_timelyfl_gives_each_client_the_layers_it_has_time_for() -> None:
         done = np.minimum([3, 2, 1], depth)  # frozen layers are passed by as the last trained one completes
         steps = np.array([[0.0], [1.0]]) * depth + done
         ready = slowness[:, None, None] * steps
-        options.append(Times(ready, ready, ready[:, -1].max(axis=1)))
+        options.append(CompletionTimes(ready, ready, ready[:, -1].max(axis=1)))
     schedule = method.schedule(options, usual_seconds=1.0)
     assert schedule.steps.tolist() == [[2, 2, 2], [0, 2, 2], [0, 0, 2], [0, 0, 0]]
-    assert schedule.jobs is not None
-    assert schedule.jobs.tolist() == [2, 1, 0, 0]
+    assert schedule.workloads is not None
+    assert schedule.workloads.tolist() == [2, 1, 0, 0]
     assert schedule.finished.tolist() == [[2, 2, 2], [0, 2, 2], [0, 0, 2], [0, 0, 0]]
     assert schedule.seconds == 8.0
 
 
 @pytest.mark.parametrize(
-    "devices", [UniformDepth(stragglers=0.5), ExponentialLayers(), Physical(), Physical(jitter=0.0)]
+    "devices", [UniformDepthDevices(stragglers=0.5), ExponentialLayers(), Physical(), Physical(jitter=0.0)]
 )
-def test_a_shallower_job_takes_less_of_everything(devices: UniformDepth | ExponentialLayers | Physical) -> None:
-    whole = job(4, local_steps=3)
+def test_a_shallower_job_takes_less_of_everything(devices: UniformDepthDevices | ExponentialLayers | Physical) -> None:
+    whole = workload(4, local_steps=3)
     cohort = everyone(20)
     full = devices.times(whole, cohort)
     before = np.zeros(20)
@@ -96,11 +96,11 @@ def test_a_shallower_job_takes_less_of_everything(devices: UniformDepth | Expone
 
 
 def test_a_narrower_model_takes_its_share() -> None:
-    whole = job(3)
+    whole = workload(3)
     costs = whole.costs
     half = replace(costs, forward=costs.forward / 2, backward=tuple(cost / 2 for cost in costs.backward))
     narrow = replace(whole, costs=half, whole=costs)
-    for devices in (UniformDepth(stragglers=0.0), ExponentialLayers()):
+    for devices in (UniformDepthDevices(stragglers=0.0), ExponentialLayers()):
         ratio = devices.times(narrow, everyone(5)).whole / devices.times(whole, everyone(5)).whole
         assert ratio == pytest.approx(np.full(5, 0.5))
     compute = Physical(bandwidth_bits_per_second=1e15)
@@ -134,7 +134,7 @@ def test_the_proximal_term_pulls_back_by_hand(engine: str) -> None:
     tasks = free.tasks(start)
     first = replace(tasks, steps=np.ones_like(tasks.steps))
     running = Aggregation(start.weights, free.layers, Contributors())
-    free.federation.engine.contribute(start.weights, first, running)
+    free.federation.engine.train_cohort(start.weights, first, running)
     after_one = running.finish(1).state
     for layer in free.layers:
         for name in layer.parameters:
@@ -159,13 +159,13 @@ def test_fednova_weighs_nobody_for_doing_more_steps() -> None:
 
     def moved(rule: Contributors, momentum: float = 0.0) -> dict[str, torch.Tensor]:
         running = Aggregation(start.weights, simulation.layers, rule, momentum=momentum)
-        simulation.federation.engine.contribute(start.weights, tasks, running)
+        simulation.federation.engine.train_cohort(start.weights, tasks, running)
         return running.finish(2).state
 
     def alone(position: int) -> dict[str, torch.Tensor]:
         only = replace(tasks, steps=tasks.steps * (np.arange(2) == position)[:, None])
         running = Aggregation(start.weights, simulation.layers, Contributors())
-        simulation.federation.engine.contribute(start.weights, only, running)
+        simulation.federation.engine.train_cohort(start.weights, only, running)
         return running.finish(2).state
 
     one, three = alone(0), alone(1)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulator_cases import everyone, job, play, same_weights, small_data, small_experiment
+from simulator_cases import everyone, play, same_weights, small_data, small_experiment, workload
 
 from salf.aggregation.rules import Memory
-from salf.devices import Devices, ExponentialLayers, GradedSpeeds, Physical, UniformDepth
+from salf.devices import Devices, ExponentialLayers, GradedSpeeds, Physical, UniformDepthDevices
 from salf.errors import InvalidSetting
-from salf.methods import AdelFL, Outset, Remembering, Salf, SalfPlus
+from salf.methods import AdelFL, Remembering, RunContext, Salf, SalfPlus
 from salf.participation.reach import ObservedReach
 from salf.participation.speeds import ObservedSpeeds
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -23,7 +23,7 @@ GRADED = {"devices.kind": "graded", "data.partition": "label-order", "data.clien
 
 @pytest.mark.parametrize(("layers", "population"), [(4, 30), (4, 8), (7, 11), (1, 3)])
 def test_graded_clients_complete_layers_in_proportion_to_their_number(layers: int, population: int) -> None:
-    times = GradedSpeeds(seconds=2.0).times(job(layers), everyone(population))
+    times = GradedSpeeds(seconds=2.0).times(workload(layers), everyone(population))
     depths = (times.conveyed[:, 0] <= 2.0).sum(axis=1)
     exact = layers * np.arange(population) / (population - 1)
     assert depths.tolist() == np.floor(exact + 0.5).astype(int).tolist()
@@ -32,27 +32,29 @@ def test_graded_clients_complete_layers_in_proportion_to_their_number(layers: in
 
 
 def test_a_single_graded_client_is_fast_enough() -> None:
-    assert GradedSpeeds(seconds=2.0).times(job(4), everyone(1)).whole[0] <= 2.0
+    assert GradedSpeeds(seconds=2.0).times(workload(4), everyone(1)).whole[0] <= 2.0
 
 
 @pytest.mark.parametrize(
     "devices",
-    [GradedSpeeds(), UniformDepth(), ExponentialLayers(), Physical(bandwidth_bits_per_second=1e15, jitter=0.0)],
+    [GradedSpeeds(), UniformDepthDevices(), ExponentialLayers(), Physical(bandwidth_bits_per_second=1e15, jitter=0.0)],
 )
 def test_a_smaller_batch_takes_its_share_of_the_time(devices: Devices) -> None:
     cohort = everyone(12)
-    effort = np.linspace(0.1, 1.0, 12)
-    whole, part = (devices.times(job(4, 2), one).ready for one in (cohort, replace(cohort, effort=effort)))
+    batch_fraction = np.linspace(0.1, 1.0, 12)
+    whole, part = (
+        devices.times(workload(4, 2), one).ready for one in (cohort, replace(cohort, batch_fraction=batch_fraction))
+    )
     finite = np.isfinite(whole)
     assert (np.isfinite(part) == finite).all()
-    expected = whole * effort[:, None, None]
+    expected = whole * batch_fraction[:, None, None]
     assert part[finite] == pytest.approx(expected[finite], rel=1e-6)
 
 
 def test_batches_are_as_large_as_the_effort() -> None:
     federation = Simulation(small_experiment({"client.batch_size": 10}), dataset=small_data()).federation
     shares = np.array([1.0, 0.5, 0.26, 0.04, 0.001, 0.8])
-    cohort = replace(everyone(6), effort=federation.in_examples(np.arange(6), shares))
+    cohort = replace(everyone(6), batch_fraction=federation.in_examples(np.arange(6), shares))
     batches = federation.tasks(cohort, np.ones((6, len(federation.layers)), dtype=np.int64)).batches
     assert (batches[:, 0] >= 0).sum(axis=1).tolist() == [10, 5, 3, 1, 1, 8]
     whole = federation.tasks(everyone(6), np.ones((6, len(federation.layers)), dtype=np.int64)).batches
@@ -108,9 +110,9 @@ def test_no_round_is_longer_where_chance_alone_makes_stragglers(stragglers: floa
 
 
 def test_slow_clients_get_as_much_as_they_finish() -> None:
-    effort = SalfPlus(deadline=2.0).effort(np.array([np.nan, 0.25, 0.5, 3.0, 0.0]), usual_seconds=9.0)
-    assert effort == pytest.approx([1.0, 0.5, 1.0, 1.0, 0.0])
-    assert Salf().effort(np.ones(3), 1.0) is None
+    batch_fraction = SalfPlus(deadline=2.0).batch_fraction(np.array([np.nan, 0.25, 0.5, 3.0, 0.0]), usual_seconds=9.0)
+    assert batch_fraction == pytest.approx([1.0, 0.5, 1.0, 1.0, 0.0])
+    assert Salf().batch_fraction(np.ones(3), 1.0) is None
 
 
 def test_after_a_round_everyone_who_can_reaches_every_layer() -> None:
@@ -146,30 +148,30 @@ def test_memory_is_a_rule_with_long_rounds() -> None:
     assert records[4].deadline_s == 30.0
 
 
-def outset(speeds: list[float], rounds: int = 50) -> Outset:
-    return Outset(rounds, job(4), usual_seconds=2.0, batch_size=16, step_size=0.1, speeds=np.array(speeds))
+def run_context(speeds: list[float], rounds: int = 50) -> RunContext:
+    return RunContext(rounds, workload(4), usual_seconds=2.0, batch_size=16, step_size=0.1, speeds=np.array(speeds))
 
 
 def test_adaptive_deadlines_spend_the_time_of_constant_ones() -> None:
-    method = AdelFL().prepare(outset([0.5] * 10))
+    method = AdelFL().prepare(run_context([0.5] * 10))
     assert len(method.deadlines) == 50
     assert sum(method.deadlines) == pytest.approx(100.0)
     assert method.deadlines[0] < method.deadlines[-1]  # what happened long ago hardly counts
-    assert sum(AdelFL(total_seconds=150.0).prepare(outset([0.5] * 10)).deadlines) == pytest.approx(150.0)
+    assert sum(AdelFL(total_seconds=150.0).prepare(run_context([0.5] * 10)).deadlines) == pytest.approx(150.0)
     assert method.in_round(3, 2.0, NOBODY).deadline == method.deadlines[2]
     assert method.in_round(99, 2.0, NOBODY).deadline == method.deadlines[-1]
-    assert method.prepare(outset([0.1] * 3)) == method
+    assert method.prepare(run_context([0.1] * 3)) == method
 
 
 def test_explicit_deadlines_are_kept() -> None:
-    method = AdelFL(deadlines=(1.0, 3.0)).prepare(outset([0.5] * 4))
+    method = AdelFL(deadlines=(1.0, 3.0)).prepare(run_context([0.5] * 4))
     assert [method.in_round(number, 2.0, NOBODY).deadline for number in (1, 2, 3)] == [1.0, 3.0, 3.0]
     _, records = play({"method.name": "adel", "method.deadlines": [0.5, 0.75, 1.0], "devices.stragglers": 1.0})
     assert [record.deadline_s for record in records] == [0.5, 0.75, 1.0]
 
 
 def test_clients_that_never_answer_do_not_stop_the_schedule() -> None:
-    assert sum(AdelFL().prepare(outset([0.0, 0.0, 0.1, 0.5])).deadlines) == pytest.approx(100.0)
+    assert sum(AdelFL().prepare(run_context([0.0, 0.0, 0.1, 0.5])).deadlines) == pytest.approx(100.0)
 
 
 def test_constants_and_budgets_that_cannot_be_are_refused() -> None:

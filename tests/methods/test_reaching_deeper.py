@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator_cases import MODELS, SHAPE, built, everyone, job, play, small_data, small_experiment
+from simulator_cases import MODELS, SHAPE, built, everyone, play, small_data, small_experiment, workload
 from torch import nn
 
 import salf
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors
-from salf.devices import ExponentialLayers, GradedSpeeds, Job, Physical, Times
-from salf.engines import Optimisation, PlainEngine, StackedEngine, Tasks
+from salf.devices import CompletionTimes, ExponentialLayers, GradedSpeeds, Physical, Workload
+from salf.engines import OptimizerSettings, PlainEngine, StackedEngine, Tasks
 from salf.errors import InvalidSetting
 from salf.layers.costs import measure_costs, measure_passing
 from salf.layers.find import Layers, find_layers
@@ -40,7 +40,7 @@ def test_what_is_left_is_what_a_pass_with_frozen_output_layers_takes(name: str) 
         for parameter, value in twin.named_parameters():
             value.requires_grad = parameter not in frozen
         left = measure_costs(twin, example, Layers(tuple(layers[: len(layers) - skipped])))
-        assert Job(costs, 1, skipped=skipped).backward.sum() == pytest.approx(sum(left.backward), rel=0.02)
+        assert Workload(costs, 1, skipped=skipped).backward.sum() == pytest.approx(sum(left.backward), rel=0.02)
 
 
 def test_a_matrix_product_is_left_of_two() -> None:
@@ -54,10 +54,10 @@ def test_a_matrix_product_is_left_of_two() -> None:
 
 def test_layers_that_are_passed_through_take_less_time_and_are_not_sent() -> None:
     costs = LayerCosts(10.0, (10.0, 20.0, 30.0), (1, 2, 4), passing=(0.0, 8.0, 12.0))
-    usual, one, two = (Job(costs, 1, skipped=skipped) for skipped in range(3))
+    usual, one, two = (Workload(costs, 1, skipped=skipped) for skipped in range(3))
     assert [list(each.backward) for each in (usual, one, two)] == [[10, 20, 30], [10, 20, 12], [10, 8, 12]]
     assert [list(each.upload_bytes) for each in (usual, one, two)] == [[1, 2, 4], [1, 2, 0], [1, 0, 0]]
-    assert list(Job(replace(costs, passing=None), 1, skipped=1).backward) == [10, 20, 15]
+    assert list(Workload(replace(costs, passing=None), 1, skipped=1).backward) == [10, 20, 15]
     devices = Physical(step_seconds=7.0, speed_sigma=0.0, jitter=0.0, bandwidth_bits_per_second=1e12)
     ends = [devices.times(each, everyone(2)).ready[0, 0].tolist() for each in (usual, one, two)]
     assert ends == [pytest.approx(each, rel=1e-6) for each in ([7.0, 6.0, 4.0], [5.2, 4.2, 2.2], [4.0, 3.0, 2.2])]
@@ -66,7 +66,9 @@ def test_layers_that_are_passed_through_take_less_time_and_are_not_sent() -> Non
         assert (quick[:, 0] < slow[:, 0]).all()
 
 
-def choose_naively(options: list[Times], seconds: float, covered: float, first: int) -> list[tuple[int, list[int]]]:
+def choose_naively(
+    options: list[CompletionTimes], seconds: float, covered: float, first: int
+) -> list[tuple[int, list[int]]]:
     """Client by client: its option, and which layers it conveys."""
     clients, _, layers = options[0].conveyed.shape
     ordinary = [[bool(options[0].conveyed[u, 0, at] <= seconds) for at in range(layers)] for u in range(clients)]
@@ -87,13 +89,15 @@ def choose_naively(options: list[Times], seconds: float, covered: float, first: 
 def test_whose_turn_it_is_and_how_deep_they_get(
     layers: int, clients: int, seed: int, seconds: float, covered: float, odd: bool
 ) -> None:
-    method, whole = ReachingDeeper(deadline=seconds, covered=covered), job(layers)
+    method, whole = ReachingDeeper(deadline=seconds, covered=covered), workload(layers)
     cohort = everyone(clients, seed=seed)
-    options = [Physical(step_seconds=1.0).times(each, cohort) for each in method.jobs(whole)]
+    options = [Physical(step_seconds=1.0).times(each, cohort) for each in method.workloads(whole)]
     schedule = method.in_round(7 if odd else 8, 1.0, ObservedReach(num_layers=1)).schedule(options, 1.0)
-    assert schedule.jobs is not None
+    assert schedule.workloads is not None
     steps = [np.flatnonzero(row).tolist() for row in schedule.steps]
-    assert [*zip(schedule.jobs.tolist(), steps, strict=True)] == choose_naively(options, seconds, covered, int(odd))
+    assert [*zip(schedule.workloads.tolist(), steps, strict=True)] == choose_naively(
+        options, seconds, covered, int(odd)
+    )
     ordinary = Salf(deadline=seconds).schedule(options[:1], 1.0).steps
     assert (schedule.steps[int(odd) ^ 1 :: 2] == ordinary[int(odd) ^ 1 :: 2]).all()
     deepest, before = (np.where(each.any(axis=1), each.argmax(axis=1), layers) for each in (schedule.steps, ordinary))
@@ -113,8 +117,8 @@ def masks(rows: int, layers: int, steps: int, seed: int) -> npt.NDArray[np.int64
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("how", [Optimisation(), Optimisation(momentum=0.9, weight_decay=0.01)], ids=str)
-def test_what_is_conveyed_is_what_training_the_other_layers_alone_gives(name: str, how: Optimisation) -> None:
+@pytest.mark.parametrize("how", [OptimizerSettings(), OptimizerSettings(momentum=0.9, weight_decay=0.01)], ids=str)
+def test_what_is_conveyed_is_what_training_the_other_layers_alone_gives(name: str, how: OptimizerSettings) -> None:
     model, data = built(name).double(), small_data()
     inputs, labels = data.inputs.double(), data.labels
     layers = find_layers(model, inputs[:2])
@@ -146,7 +150,7 @@ def test_what_is_conveyed_is_what_training_the_other_layers_alone_gives(name: st
     moved = []
     for kind in (PlainEngine, StackedEngine):
         running = Aggregation(weights, layers, Contributors())
-        kind(model, layers, inputs, labels, how).contribute(weights, tasks, running)
+        kind(model, layers, inputs, labels, how).train_cohort(weights, tasks, running)
         moved.append(running.finish(10).state)
     for key, expected in moved[0].items():
         torch.testing.assert_close(moved[1][key], expected, rtol=1e-7, atol=1e-9)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulator_cases import everyone, job, small_data, small_experiment
+from simulator_cases import everyone, small_data, small_experiment, workload
 
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability
-from salf.devices import Devices, ExponentialLayers, Physical, Times, UniformDepth
+from salf.devices import CompletionTimes, Devices, ExponentialLayers, Physical, UniformDepthDevices
 from salf.errors import InvalidSetting
-from salf.methods import METHODS, DropStragglers, FedAvg, Salf, Situation, SynchronousMethod
+from salf.methods import METHODS, DropStragglers, FedAvg, RoundContext, Salf, SynchronousMethod
 from salf.participation.reach import ObservedReach
 from salf.simulation.simulator import Simulation
 from salf.values import Floats
@@ -19,7 +19,7 @@ NEVER = np.inf
 SYNCHRONOUS = {name: method for name, method in METHODS.items() if issubclass(method, SynchronousMethod)}
 
 
-def hand_made() -> Times:
+def hand_made() -> CompletionTimes:
     """Three layers, two steps, four clients: a fast one, a slow one, one that only just misses, one that is gone."""
     ready = np.array(
         [
@@ -30,7 +30,7 @@ def hand_made() -> Times:
         ]
     )
     conveyed = ready + 0.5
-    return Times(ready, conveyed, whole=conveyed[:, -1, 0], give_up_seconds=30.0)
+    return CompletionTimes(ready, conveyed, whole=conveyed[:, -1, 0], give_up_seconds=30.0)
 
 
 def test_salf_counts_every_layer_conveyed_by_the_deadline() -> None:
@@ -65,7 +65,7 @@ def test_time_on_the_dot_is_in_time() -> None:
 @pytest.mark.parametrize("kind", [Salf, DropStragglers])
 def test_a_round_ends_when_everyone_is_done(kind: type[Salf | DropStragglers]) -> None:
     times = hand_made()
-    here = Times(times.ready[:3], times.conveyed[:3], times.whole[:3], times.give_up_seconds)
+    here = CompletionTimes(times.ready[:3], times.conveyed[:3], times.whole[:3], times.give_up_seconds)
     schedule = kind(deadline=100.0).schedule([here], usual_seconds=1.0)
     assert (schedule.seconds, schedule.deadline_seconds) == (18.5, 100.0)
     assert (schedule.steps == 2).all()
@@ -79,13 +79,13 @@ def test_federated_averaging_waits_for_all_and_skips_those_who_never_answer() ->
     assert schedule.finished.tolist() == schedule.steps.tolist()
     assert (schedule.seconds, schedule.deadline_seconds) == (30.0, None)
     times = hand_made()
-    answering = Times(times.ready[:2], times.conveyed[:2], times.whole[:2], times.give_up_seconds)
+    answering = CompletionTimes(times.ready[:2], times.conveyed[:2], times.whole[:2], times.give_up_seconds)
     assert FedAvg().schedule([answering], usual_seconds=1.0).seconds == 18.5
 
 
 def test_a_client_that_does_half_and_is_gone_counts_for_salf_alone() -> None:
     ready = np.array([[[NEVER, 2.0, 1.0]]])
-    times = Times(ready, ready, np.array([NEVER]), give_up_seconds=50.0)
+    times = CompletionTimes(ready, ready, np.array([NEVER]), give_up_seconds=50.0)
     assert Salf(deadline=5.0).schedule([times], 1.0).steps.tolist() == [[0, 1, 1]]
     assert DropStragglers(deadline=5.0).schedule([times], 1.0).steps.tolist() == [[0, 0, 0]]
     waiting = FedAvg().schedule([times], 1.0)
@@ -111,11 +111,11 @@ def test_rules_of_the_methods() -> None:
 
 def reach(method: SynchronousMethod, devices: Devices, deadline: float | None = 1.0) -> Floats | None:
     observed = ObservedReach(4).observe([0, 1, 2], [[False, False, True, True]] * 3)
-    return method.reach(Situation(devices, job(4), everyone(3), deadline, observed))
+    return method.reach(RoundContext(devices, workload(4), everyone(3), deadline, observed))
 
 
 def test_chances_are_observed_or_known() -> None:
-    devices = UniformDepth(stragglers=1.0)
+    devices = UniformDepthDevices(stragglers=1.0)
     observed = reach(Salf(), devices)
     assert observed is not None
     # Never seen in one round: (0 + 2 · 1/4) / (1 + 2), as overall it is (0 + 1) / (3 + 1).
@@ -143,7 +143,7 @@ def test_chances_are_observed_over_the_rounds_of_a_run() -> None:
     state = simulation.initial_state()
     for _ in range(30):
         state, _ = simulation.play(state)
-    truth = simulation.experiment.devices.reach(simulation.job, everyone(5, seed=5), 1.0)
+    truth = simulation.experiment.devices.reach(simulation.workload, everyone(5, seed=5), 1.0)
     assert truth is not None
     assert abs(state.observed.probability(np.arange(5)) - truth).max() < 0.08
 

@@ -12,9 +12,9 @@ from salf import run_experiment, simulate, theory
 from salf.participation.reach import Chances, ObservedReach
 from salf.participation.starvation import (
     FIRST_LOOK,
+    StarvationMonitor,
     StarvationWarning,
     Starving,
-    Watch,
     describe,
     left_behind,
     starving,
@@ -90,8 +90,8 @@ def test_who_was_asked_too_seldom_does_not_count() -> None:
 def test_a_watch_looks_after_60_120_240_rounds_and_tells_once() -> None:
     chances = np.ones((10, 3))
     chances[:5, 0] = 0.0
-    watch, observed = Watch(LAYERS), seen(chances, 300)
-    looked = [number for number in range(1, 1000) if Watch(LAYERS).look(number, observed, 10)]
+    watch, observed = StarvationMonitor(LAYERS), seen(chances, 300)
+    looked = [number for number in range(1, 1000) if StarvationMonitor(LAYERS).look(number, observed, 10)]
     assert looked == [60, 120, 240, 480, 960]
     with pytest.warns(StarvationWarning, match="layer conv1 .* starves"):
         watch.warn(60, observed, 10)

@@ -85,8 +85,8 @@ def run(simulation: Simulation) -> Measured:
 def test_a_run_is_as_planned(settings: dict[str, object]) -> None:
     experiment = small_experiment({**COMMON, **settings})
     simulation = Simulation(experiment, dataset=small_data(120))
-    fleet = forecast(experiment, simulation.job)
-    deadline = getattr(experiment.method, "deadline", None) or experiment.devices.typical_seconds(simulation.job)
+    fleet = forecast(experiment, simulation.workload)
+    deadline = getattr(experiment.method, "deadline", None) or experiment.devices.typical_seconds(simulation.workload)
     planned: Outlook = look(fleet, task_of(fleet), deadline)
     measured = run(simulation)
     assert planned.mean_depth == pytest.approx(measured.depth, rel=0.03)

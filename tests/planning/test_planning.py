@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from planning_cases import fleet_of, task_of
-from simulator_cases import everyone, job
+from simulator_cases import everyone, workload
 
 from salf import theory
-from salf.devices import Devices, ExponentialLayers, Physical, UniformDepth
+from salf.devices import Devices, ExponentialLayers, Physical, UniformDepthDevices
 from salf.errors import InvalidSetting
-from salf.planning import STEPS, Fleet, MeasuredTimes, Plan, look, make_plan, read_times
+from salf.planning import STEPS, DeadlinePlan, Fleet, MeasuredTimes, look, make_plan, read_times
 from salf.planning.fleet import round_up
 
 NAMES = ("in", "one", "two", "out")
 
 
-def plan_of(fleet: Fleet, seconds: float = 100.0, **changes: Any) -> Plan:
-    own = fleet.devices.typical_seconds(fleet.job)
+def plan_of(fleet: Fleet, seconds: float = 100.0, **changes: Any) -> DeadlinePlan:
+    own = fleet.devices.typical_seconds(fleet.workload)
     return make_plan(fleet, task_of(fleet, seconds, **changes), own)
 
 
@@ -30,7 +30,7 @@ def test_physical_devices_know_their_chances(drawn: Any, steps: int) -> None:
     devices = Physical(
         drawn=drawn, stragglers=0.3, jitter=0.3, bandwidth_bits_per_second=2e4, bandwidth_ratio=5.0, step_seconds=0.5
     )
-    asked, seconds, rounds = job(4, steps), 0.9, 1500
+    asked, seconds, rounds = workload(4, steps), 0.9, 1500
     known = devices.reach(asked, everyone(20), seconds)
     assert known is not None
     drawn_times = [devices.times(asked, everyone(20, turn)).steps_by(seconds) > 0 for turn in range(1, rounds + 1)]
@@ -58,13 +58,15 @@ def test_bounds_and_estimates_are_those_of_the_theory() -> None:
         assert outlook.estimate < outlook.bound  # devices alike: no bias, and the exact variance is smaller
         exact = theory.round_seconds(depth=theory.ExponentialDepth(0.5, 2.0), num_layers=4, num_clients=12)
         assert outlook.round_seconds == pytest.approx(exact, rel=0.01)
-        kept = theory.kept_by_dropping(reach=reach, costs=fleet.job.costs.backward)
+        kept = theory.kept_by_dropping(reach=reach, costs=fleet.workload.costs.backward)
         assert outlook.kept_by_dropping == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(
-    "devices", [ExponentialLayers(), UniformDepth(), Physical(), Physical(drawn="round")], ids=lambda each: each.kind
+    "devices",
+    [ExponentialLayers(), UniformDepthDevices(), Physical(), Physical(drawn="round")],
+    ids=lambda each: each.kind,
 )
 def test_the_best_is_best_and_a_schedule_is_no_worse_within_the_time(devices: Devices, steps: str) -> None:
     made = plan_of(fleet_of(devices), 60.0, steps=steps)
@@ -136,22 +138,22 @@ def write(folder: Path, *rows: list[object]) -> Path:
 
 def test_whole_jobs_are_divided_by_operations(tmp_path: Path) -> None:
     path = write(tmp_path, ["client", "seconds"], ["a", 2.1], ["b", 4.2], ["a", "inf"])
-    measured = read_times(path, NAMES, job(4, 2))
+    measured = read_times(path, NAMES, workload(4, 2))
     assert measured.num_clients == 2
     assert measured.client.tolist() == [0, 0, 1]
     # Forward 7 operations, backward 2, 3, 4, 5 (input to output): 21 a step.
     done = np.array([7 + 14, 7 + 12, 7 + 9, 7 + 5]) / 42
     np.testing.assert_allclose(measured.conveyed[0], 2.1 * np.stack([done, 0.5 + done]))
     assert np.isinf(measured.conveyed[1]).all()
-    reach = measured.reach(job(4, 2), everyone(2), 4.2 * done[1] + 1e-9)
+    reach = measured.reach(workload(4, 2), everyone(2), 4.2 * done[1] + 1e-9)
     assert reach.tolist() == [[0.5] * 4, [0.0, 1.0, 1.0, 1.0]]
 
 
 def test_times_of_layers_are_taken_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path, ["client", "out", "two", "one", "in"], ["x", 1, 2, 3, 4], ["y", 2, 3, 9, "inf"])
-    measured = read_times(path, NAMES, job(4))
+    measured = read_times(path, NAMES, workload(4))
     assert measured.conveyed[:, 0].tolist() == [[4, 3, 2, 1], [math.inf, 9, 3, 2]]
-    fleet = Fleet(measured, job(4), 2, 2, seed=0)
+    fleet = Fleet(measured, workload(4), 2, 2, seed=0)
     outlook = look(fleet, task_of(fleet), 3.0)
     assert outlook.mean_depth == 2.5
     assert outlook.empty.tolist() == [1, 0, 0, 0]
@@ -161,11 +163,11 @@ def test_times_of_layers_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_measured_rounds_are_repeated_at_random() -> None:
     conveyed = np.array([[[2.0, 1.0]], [[4.0, 3.0]], [[8.0, 6.0]]])
     measured = MeasuredTimes(conveyed, np.array([0, 0, 1]))
-    drawn = np.stack([measured.times(job(2), everyone(2, turn)).whole for turn in range(400)])
+    drawn = np.stack([measured.times(workload(2), everyone(2, turn)).whole for turn in range(400)])
     assert set(drawn[:, 0]) == {2.0, 4.0}
     assert (drawn[:, 0] == 2.0).mean() == pytest.approx(0.5, abs=0.1)
     assert set(drawn[:, 1]) == {8.0}
-    assert measured.typical_seconds(job(2)) == 3.0
+    assert measured.typical_seconds(workload(2)) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -185,15 +187,15 @@ def test_measured_rounds_are_repeated_at_random() -> None:
 )
 def test_bad_files_are_one_clear_error(rows: list[list[object]], message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=message):
-        read_times(write(tmp_path, *rows), NAMES, job(4))
+        read_times(write(tmp_path, *rows), NAMES, workload(4))
 
 
 def test_unreadable_files_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=r"cannot read the times in .*nowhere\.csv: No such file"):
-        read_times(tmp_path / "nowhere.csv", NAMES, job(4))
+        read_times(tmp_path / "nowhere.csv", NAMES, workload(4))
     (tmp_path / "binary.csv").write_bytes(b"client,seconds\n\xff\xfe,1\n")
     with pytest.raises(InvalidSetting, match="it is not CSV in UTF-8"):
-        read_times(tmp_path / "binary.csv", NAMES, job(4))
+        read_times(tmp_path / "binary.csv", NAMES, workload(4))
     path = write(tmp_path, ["client", *NAMES], ["a", 4, 3, 2, 1])
     with pytest.raises(InvalidSetting, match=r"need client\.local_steps = 1, not 2"):
-        read_times(path, NAMES, job(4, 2))
+        read_times(path, NAMES, workload(4, 2))

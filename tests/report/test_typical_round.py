@@ -37,7 +37,7 @@ def test_the_times_of_a_phone_by_hand() -> None:
     simulation, drawn = timeline(
         "fedavg", devices__step_seconds=1.0, devices__bandwidth_bits_per_second=80_000, **alike
     )
-    costs = simulation.job.costs
+    costs = simulation.workload.costs
     whole = costs.forward + sum(costs.backward)
     received = sum(costs.layer_bytes) / 10_000
     forwarded = received + costs.forward / whole

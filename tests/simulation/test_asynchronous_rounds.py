@@ -15,7 +15,7 @@ from salf.errors import InvalidSetting
 from salf.experiment.experiment import Experiment
 from salf.methods import METHODS, FedAsync, FedBuff
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
-from salf.simulation.async_jobs import Flight
+from salf.simulation.async_jobs import ActiveJob
 from salf.simulation.simulator import Simulation
 
 ASYNCHRONOUS = ("fedasync", "fedbuff")
@@ -24,21 +24,24 @@ ASYNCHRONOUS = ("fedasync", "fedbuff")
 def test_two_clients_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = listen(monkeypatch, FedAsync)
     simulation = scripted((2.0, 3.0), {"method.name": "fedasync", "method.deadline": 5.0})
-    size = sum(simulation.job.costs.layer_bytes)
+    size = sum(simulation.workload.costs.layer_bytes)
     state, first = simulation.play(simulation.initial_state())
     # At 2 client 0, at 3 client 1 (from version 0, which is 1 by then), at 4 client 0 (from 1, which is 2 by then).
     assert [arrival.staleness for arrival in heard.arrivals] == [0, 1, 1]
     assert (first.time_s, first.deadline_s, first.clients, set(first.contributors)) == (5.0, None, 5, {3})
     assert (first.depths, first.work_kept, first.engine) == ((2, 0, 0, 3), 1.0, "plain")
     assert (first.bytes_down, first.bytes_up, first.rejected) == (5 * size, 3 * size, 0)
-    assert state.flights is not None
-    assert state.flights.under_way == (Flight(0, 3, 3, 4.0, 6.0, True), Flight(1, 2, 2, 3.0, 6.0, True))
+    assert state.active_jobs is not None
+    assert state.active_jobs.under_way == (ActiveJob(0, 3, 3, 4.0, 6.0, True), ActiveJob(1, 2, 2, 3.0, 6.0, True))
     state, second = simulation.play(state)
     # At 6 both, client 0 first: it began at 4 from version 3, client 1 at 3 from version 2. Then 8, 9 and, still, 10.
     assert [arrival.staleness for arrival in heard.arrivals[3:]] == [0, 2, 1, 1, 1]
     assert (second.time_s, second.clients, set(second.contributors)) == (10.0, 6, {5})
-    assert state.flights is not None
-    assert [(flight.client, flight.began_s) for flight in state.flights.under_way] == [(0, 10.0), (1, 9.0)]
+    assert state.active_jobs is not None
+    assert [(active_job.client, active_job.began_s) for active_job in state.active_jobs.under_way] == [
+        (0, 10.0),
+        (1, 9.0),
+    ]
     # Who began as the second round ended is sent its model in the third.
     assert second.bytes_down == 4 * size
     assert simulation.play(state)[1].bytes_down == (1 + 3) * size
@@ -50,9 +53,9 @@ def test_a_buffer_counts_moves_not_arrivals(monkeypatch: pytest.MonkeyPatch) -> 
     state, record = simulation.play(simulation.initial_state())
     # Arrivals at 2, 3 (the server moves), 4 (begun at 2), 6 (client 0, begun at 4: the server moves), 6 (begun at 3).
     assert heard.arrivals == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
-    assert state.flights is not None
-    assert (state.flights.version, state.flights.buffer.count, set(record.contributors)) == (2, 1, {5})
-    assert state.flights.buffer.scale == pytest.approx(1 / np.sqrt(2))
+    assert state.active_jobs is not None
+    assert (state.active_jobs.version, state.active_jobs.buffer.count, set(record.contributors)) == (2, 1, {5})
+    assert state.active_jobs.buffer.scale == pytest.approx(1 / np.sqrt(2))
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
@@ -86,12 +89,14 @@ def test_who_never_answers_is_given_up_and_tries_again(method: str) -> None:
     simulation = scripted((2.0, 3.0), {"method.name": method, "method.deadline": 4.0}, silent=(1,), gives_up=2.5)
     state, record = simulation.play(simulation.initial_state())
     # Client 1 is given up at 2.5, having finished one layer; client 0 conveys at 2 and at 4.
-    backward = simulation.job.backward
+    backward = simulation.workload.backward
     finished = 2 + backward[-1] / backward.sum()
     assert record.work_kept == pytest.approx(2 / finished)
     assert (record.clients, set(record.contributors), record.depths) == (4, {2}, (2, 0, 0, 2))
-    assert state.flights is not None
-    assert state.flights.under_way[1] == Flight(1, 2, state.flights.version - (method == "fedasync"), 2.5, 5.5, True)
+    assert state.active_jobs is not None
+    assert state.active_jobs.under_way[1] == ActiveJob(
+        1, 2, state.active_jobs.version - (method == "fedasync"), 2.5, 5.5, True
+    )
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
@@ -104,9 +109,9 @@ def test_who_is_never_given_up_is_gone(method: str) -> None:
         assert (record.time_s, record.clients, set(record.contributors)) == (4.0 * number, 2, {0})
         assert (record.work_kept, record.depths) == (None, (2, 0, 0, 0))
     assert same_weights(state.weights, before.weights)
-    assert state.flights is not None
-    assert [flight.ends_s for flight in state.flights.under_way] == [NEVER, NEVER]
-    assert not state.flights.starts
+    assert state.active_jobs is not None
+    assert [active_job.ends_s for active_job in state.active_jobs.under_way] == [NEVER, NEVER]
+    assert not state.active_jobs.starts
 
 
 def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
@@ -118,15 +123,15 @@ def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
     first = simulation.federation.draw_cohort(1).clients.tolist()
     for _ in range(experiment.rounds):
         state, record = simulation.play(state)
-        assert state.flights is not None
-        at_work = [flight.client for flight in state.flights.under_way]
+        assert state.active_jobs is not None
+        at_work = [active_job.client for active_job in state.active_jobs.under_way]
         assert len(set(at_work)) == 3
         assert at_work == sorted(at_work)
         assert record.clients >= 3
         # One model for each version in use, and no other.
-        assert set(state.flights.starts) == {flight.version for flight in state.flights.under_way}
-    assert state.flights is not None
-    begun.update(state.flights.jobs)
+        assert set(state.active_jobs.starts) == {active_job.version for active_job in state.active_jobs.under_way}
+    assert state.active_jobs is not None
+    begun.update(state.active_jobs.workloads)
     assert set(first) <= set(begun)
     assert set(begun) == set(range(20))
     # About 3 clients a round for 40 rounds, shared by 20: 6 each; one alone would have 120.
@@ -135,9 +140,12 @@ def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
 
 def test_where_all_take_part_the_same_client_goes_on() -> None:
     state, _ = play({"method.name": "fedasync", "devices.kind": "exponential", "rounds": 5})
-    assert state.flights is not None
-    assert [flight.client for flight in state.flights.under_way] == list(range(6))
-    assert all(flight.job == state.flights.jobs[flight.client] for flight in state.flights.under_way)
+    assert state.active_jobs is not None
+    assert [active_job.client for active_job in state.active_jobs.under_way] == list(range(6))
+    assert all(
+        active_job.workload == state.active_jobs.workloads[active_job.client]
+        for active_job in state.active_jobs.under_way
+    )
 
 
 def one_unlucky_client() -> Dataset:

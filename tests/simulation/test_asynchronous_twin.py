@@ -41,18 +41,18 @@ class Twin:
         self.working: list[Working] = []
 
     def play(self) -> State:
-        end = self.experiment.rounds * self.experiment.devices.typical_seconds(self.federation.job)
+        end = self.experiment.rounds * self.experiment.devices.typical_seconds(self.federation.workload)
         for client in self.federation.draw_cohort(1).clients.tolist():
             self.begin(client, 0.0)
         while True:
-            done = min(self.working, key=lambda job: (job.done_s, job.client))
+            done = min(self.working, key=lambda workload: (workload.done_s, workload.client))
             if done.done_s > end * (1 + 1e-12):
                 return self.weights
             self.working.remove(done)
             if done.answers:
                 self.apply(done.start, self.train(done), self.moves - done.moves_before)
                 self.applied += 1
-            idle = sorted(set(self.numbers) - {job.client for job in self.working})
+            idle = sorted(set(self.numbers) - {workload.client for workload in self.working})
             draw = seeds.stream(self.experiment.seed, "successor", done.number, done.client)
             self.begin(idle[int(draw.integers(len(idle)))], done.done_s)
 
@@ -61,23 +61,23 @@ class Twin:
 
     def begin(self, client: int, now: float) -> None:
         self.numbers[client] += 1
-        times = self.experiment.devices.times(self.federation.job, self.cohort(client))
+        times = self.experiment.devices.times(self.federation.workload, self.cohort(client))
         takes = float(times.whole[0])
         answers = takes < np.inf
         done = now + (takes if answers else times.give_up_seconds)
         self.working.append(Working(client, self.numbers[client], done, answers, dict(self.weights), self.moves))
 
-    def train(self, job: Working) -> State:
+    def train(self, workload: Working) -> State:
         model, client = copy.deepcopy(self.federation.model).train(), self.experiment.client
-        model.load_state_dict(job.start)
+        model.load_state_dict(workload.start)
         steps = np.full((1, len(self.simulation.layers)), client.local_steps)
-        batches = self.federation.tasks(self.cohort(job.client), steps).task(0).batches
+        batches = self.federation.tasks(self.cohort(workload.client), steps).task(0).batches
         data, proximal = self.federation.dataset, getattr(self.experiment.method, "rho", 0.0)
         for batch in batches:
             index = torch.from_numpy(batch)
             loss = nn.functional.cross_entropy(model(data.inputs[index]), data.labels[index])
             for name, parameter in model.named_parameters():
-                loss = loss + proximal / 2 * (parameter - job.start[name]).square().sum()
+                loss = loss + proximal / 2 * (parameter - workload.start[name]).square().sum()
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             with torch.no_grad():
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -136,8 +136,8 @@ def test_the_loop_does_what_the_twin_does(method: dict[str, object], settings: d
     expected = twin.play()
     state, records = play(both)
     assert sum(record.contributors[0] for record in records) == twin.applied > 6
-    assert state.flights is not None
-    assert state.flights.version == twin.moves > 1
+    assert state.active_jobs is not None
+    assert state.active_jobs.version == twin.moves > 1
     initial = twin.federation.initial_weights()
     for name, tensor in expected.items():
         torch.testing.assert_close(state.weights[name], tensor, rtol=1e-5, atol=2e-6)

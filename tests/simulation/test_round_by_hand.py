@@ -122,8 +122,8 @@ class Naive:
         return train_naively(self.model, layers, state.weights, steps, batches, experiment.client, seed)
 
     def steps(self, client: int, round: int) -> list[int]:
-        experiment, job = self.simulation.experiment, self.simulation.job
-        times = experiment.devices.times(job, self.alone(client, round))
+        experiment, workload = self.simulation.experiment, self.simulation.workload
+        times = experiment.devices.times(workload, self.alone(client, round))
         limit = self.deadline()
         if experiment.method.name == "drop" and times.whole[0] > limit:
             return [0] * len(self.simulation.layers)
@@ -135,7 +135,7 @@ class Naive:
         method = self.simulation.experiment.method
         if isinstance(method, FedAvg | OverSelection):
             return np.inf
-        return method.deadline or self.simulation.experiment.devices.typical_seconds(self.simulation.job)
+        return method.deadline or self.simulation.experiment.devices.typical_seconds(self.simulation.workload)
 
     def chances(self, client: int, round: int) -> list[float]:
         experiment, layers = self.simulation.experiment, len(self.simulation.layers)
@@ -153,7 +153,7 @@ class Naive:
 
     def is_straggler(self, client: int, round: int) -> bool:
         """Whoever does not finish on time, of full depth or not."""
-        times = self.simulation.experiment.devices.times(self.simulation.job, self.alone(client, round))
+        times = self.simulation.experiment.devices.times(self.simulation.workload, self.alone(client, round))
         return bool(times.whole[0] > self.deadline())
 
     def alone(self, client: int, round: int) -> Cohort:
@@ -215,7 +215,7 @@ def test_a_clients_part_does_not_depend_on_who_else_is_asked() -> None:
 
     def parts(clients: list[int]) -> dict[int, tuple[Any, ...]]:
         cohort = Cohort(np.array(clients), 8, 3, experiment.seed)
-        times = experiment.devices.times(simulation.job, cohort)
+        times = experiment.devices.times(simulation.workload, cohort)
         steps = times.steps_by(1.0)
         tasks = simulation.federation.tasks(cohort, steps)
         return {
@@ -256,11 +256,13 @@ def test_drawing_for_several_rounds_at_once_changes_nothing(setup: str, asked: i
     federation = simulation.federation
     for turn in (40, 1, 2, federation.rounds_ahead, federation.rounds_ahead + 1):
         drawn, alone = federation.draw_cohort(turn), federation._draw_cohort(turn)
-        assert (drawn.company is None, alone.company is None, drawn.round) == (False, True, turn)
+        assert (drawn.cohort_batch is None, alone.cohort_batch is None, drawn.round) == (False, True, turn)
         assert np.array_equal(drawn.clients, alone.clients)
         steps = np.ones((len(alone.clients), len(simulation.layers)), dtype=np.int64)
         assert np.array_equal(federation.tasks(drawn, steps).batches, federation.tasks(alone, steps).batches)
-        found, expected = (federation.experiment.devices.times(simulation.job, cohort) for cohort in (drawn, alone))
+        found, expected = (
+            federation.experiment.devices.times(simulation.workload, cohort) for cohort in (drawn, alone)
+        )
         assert np.array_equal(found.ready, expected.ready)
         assert np.array_equal(found.whole, expected.whole)
 

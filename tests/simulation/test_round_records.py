@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from simulator_cases import CLASSES, RULES, job, play, same_weights, small_data, small_experiment
+from simulator_cases import CLASSES, RULES, play, same_weights, small_data, small_experiment, workload
 from torch import Tensor, nn
 
 from salf import simulate
 from salf.data import Dataset
 from salf.devices import Cohort, Physical
-from salf.methods import Schedule
+from salf.methods import RoundSchedule
 from salf.records.rounds import RoundRecord, final_accuracy, time_to_accuracy
 from salf.simulation.simulator import Simulation
 from salf.simulation.synchronous import work_kept
@@ -86,11 +86,11 @@ def test_time_to_accuracy_is_that_of_the_first_round_that_reaches_it() -> None:
 
 
 def test_work_kept_by_hand() -> None:
-    costs = job(3).backward  # 2, 3 and 4 operations
+    costs = workload(3).backward  # 2, 3 and 4 operations
 
     def kept(steps: list[list[int]], finished: list[list[int]], accepted: bool = True) -> float | None:
         who = np.array([accepted] + [True] * (len(steps) - 1))
-        return work_kept(Schedule(np.array(steps), np.array(finished), 1.0, 1.0), costs, who)
+        return work_kept(RoundSchedule(np.array(steps), np.array(finished), 1.0, 1.0), costs, who)
 
     assert kept([[0, 1, 1], [1, 1, 2]], [[1, 1, 1], [1, 2, 2]]) == pytest.approx((7 + 13) / (9 + 16))
     assert kept([[0, 0, 0]], [[0, 0, 1]]) == 0.0
@@ -104,9 +104,9 @@ def test_work_kept_of_a_round() -> None:
     layerwise, dropping = (play({**settings, "method.name": name})[1] for name in ("salf", "drop"))
     assert [record.work_kept for record in layerwise] == [1.0, 1.0]
     simulation = Simulation(small_experiment(settings), dataset=small_data())
-    costs = np.array(simulation.job.costs.backward)
+    costs = np.array(simulation.workload.costs.backward)
     for record in dropping:
-        times = simulation.experiment.devices.times(simulation.job, Cohort(np.arange(8), 8, record.round, 5))
+        times = simulation.experiment.devices.times(simulation.workload, Cohort(np.arange(8), 8, record.round, 5))
         done = times.steps_by(1.0) @ costs
         assert record.work_kept == pytest.approx(done[times.whole <= 1.0].sum() / done.sum())
         assert record.work_kept is not None
@@ -127,7 +127,7 @@ def test_virtual_time_adds_up() -> None:
     clock = 0.0
     for record in records:
         cohort = Cohort(np.arange(6), 6, record.round, 5)
-        clock += float(simulation.experiment.devices.times(simulation.job, cohort).whole.max())
+        clock += float(simulation.experiment.devices.times(simulation.workload, cohort).whole.max())
         assert record.time_s == pytest.approx(clock)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors
-from salf.aggregation.server_optimizer import ServerOptimisation
+from salf.aggregation.server_optimizer import ServerOptimizer
 from salf.layers.find import Layer, Layers
 from salf.models import prefixes
 from salf.simulation.submodel_mean import Overlap
@@ -101,13 +101,13 @@ def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
 @pytest.mark.parametrize(
     "server",
     [
-        ServerOptimisation(lr=0.5, momentum=0.9),
-        ServerOptimisation(optimizer="adam", lr=0.5),
-        ServerOptimisation(optimizer="yogi", lr=0.5),
+        ServerOptimizer(lr=0.5, momentum=0.9),
+        ServerOptimizer(optimizer="adam", lr=0.5),
+        ServerOptimizer(optimizer="yogi", lr=0.5),
     ],
     ids=lambda server: str(server.optimizer),
 )
-def test_a_server_optimizer_neither_moves_nor_forgets_what_nobody_held(server: ServerOptimisation) -> None:
+def test_a_server_optimizer_neither_moves_nor_forgets_what_nobody_held(server: ServerOptimizer) -> None:
     before = {"w": torch.tensor([1.0, 2.0, 3.0])}
     some = {"w": torch.tensor([True, True, False])}
     first, memory = server.step(before, {"w": before["w"] + 1}, ["w"], {})

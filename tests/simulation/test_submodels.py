@@ -11,7 +11,7 @@ from simulator_cases import RESIDUAL, play, same_weights, small_data, small_expe
 from torch import Tensor, nn
 
 from salf.data import Dataset
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.errors import InvalidSetting
 from salf.layers.costs import measure_costs
 from salf.layers.find import find_layers
@@ -21,7 +21,7 @@ from salf.records.rounds import RoundRecord
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.simulation.server_state import ServerState
 from salf.simulation.simulator import Simulation
-from salf.simulation.synchronous import Plan, SynchronousRounds
+from salf.simulation.synchronous import RoundPlan, SynchronousRounds
 
 DATA = small_data()
 HETEROFL: dict[str, Any] = {"method.name": "heterofl", "data.partition": "shards", "client.lr": 0.3}
@@ -34,36 +34,36 @@ CNN: dict[str, Any] = {
 }
 
 
-def plan_of(simulation: Simulation, state: ServerState) -> Plan:
+def plan_of(simulation: Simulation, state: ServerState) -> RoundPlan:
     assert isinstance(simulation._rounds, SynchronousRounds)
     return simulation._rounds.plan(state)
 
 
-def times(*whole: float) -> Times:
+def times(*whole: float) -> CompletionTimes:
     """Two layers and two steps of clients whose whole jobs take so long; nothing is sent."""
     share = np.array([[0.4, 0.3], [1.0, 0.8]])
     ready = np.array(whole)[:, None, None] * share
-    return Times(ready, ready, np.array(whole))
+    return CompletionTimes(ready, ready, np.array(whole))
 
 
 def test_each_client_is_given_the_widest_model_in_time() -> None:
     narrow_first = [times(1.0, 2.0, 9.0, 6.0), times(2.0, 5.0, 30.0, 9.0), times(4.0, 10.0, 90.0, 12.0)]
     schedule = HeteroFL(deadline=5.0).schedule(narrow_first, usual_seconds=99.0)
-    assert schedule.jobs is not None
-    assert schedule.jobs.tolist() == [2, 1, 0, 0]
+    assert schedule.workloads is not None
+    assert schedule.workloads.tolist() == [2, 1, 0, 0]
     assert schedule.steps.tolist() == [[2, 2], [2, 2], [0, 0], [0, 0]]
     assert schedule.finished.tolist() == [[2, 2], [2, 2], [1, 1], [1, 2]]
     assert (schedule.seconds, schedule.deadline_seconds) == (5.0, 5.0)
-    first_two = [Times(own.ready[:2], own.conveyed[:2], own.whole[:2]) for own in narrow_first]
+    first_two = [CompletionTimes(own.ready[:2], own.conveyed[:2], own.whole[:2]) for own in narrow_first]
     early = HeteroFL().schedule(first_two, usual_seconds=50.0)
-    assert early.jobs is not None
-    assert (early.jobs.tolist(), early.seconds, early.deadline_seconds) == ([2, 2], 10.0, 50.0)
+    assert early.workloads is not None
+    assert (early.workloads.tolist(), early.seconds, early.deadline_seconds) == ([2, 2], 10.0, 50.0)
 
 
 def test_a_wider_model_that_happens_to_be_faster_is_given() -> None:
     schedule = HeteroFL(deadline=5.0).schedule([times(6.0), times(4.0)], usual_seconds=1.0)
-    assert schedule.jobs is not None
-    assert (schedule.jobs.tolist(), schedule.steps.tolist()) == ([1], [[2, 2]])
+    assert schedule.workloads is not None
+    assert (schedule.workloads.tolist(), schedule.steps.tolist()) == ([1], [[2, 2]])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,11 @@ def test_a_round_of_several_widths_and_classes_by_hand(*, scaler: bool) -> None:
     naive, state, seen = Naive(simulation, experiment.method), simulation.initial_state(), set()
     for _ in range(4):
         plan = plan_of(simulation, state)
-        assert plan.schedule.jobs is not None
+        assert plan.schedule.workloads is not None
         conveyed = plan.schedule.steps.any(axis=1)
-        given = {client: (0.2, 0.5, 1.0)[plan.schedule.jobs[client]] for client in np.flatnonzero(conveyed).tolist()}
+        given = {
+            client: (0.2, 0.5, 1.0)[plan.schedule.workloads[client]] for client in np.flatnonzero(conveyed).tolist()
+        }
         expected = naive.round(state, given)
         state, record = simulation.play(state)
         for name, value in expected.items():
@@ -152,19 +154,19 @@ def test_records_count_what_narrower_models_cost() -> None:
     state = simulation.initial_state()
     schedule = plan_of(simulation, state).schedule
     _, record = simulation.play(state)
-    assert schedule.jobs is not None
+    assert schedule.workloads is not None
     conveyed = schedule.steps.any(axis=1)
     sizes = []
     for width in (0.5, 1.0):
         model = narrow(simulation.federation.model, width)
         sizes.append(sum(parameter.nbytes for parameter in model.parameters()))
-    down = np.array(sizes)[schedule.jobs]
-    assert {*schedule.jobs.tolist()} == {0, 1}
+    down = np.array(sizes)[schedule.workloads]
+    assert {*schedule.workloads.tolist()} == {0, 1}
     assert not conveyed.all()
     assert (record.bytes_down, record.bytes_up) == (down.sum(), down[conveyed].sum())
     model = narrow(simulation.federation.model, 0.5)
     costs = measure_costs(model, DATA.inputs[:2], find_layers(model, DATA.inputs[:2]))
-    backward = np.array([costs.backward, simulation.job.costs.backward])[schedule.jobs]
+    backward = np.array([costs.backward, simulation.workload.costs.backward])[schedule.workloads]
     kept = (backward[conveyed].sum()) / (backward * schedule.finished).sum()
     assert record.work_kept == pytest.approx(kept)
 

@@ -18,10 +18,10 @@ from salf.aggregation.rules import InverseProbability as InverseProbability
 from salf.aggregation.rules import Memory as Memory
 from salf.aggregation.rules import Rule as Rule
 from salf.aggregation.server_optimizer import OptimizerState as OptimizerState
-from salf.aggregation.server_optimizer import ServerOptimisation as ServerOptimisation
-from salf.aggregation.staleness import Arrival as Arrival
+from salf.aggregation.server_optimizer import ServerOptimizer as ServerOptimizer
 from salf.aggregation.staleness import Buffer as Buffer
+from salf.aggregation.staleness import ClientResult as ClientResult
 from salf.aggregation.staleness import ServerModel as ServerModel
 from salf.aggregation.staleness import Weights as Weights
 from salf.aggregation.staleness import mix as mix
-from salf.aggregation.sums import LayerTotal as LayerTotal
+from salf.aggregation.sums import PartialSum as PartialSum

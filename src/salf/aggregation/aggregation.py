@@ -15,7 +15,7 @@ from torch import Tensor
 
 from salf.aggregation.client_memory import ClientMemory, Recollection, Remembered
 from salf.aggregation.rules import InverseProbability, Memory, Rule, Share
-from salf.aggregation.sums import LayerSum, LayerTotal, mean_of
+from salf.aggregation.sums import LayerSum, PartialSum, mean_of
 from salf.errors import InvalidSetting, check_type
 from salf.layers import Layer, Layers
 from salf.theory import DepthDistribution, empty_probability, reach_probability
@@ -147,7 +147,7 @@ class Aggregation:
         self._weight_received += weight
 
     @property
-    def of_each(self) -> bool:
+    def needs_individual_updates(self) -> bool:
         """Whether the rule needs each client's own update, not their sum."""
         return self._memory is not None
 
@@ -161,7 +161,7 @@ class Aggregation:
         examples = np.asarray(num_examples, dtype=np.float64)
         return examples if self._rule.weight_by_examples else np.ones_like(examples)
 
-    def boosts(self, steps: npt.ArrayLike) -> Floats | None:
+    def importance_weights(self, steps: npt.ArrayLike) -> Floats | None:
         """Return by how much more than its weight each client's Δ of each layer counts, shape (clients, layers).
 
         `steps`, of that shape, counts the optimizer steps of each layer; what is returned for a layer without any is 0.
@@ -172,13 +172,13 @@ class Aggregation:
             raise InvalidSetting("the rule 'memory' needs each client's own update, not their sum")
         if not isinstance(self._rule, InverseProbability):
             return None
-        boosts = np.zeros(np.shape(steps))
+        importance_weights = np.zeros(np.shape(steps))
         conveyed = np.asarray(steps) > 0
         for row, layer in np.argwhere(conveyed).tolist():
-            boosts[row, layer] = 1 / self._chance(row, layer)
-        return None if (boosts[conveyed] == 1).all() else boosts
+            importance_weights[row, layer] = 1 / self._chance(row, layer)
+        return None if (importance_weights[conveyed] == 1).all() else importance_weights
 
-    def add_totals(self, clients: int, weight: float, totals: Iterable[LayerTotal | None]) -> None:
+    def add_totals(self, clients: int, weight: float, totals: Iterable[PartialSum | None]) -> None:
         """Add all clients of a round at once, given the sums of what they conveyed, layer by layer.
 
         `clients` and `weight`, the sum of their weights, include those that convey nothing. A layer without

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregated, Aggregation, Reach
 from salf.aggregation.rules import Contributors, Corrected, Everyone, Rule
-from salf.aggregation.sums import LayerTotal
+from salf.aggregation.sums import PartialSum
 from salf.errors import InvalidSetting
 from salf.layers import Layers
 from salf.update import Update, check_update
@@ -130,7 +130,7 @@ class RobustAggregation:
             self._running.add_totals(len(self._updates), float(len(self._updates)), self._totals())
         return self._running.finish(num_clients)
 
-    def _totals(self) -> Iterator[LayerTotal | None]:
+    def _totals(self) -> Iterator[PartialSum | None]:
         """Yield, for each layer, the sum that has the centre as its mean."""
         for layer in self._layers:
             conveyed = [update for update in self._updates if update.conveys(layer)]
@@ -142,7 +142,7 @@ class RobustAggregation:
             buffers = {name: self._total([each[name] for each in carried]) for name in layer.buffers if carried}
             count = len(conveyed)
             steps = float(sum(update.steps_of(layer.name) for update in conveyed))
-            yield LayerTotal(count, float(count), steps, deltas, buffers if len(carried) == count else {})
+            yield PartialSum(count, float(count), steps, deltas, buffers if len(carried) == count else {})
 
     def _total(self, tensors: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack([*tensors])

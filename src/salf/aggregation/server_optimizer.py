@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class ServerOptimisation:
+class ServerOptimizer:
     """How the server moves the global model along Δ_t, the change that a synchronous method's rule gives.
 
     `"sgd"`: m_t = `momentum` · m_{t−1} + Δ_t, and the model moves by `lr` · m_t; the defaults are plain averaging.
@@ -62,7 +62,7 @@ class ServerOptimisation:
         `aliases` maps further names of a tied parameter to the one in `moved`. `held` says, by parameter, which of its
         elements somebody conveyed, where not all: the others neither move nor forget.
 
-        >>> server = ServerOptimisation(lr=0.5, momentum=0.9)
+        >>> server = ServerOptimizer(lr=0.5, momentum=0.9)
         >>> new, memory = server.step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, ["w"], {})
         >>> new, _ = server.step(new, {"w": new["w"] + 1.0}, ["w"], memory)
         >>> round(new["w"].item(), 4)  # 0.5 · 1 + 0.5 · (0.9 + 1)

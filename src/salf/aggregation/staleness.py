@@ -16,7 +16,7 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Arrival:
+class ClientResult:
     """A client's model as it reaches the server: `model` is what training has made of `start`.
 
     `staleness` counts how often the server's model has moved since the client was given `start`.
@@ -39,7 +39,7 @@ class Buffer:
     count: int = 0
 
     @torch.no_grad()
-    def add(self, arrival: Arrival, scale: float, statistics: Collection[str]) -> "Buffer":
+    def add(self, arrival: ClientResult, scale: float, statistics: Collection[str]) -> "Buffer":
         """Return the buffer with one arrival more, scaled by `scale`. `statistics` names floating-point buffers."""
         sums = {}
         for name, new in arrival.model.items():
@@ -57,7 +57,7 @@ class Buffer:
 
         The statistics become the mean of the arrivals', weighted by the scales: `lr` never extrapolates them.
 
-        >>> arrivals = [Arrival({"w": torch.zeros(1)}, {"w": torch.tensor([value])}, 0) for value in (1.0, 3.0)]
+        >>> arrivals = [ClientResult({"w": torch.zeros(1)}, {"w": torch.tensor([value])}, 0) for value in (1.0, 3.0)]
         >>> buffer = Buffer().add(arrivals[0], 1.0, ()).add(arrivals[1], 0.5, ())
         >>> buffer.move({"w": torch.tensor([10.0])}, 1.0, ())["w"].item()  # 10 + (1 · 1 + 0.5 · 3) / 2
         11.25

@@ -11,12 +11,12 @@ _SINGLE_BYTES = torch.float32.itemsize
 
 
 @dataclass(slots=True)  # not frozen: that takes several times as long to make
-class LayerTotal:
+class PartialSum:
     """What the contributors of one layer conveyed, summed by whoever computed it.
 
     With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
     `weighted_steps` Σ a_u τ_u. `deltas`, times `scale`, are Σ s_u Δ_u, where s_u is a_u, times what
-    `Aggregation.boosts` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u,
+    `Aggregation.importance_weights` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u,
     and the maximum of whole numbers.
     """
 
@@ -49,7 +49,7 @@ class LayerSum:
         for name, delta in deltas.items():
             _accumulate(sums, name, delta, scale)
 
-    def add_total(self, total: LayerTotal) -> None:
+    def add_total(self, total: PartialSum) -> None:
         """Add what several clients conveyed; the total is used up."""
         self.contributors += total.contributors
         self.weight += total.weight

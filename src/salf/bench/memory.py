@@ -10,7 +10,7 @@ import torch
 
 from salf.bench.case import Case, Figure
 from salf.data import Dataset
-from salf.devices import UniformDepth
+from salf.devices import UniformDepthDevices
 from salf.engines import CPU
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Cnn, Mlp, Model
@@ -57,7 +57,7 @@ def _play(clients: int, asked: int, model: Model, side: int, examples: int, devi
         data=DataSettings(name="tensors", clients=clients),
         model=model,
         client=ClientSettings(batch_size=_BATCH, cohort=asked),
-        devices=UniformDepth(),
+        devices=UniformDepthDevices(),
         evaluate=EvaluateSettings(every=_ROUNDS),
     )
     simulation = Simulation(experiment, dataset=dataset)

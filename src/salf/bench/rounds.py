@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salf.aggregation import Aggregation, Contributors
 from salf.bench.case import Case, Figure, compare, timed
 from salf.data import Dataset
-from salf.devices import UniformDepth
+from salf.devices import UniformDepthDevices
 from salf.engines import CPU, EngineName, Tasks
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.methods import Salf
@@ -121,7 +121,7 @@ class RoundBench:
             data=DataSettings(name="tensors", clients=subject.clients),
             model=subject.model,
             client=ClientSettings(batch_size=_BATCH),
-            devices=UniformDepth(),
+            devices=UniformDepthDevices(),
             method=method or Salf(),
             evaluate=EvaluateSettings(every=_NEVER),
         )
@@ -141,12 +141,12 @@ class RoundBench:
     def train(self) -> None:
         """Compute what the clients of the first round convey, and nothing else."""
         with self.simulation.federation.suitable_threads():
-            self.contribute()
+            self.train_cohort()
 
-    def contribute(self) -> None:
+    def train_cohort(self) -> None:
         """Do as `train` does, on as many threads as torch has."""
         running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
-        self.simulation.federation.engine.contribute(self.state.weights, self.tasks, running)
+        self.simulation.federation.engine.train_cohort(self.state.weights, self.tasks, running)
 
     def centralised(self) -> None:
         """Fetch the examples of all clients of a round from the data set, and compute one gradient from them."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from salf.cli.console import AsJson, Named, Settings, counted, given_path, parse_settings, print_json, show, tell
 from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
 from salf.cli.plan_tables import advice, as_object, tables
-from salf.devices import Job
+from salf.devices import Workload
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment, did_you_mean
 from salf.layers import find_layers, measure_costs
@@ -23,7 +23,7 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="MODULE:CALLABLE", help="A model of your own in place of the experiment's."),
 ]
-Times = Annotated[
+CompletionTimes = Annotated[
     Path | None,
     typer.Option(
         parser=given_path,
@@ -58,7 +58,7 @@ def plan(
     example_shape: Shape = None,
     integers: Integers = False,
     group: Group = "",
-    times: Times = None,
+    times: CompletionTimes = None,
     budget: Budget = None,
     deadlines: Deadlines = "",
     constants: ConstantsGiven = None,
@@ -80,11 +80,11 @@ def plan(
     chosen = Experiment.load(experiment, **overrides)
     network, example = _model(chosen, overrides, model, example_shape, integers=integers)
     layers = find_layers(network, example, groups_of(group))
-    job = Job(measure_costs(network, example, layers), chosen.client.local_steps)
+    job = Workload(measure_costs(network, example, layers), chosen.client.local_steps)
     measured = None if times is None else read_times(times, layers.names, job)
     fleet = _fleet(chosen, overrides, job, measured)
     own = getattr(chosen.method, "deadline", None)
-    own = own if isinstance(own, float) and times is None else fleet.devices.typical_seconds(fleet.job)
+    own = own if isinstance(own, float) and times is None else fleet.devices.typical_seconds(fleet.workload)
     made = make_plan(fleet, _task(fleet, known, budget, steps, chosen.rounds, own), own, wanted)
     name = f"{model or chosen.name} on {times or chosen.devices.kind}"
     if out is not None:
@@ -120,7 +120,9 @@ def _model(
     return build(Factory(call=named), (), 2, seed=0), example_of(shape, integers=integers)
 
 
-def _fleet(experiment: Experiment, overrides: dict[str, object], job: Job, measured: MeasuredTimes | None) -> Fleet:
+def _fleet(
+    experiment: Experiment, overrides: dict[str, object], job: Workload, measured: MeasuredTimes | None
+) -> Fleet:
     """Return who takes part: the experiment's clients on its devices, or those that were measured."""
     asked, population = experiment.client.cohort, experiment.data.clients
     if measured is None:

@@ -8,14 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from salf.cli.console import counted, finite, percent, seconds
-from salf.planning import Fleet, Outlook, Plan
+from salf.planning import DeadlinePlan, Fleet, Outlook
 from salf.values import Floats
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12
 _UNEQUAL = 0.25  # imbalance from which on people are warned: a fifth of the clients have no part, the others equal ones
 
 
-def tables(name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: Plan) -> tuple[Table, Table]:
+def tables(
+    name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
+) -> tuple[Table, Table]:
     """Draw up two tables with a row for each of a dozen deadlines, the best and the experiment's own among them.
 
     The first says what of the clients' work arrives, the second what it is worth and what it costs.
@@ -49,7 +51,7 @@ def _arriving(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> Tab
     return result
 
 
-def _worth(title: str, rows: Sequence[Outlook], plan: Plan, own_deadline: float) -> Table:
+def _worth(title: str, rows: Sequence[Outlook], plan: DeadlinePlan, own_deadline: float) -> Table:
     result = Table(
         title=Text(title),
         caption="variance: factor of the clients' differences; imbalance: how unequally clients take part (each in the "
@@ -73,7 +75,7 @@ def _worth(title: str, rows: Sequence[Outlook], plan: Plan, own_deadline: float)
     return result
 
 
-def advice(layers: Sequence[str], plan: Plan) -> Iterator[str]:
+def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
     """Yield what to do, and what to beware of, a line each."""
     best, adaptive = plan.best, plan.adaptive
     yield (
@@ -97,7 +99,9 @@ def advice(layers: Sequence[str], plan: Plan) -> Iterator[str]:
         )
 
 
-def as_object(name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: Plan) -> dict[str, object]:
+def as_object(
+    name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
+) -> dict[str, object]:
     """Return the plan as what JSON can hold; what is infinite or unknown is None."""
     task = plan.task
     return {
@@ -139,7 +143,7 @@ def _as_object(outlook: Outlook) -> dict[str, object]:
     }
 
 
-def _rows(plan: Plan, own_deadline: float) -> list[Outlook]:
+def _rows(plan: DeadlinePlan, own_deadline: float) -> list[Outlook]:
     """Choose a dozen outlooks, evenly from all of them."""
     some = _some(len(plan.outlooks), _MOST_ROWS)
     return [

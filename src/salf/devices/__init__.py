@@ -10,13 +10,13 @@ from typing import Annotated
 from pydantic import Field
 
 from salf.devices.cohort import Cohort as Cohort
-from salf.devices.cohort import Company as Company
+from salf.devices.cohort import CohortBatch as CohortBatch
 from salf.devices.depths import ExponentialLayers as ExponentialLayers
-from salf.devices.depths import UniformDepth as UniformDepth
+from salf.devices.depths import UniformDepthDevices as UniformDepthDevices
 from salf.devices.graded import GradedSpeeds as GradedSpeeds
-from salf.devices.job import Job as Job
-from salf.devices.job import Times as Times
 from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical
+from salf.devices.workload import CompletionTimes as CompletionTimes
+from salf.devices.workload import Workload as Workload
 
-AnyDevices = Annotated[UniformDepth | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]
+AnyDevices = Annotated[UniformDepthDevices | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]

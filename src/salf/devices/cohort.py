@@ -19,7 +19,7 @@ _NO_ROUND = -1
 class Cohort:
     """The clients of one round: their numbers, out of `population`, and the address of their random draws.
 
-    `effort`, of shape (clients,), is the share of its batch that each computes on; None: all of it. `company` are the
+    `batch_fraction`, of shape (clients,), is the share of its batch that each computes on; None: all of it. `cohort_batch` are the
     cohorts together with which is drawn for this one, which changes nothing but the time that it takes.
     """
 
@@ -27,13 +27,13 @@ class Cohort:
     population: int
     round: int
     seed: int
-    effort: Floats | None = None
-    company: "Company | None" = None
+    batch_fraction: Floats | None = None
+    cohort_batch: "CohortBatch | None" = None
 
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
         """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
-        if self.company is not None:
-            return self.company.uniforms(purpose, count, lasting=lasting)[self.company.places(self.round)]
+        if self.cohort_batch is not None:
+            return self.cohort_batch.uniforms(purpose, count, lasting=lasting)[self.cohort_batch.places(self.round)]
         return seeds.uniforms(self.seed, purpose, 0 if lasting else self.round, self.clients, count)
 
     def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
@@ -42,12 +42,12 @@ class Cohort:
 
     def computing(self, times: Floats) -> Floats:
         """Shorten times of computing on whole batches, whose first axis is that of the clients, to the share given."""
-        if self.effort is None:
+        if self.batch_fraction is None:
             return times
-        return np.asarray(times * self.effort.reshape(-1, *[1] * (times.ndim - 1)), dtype=np.float64)
+        return np.asarray(times * self.batch_fraction.reshape(-1, *[1] * (times.ndim - 1)), dtype=np.float64)
 
 
-class Company:
+class CohortBatch:
     """Cohorts of several rounds, for all of which is drawn at once: a small draw takes hardly less time than a large.
 
     `cohorts` are the given ones, with this as their company; `clients` are those of one after the other, and `everyone`
@@ -55,9 +55,9 @@ class Company:
     """
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
-        self.cohorts = [replace(cohort, company=self) for cohort in cohorts]
+        self.cohorts = [replace(cohort, cohort_batch=self) for cohort in cohorts]
         self.clients = np.concatenate([cohort.clients for cohort in cohorts])
-        self.everyone = replace(cohorts[0], clients=self.clients, round=_NO_ROUND, company=self)
+        self.everyone = replace(cohorts[0], clients=self.clients, round=_NO_ROUND, cohort_batch=self)
         sizes = [len(cohort.clients) for cohort in cohorts]
         ends = np.cumsum(sizes).tolist()
         self._places = {

@@ -9,13 +9,13 @@ from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
 from salf.devices.cohort import Cohort, straggling
-from salf.devices.job import Job, Times
 from salf.devices.model import Devices
+from salf.devices.workload import CompletionTimes, Workload
 from salf.values import STRICT, Floats, Fraction, Positive
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class UniformDepth(Devices):
+class UniformDepthDevices(Devices):
     """The depth model of the paper's experiments: some clients are stragglers, of a depth drawn uniformly.
 
     The paper has no clock. It is put on one like this: whoever is not a straggler takes exactly `seconds` for the
@@ -37,28 +37,28 @@ class UniformDepth(Devices):
     stragglers_miss: bool = True
     seconds: Positive = 1.0
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw when the clients of a round finish what; see the class."""
-        layers = job.costs.num_layers
+        layers = workload.costs.num_layers
         straggling = self._straggling(cohort)
-        ready = self._ready(job, self._depths(layers, cohort, straggling))
+        ready = self._ready(workload, self._depths(layers, cohort, straggling))
         late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
-        late *= job.shares.sum() / layers
+        late *= workload.shares.sum() / layers
         ready, late = cohort.computing(ready), cohort.computing(late)
-        return Times(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
+        return CompletionTimes(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
 
-    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
         """Return `seconds`."""
         return self.seconds
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: 0 or 1 for a client whose depth is always the same."""
-        layers = job.costs.num_layers
+        layers = workload.costs.num_layers
         if self.drawn == "persistent":
-            ready = self._ready(job, self._depths(layers, cohort, self._straggling(cohort)))[:, 0]
+            ready = self._ready(workload, self._depths(layers, cohort, self._straggling(cohort)))[:, 0]
             return np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
         depths = np.arange(min(self.lowest_depth, layers), layers + 1)
-        ready = np.broadcast_to(self._ready(job, depths)[:, 0], (len(cohort.clients), len(depths), layers))
+        ready = np.broadcast_to(self._ready(workload, depths)[:, 0], (len(cohort.clients), len(depths), layers))
         possible = np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
         slow: Floats = possible.mean(axis=1)
         fast: Floats = possible[:, -1]  # whoever is no straggler gets L layers deep
@@ -66,10 +66,10 @@ class UniformDepth(Devices):
             return np.asarray((1 - self.stragglers) * fast + self.stragglers * slow, dtype=np.float64)
         return np.where(self._straggling(cohort)[:, None], slow, fast)
 
-    def _ready(self, job: Job, depths: npt.NDArray[np.int64]) -> Floats:
+    def _ready(self, workload: Workload, depths: npt.NDArray[np.int64]) -> Floats:
         """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
-        steps = job.local_steps
-        done = job.shares[::-1].cumsum()[::-1]
+        steps = workload.local_steps
+        done = workload.shares[::-1].cumsum()[::-1]
         place = np.arange(steps)[:, None] * done[0] + done
         with np.errstate(divide="ignore"):
             return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
@@ -93,22 +93,25 @@ class ExponentialLayers(Devices):
     kind: Literal["exponential"] = "exponential"
     mean_layer_seconds: Positive = 1.0
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw when the clients of a round finish what; see the class."""
-        layers, steps = job.costs.num_layers, job.local_steps
+        layers, steps = workload.costs.num_layers, workload.local_steps
         draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
-        draws *= np.tile(job.shares[::-1], steps)
+        draws *= np.tile(workload.shares[::-1], steps)
         ready = cohort.computing(draws.cumsum(axis=1).reshape(-1, steps, layers)[:, :, ::-1])
-        return Times(ready, ready, ready[:, -1, 0])
+        return CompletionTimes(ready, ready, ready[:, -1, 0])
 
-    def typical_seconds(self, job: Job) -> float:
+    def typical_seconds(self, workload: Workload) -> float:
         """Return the mean time of the whole job."""
-        return self.mean_layer_seconds * job.costs.num_layers * job.local_steps
+        return self.mean_layer_seconds * workload.costs.num_layers * workload.local_steps
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: the d-th completion is Erlang-distributed."""
-        efforts = np.ones(len(cohort.clients)) if cohort.effort is None else cohort.effort
+        efforts = np.ones(len(cohort.clients)) if cohort.batch_fraction is None else cohort.batch_fraction
         different, own = np.unique(efforts, return_inverse=True)
-        depths = [theory.ExponentialDepth(self.mean_layer_seconds * effort, deadline_seconds) for effort in different]
-        layers = job.costs.num_layers
+        depths = [
+            theory.ExponentialDepth(self.mean_layer_seconds * batch_fraction, deadline_seconds)
+            for batch_fraction in different
+        ]
+        layers = workload.costs.num_layers
         return np.array([theory.reach_probability(depth=depth, num_layers=layers) for depth in depths])[own]

@@ -6,8 +6,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
-from salf.devices.job import Job, Times
 from salf.devices.model import Devices
+from salf.devices.workload import CompletionTimes, Workload
 from salf.values import STRICT, Floats, Positive
 
 
@@ -25,21 +25,21 @@ class GradedSpeeds(Devices):
     kind: Literal["graded"] = "graded"
     seconds: Positive = 1.0
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Say when the clients of a round finish what; see the class."""
         fastest = max(cohort.population - 1, 1)
         speed = (cohort.clients if cohort.population > 1 else cohort.clients + 1) / fastest
-        done = job.shares[::-1].cumsum()[::-1]
-        place = np.arange(job.local_steps)[:, None] * done[0] + done - job.shares / 2
-        whole = job.local_steps * job.costs.num_layers
+        done = workload.shares[::-1].cumsum()[::-1]
+        place = np.arange(workload.local_steps)[:, None] * done[0] + done - workload.shares / 2
+        whole = workload.local_steps * workload.costs.num_layers
         with np.errstate(divide="ignore"):
             ready = cohort.computing(self.seconds * place / (whole * speed[:, None, None]))
-        return Times(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
+        return CompletionTimes(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
 
-    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
         """Return `seconds`."""
         return self.seconds
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: 0 or 1, as nothing is left to chance."""
-        return np.asarray(self.times(job, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)
+        return np.asarray(self.times(workload, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
-from salf.devices.job import Job, Times
+from salf.devices.workload import CompletionTimes, Workload
 from salf.values import STRICT, Floats
 
 
@@ -14,14 +14,14 @@ class Devices(ABC):
     """A model of how long the devices of a federation take."""
 
     @abstractmethod
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw when the clients of a round finish what: each for itself, since those of several rounds may be asked."""
 
     @abstractmethod
-    def typical_seconds(self, job: Job) -> float:
+    def typical_seconds(self, workload: Workload) -> float:
         """Return how long an ordinary device takes for the whole job: the deadline where none is given."""
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:  # noqa: ARG002
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:  # noqa: ARG002
         """Return the true chance of each client to reach each layer, shape (clients, layers).
 
         None where it has no closed form and must be observed.

@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
 from salf.devices.cohort import Cohort, straggling
-from salf.devices.job import Job, Times
 from salf.devices.model import Devices
+from salf.devices.workload import CompletionTimes, Workload
 from salf.values import STRICT, Floats, Fraction, Positive
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
@@ -50,26 +50,28 @@ class Physical(Devices):
     on_seconds: Positive = 138.0
     off_seconds: Positive = 476.0
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw when the clients of a round finish what; see the class."""
         own_sigma = self._jitter_sigma
         slow = self._slowness(cohort) * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
         link = self._links(cohort)
-        received = self._download_bytes(job) / link[:, None, None]
-        ready = received + cohort.computing(slow[:, None, None] * self._computing(job))
-        forwarded = received + cohort.computing(slow[:, None, None] * self._forward(job))
-        conveyed = ready + _conveyed_bytes(job) / link[:, None, None]
+        received = self._download_bytes(workload) / link[:, None, None]
+        ready = received + cohort.computing(slow[:, None, None] * self._computing(workload))
+        forwarded = received + cohort.computing(slow[:, None, None] * self._forward(workload))
+        conveyed = ready + _conveyed_bytes(workload) / link[:, None, None]
         if self.availability == "on-off":
             ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
             received, forwarded = self._on_the_wall(received, cohort), self._on_the_wall(forwarded, cohort)
-        return Times(ready, conveyed, conveyed[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0])
+        return CompletionTimes(
+            ready, conveyed, conveyed[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0]
+        )
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: log-normal times, of a client's own rounds or of one among all. None for "on-off"."""
         if self.availability == "on-off":
             return None
-        computing = self._computing(job)[0] * math.exp(-(self._jitter_sigma**2) / 2)
-        transfer = (self._download_bytes(job) + _conveyed_bytes(job)[0]) / self._bytes_per_second
+        computing = self._computing(workload)[0] * math.exp(-(self._jitter_sigma**2) / 2)
+        transfer = (self._download_bytes(workload) + _conveyed_bytes(workload)[0]) / self._bytes_per_second
         if self.drawn == "once":
             return theory.log_normal_reach(
                 computing_seconds=cohort.computing(self._slowness(cohort)[:, None] * computing),
@@ -90,10 +92,10 @@ class Physical(Devices):
         )
         return np.asarray((1 - self.stragglers) * usual + self.stragglers * slowed, dtype=np.float64)
 
-    def typical_seconds(self, job: Job) -> float:
+    def typical_seconds(self, workload: Workload) -> float:
         """Return the time of the whole job on the median device over the median link, switched on."""
-        transfer = (self._download_bytes(job) + sum(job.costs.layer_bytes)) / self._bytes_per_second
-        return transfer + float(self._computing(job).max())
+        transfer = (self._download_bytes(workload) + sum(workload.costs.layer_bytes)) / self._bytes_per_second
+        return transfer + float(self._computing(workload).max())
 
     def _slowness(self, cohort: Cohort) -> Floats:
         """Return by which factor each client computes slower than the median one, but for its jitter."""
@@ -120,24 +122,26 @@ class Physical(Devices):
     def _bytes_per_second(self) -> float:
         return self.bandwidth_bits_per_second / 8
 
-    def _download_bytes(self, job: Job) -> int:
-        return sum(job.costs.layer_bytes)
+    def _download_bytes(self, workload: Workload) -> int:
+        return sum(workload.costs.layer_bytes)
 
-    def _computing(self, job: Job) -> Floats:
+    def _computing(self, workload: Workload) -> Floats:
         """Return when the median device completes each layer of each step, shape (local steps, layers)."""
-        return self._in_steps(job, job.costs.forward + job.backward[::-1].cumsum()[::-1])
+        return self._in_steps(workload, workload.costs.forward + workload.backward[::-1].cumsum()[::-1])
 
-    def _forward(self, job: Job) -> Floats:
+    def _forward(self, workload: Workload) -> Floats:
         """Return when the median device completes the forward pass of each step, shape (local steps, 1)."""
-        return self._in_steps(job, np.array([job.costs.forward]))
+        return self._in_steps(workload, np.array([workload.costs.forward]))
 
-    def _in_steps(self, job: Job, done: Floats) -> Floats:
+    def _in_steps(self, workload: Workload, done: Floats) -> Floats:
         """Return when the median device has done that many operations of each step, shape (local steps, operations)."""
-        whole = job.whole or job.costs
+        whole = workload.whole or workload.costs
         all_layers = np.asarray(whole.backward)[::-1].cumsum()[-1]
-        step = (job.costs.forward + job.backward[::-1].cumsum()[-1]) / (whole.forward + all_layers)
+        step = (workload.costs.forward + workload.backward[::-1].cumsum()[-1]) / (whole.forward + all_layers)
         share = done / (whole.forward + all_layers)
-        return np.asarray(self.step_seconds * (np.arange(job.local_steps)[:, None] * step + share), dtype=np.float64)
+        return np.asarray(
+            self.step_seconds * (np.arange(workload.local_steps)[:, None] * step + share), dtype=np.float64
+        )
 
     def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
         """Stretch times of being busy by the times for which the device is off."""
@@ -153,9 +157,9 @@ class Physical(Devices):
         return stretched
 
 
-def _conveyed_bytes(job: Job) -> Floats:
+def _conveyed_bytes(workload: Workload) -> Floats:
     """Return what is sent by a client that stops at each layer of each step, shape (local steps, layers)."""
-    sizes = job.upload_bytes
-    conveyed = np.full((job.local_steps, len(sizes)), sizes.sum())
+    sizes = workload.upload_bytes
+    conveyed = np.full((workload.local_steps, len(sizes)), sizes.sum())
     conveyed[0] = sizes[::-1].cumsum()[::-1]
     return conveyed

@@ -61,14 +61,14 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def draws_apart(device: torch.device, seed: int | None = None) -> Iterator[None]:
+def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
     """Let torch draw without a trace: after the context its generators, the CPU's and the device's, are as before.
 
     With a `seed` both begin anew from it.
 
-    >>> with draws_apart(CPU, seed=1):
+    >>> with fork_rng(CPU, seed=1):
     ...     first = torch.rand(1)
-    >>> with draws_apart(CPU, seed=1):
+    >>> with fork_rng(CPU, seed=1):
     ...     bool(first == torch.rand(1))
     True
     """

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from salf import seeds
 from salf.aggregation import Aggregation, Contributors, InverseProbability, Memory, Rule
-from salf.engines.accelerator import draws_apart
+from salf.engines.accelerator import fork_rng
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.tasks import Engine, Optimisation, Tasks, train_round
+from salf.engines.tasks import Engine, OptimizerSettings, Tasks, train_round
 from salf.errors import InvalidSetting, UnsuitableModel
 from salf.layers import Layers
 from salf.values import LayerCosts
@@ -42,7 +42,7 @@ class Training:
     costs: LayerCosts
     inputs: Tensor
     labels: Tensor
-    optimisation: Optimisation
+    optimisation: OptimizerSettings
     batch_size: int
     local_steps: int
 
@@ -160,7 +160,7 @@ def _play(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[
     """Return the global weights after one round, by a rule that needs what the given one does."""
     weights = {name: value.detach() for name, value in training.model.state_dict().items()}
     alike = Memory() if isinstance(rule, Memory) else Contributors()
-    with draws_apart(training.inputs.device):
+    with fork_rng(training.inputs.device):
         result, _ = train_round(engine, weights, tasks, lambda: Aggregation(weights, training.layers, alike))
     return result.state
 

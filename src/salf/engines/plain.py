@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from salf.aggregation import Aggregation
 from salf.client import truncated_gradients
-from salf.engines.accelerator import draws_apart
-from salf.engines.tasks import ClientTask, Optimisation, Tasks
+from salf.engines.accelerator import fork_rng
+from salf.engines.tasks import ClientTask, OptimizerSettings, Tasks
 from salf.errors import InvalidUpdate
 from salf.layers import Layer, Layers
 from salf.update import Update
@@ -41,7 +41,7 @@ class PlainEngine:
         layers: Layers,
         inputs: Tensor,
         labels: Tensor,
-        optimisation: Optimisation,
+        optimisation: OptimizerSettings,
         loss_of: Callable[[int], Loss] = cross_entropy_of,
     ) -> None:
         self._model = copy.deepcopy(model).train()
@@ -51,7 +51,7 @@ class PlainEngine:
         self._trained = [self._parameters[name] for layer in layers for name in layer.parameters]
         self._optimizer = optimisation.build(self._trained)
 
-    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what each client conveys; return whose updates were accepted, shape (clients,)."""
         accepted = np.ones(len(tasks.clients), dtype=np.bool_)
         order = np.argsort(tasks.clients, kind="stable").tolist()  # whatever the order in which they are named
@@ -71,7 +71,7 @@ class PlainEngine:
         if not task.steps.any():
             return Update({}, {}, task.num_examples)
         self._load(weights)
-        with draws_apart(self._inputs.device, task.seed):
+        with fork_rng(self._inputs.device, task.seed):
             for step in range(int(task.steps.max())):
                 self._take_step(task, step, weights)
         conveyed = [layer for layer, steps in zip(self._layers, task.steps, strict=True) if steps]

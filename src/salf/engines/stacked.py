@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from salf.aggregation import Aggregation
-from salf.engines.accelerator import ROOMIER, draws_apart
-from salf.engines.tasks import Optimisation, Tasks, add_each
+from salf.engines.accelerator import ROOMIER, fork_rng
+from salf.engines.tasks import OptimizerSettings, Tasks, add_each
 from salf.layers import Layer, Layers
 from salf.update import Update
 from salf.values import Ints
@@ -42,7 +42,7 @@ class StackedEngine:
         layers: Layers,
         inputs: Tensor,
         labels: Tensor,
-        optimisation: Optimisation,
+        optimisation: OptimizerSettings,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._model = copy.deepcopy(model).train().requires_grad_(requires_grad=False)
@@ -53,7 +53,7 @@ class StackedEngine:
         self._client_bytes = _COPIES_OF_WEIGHTS * sum(value.nbytes for value in self._model.parameters())
         self._example_bytes = _kept_bytes(model, inputs[:2].clone()) // len(inputs[:2])
 
-    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,)."""
         updates: dict[int, Update] = {}
         busy = np.flatnonzero(tasks.steps.any(axis=1))
@@ -177,6 +177,6 @@ def _kept_bytes(model: nn.Module, inputs: Tensor) -> int:
             kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    with draws_apart(inputs.device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with fork_rng(inputs.device), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         twin(inputs)
     return sum(kept.values())

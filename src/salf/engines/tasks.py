@@ -92,7 +92,7 @@ class Engine(Protocol):
         """The engine that looks at each client's update, of one that adds them up by itself."""
         ...
 
-    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Let the clients train from the global `weights`, and add what they convey to a round's aggregation.
 
         Return whose updates were accepted, shape (clients,).
@@ -112,9 +112,9 @@ def train_round(
     nobody has looked at each update, the round is repeated client by client, to find out which is to blame.
     """
     running = begin()
-    accepted = engine.contribute(weights, tasks, running)
+    accepted = engine.train_cohort(weights, tasks, running)
     result = running.finish(len(tasks.clients))
-    if result.overflowed and engine.one_by_one is not None and not running.of_each:
+    if result.overflowed and engine.one_by_one is not None and not running.needs_individual_updates:
         return train_round(engine.one_by_one, weights, tasks, begin)
     return result, accepted
 
@@ -136,7 +136,7 @@ def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> 
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class Optimisation:
+class OptimizerSettings:
     """How a client optimises: one of `torch.optim`'s optimizers, made anew in every round."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"

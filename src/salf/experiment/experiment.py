@@ -13,10 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticKnownError, PydanticSerializationError, to_json
 
-from salf.aggregation import ServerOptimisation
+from salf.aggregation import ServerOptimizer
 from salf.data import NAMES
-from salf.devices import AnyDevices, UniformDepth
-from salf.engines import EngineName, Optimisation
+from salf.devices import AnyDevices, UniformDepthDevices
+from salf.engines import EngineName, OptimizerSettings
 from salf.engines import accelerator as accelerators
 from salf.errors import InvalidSetting
 from salf.experiment.messages import describe
@@ -64,7 +64,7 @@ class DataSettings:
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
-class ClientSettings(Optimisation):
+class ClientSettings(OptimizerSettings):
     """What a client does in a round: `local_steps` optimizer steps on batches of `batch_size` of its own examples.
 
     `cohort` clients are asked in each round, drawn without replacement; None asks all.
@@ -120,9 +120,9 @@ class Experiment:
     data: DataSettings = Field(default_factory=DataSettings)
     model: Model = Field(default_factory=Mlp)
     client: ClientSettings = Field(default_factory=ClientSettings)
-    devices: AnyDevices = Field(default_factory=UniformDepth)
+    devices: AnyDevices = Field(default_factory=UniformDepthDevices)
     method: AnyMethod = Field(default_factory=Salf)
-    server: ServerOptimisation = Field(default_factory=ServerOptimisation)
+    server: ServerOptimizer = Field(default_factory=ServerOptimizer)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     expected: dict[Annotated[str, _one_of(METHODS)], Expected] = Field(default_factory=dict)
 
@@ -205,7 +205,7 @@ def _check_without_rounds(experiment: Experiment) -> None:
         problems.append(
             f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
         )
-    if experiment.server != ServerOptimisation():
+    if experiment.server != ServerOptimizer():
         problems.append(
             f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
             "choose a synchronous method"

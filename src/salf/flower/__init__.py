@@ -9,11 +9,11 @@ from salf.aggregation.robust import TrimmedMean as TrimmedMean
 from salf.flower.client import deadline as deadline
 from salf.flower.client import reply as reply
 from salf.flower.server.deadlines import Adaptive as Adaptive
+from salf.flower.server.deadlines import DeadlineSchedule as DeadlineSchedule
 from salf.flower.server.deadlines import Fixed as Fixed
 from salf.flower.server.deadlines import Quantile as Quantile
 from salf.flower.server.deadlines import RoundDeadline as RoundDeadline
 from salf.flower.server.deadlines import RoundTimes as RoundTimes
-from salf.flower.server.deadlines import Schedule as Schedule
 from salf.flower.server.record import FederationRecord as FederationRecord
 from salf.flower.server.strategy import SalfStrategy as SalfStrategy
 from salf.flower.simulated import run_on_flower as run_on_flower

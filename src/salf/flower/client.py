@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from salf import client
 from salf.client import Deadline, Scaler, Work
 from salf.errors import InvalidSetting
-from salf.flower.wire import NUM_EXAMPLES, PREFIX, Order, Told, write_reply
+from salf.flower.wire import NUM_EXAMPLES, PREFIX, ClientReport, TrainInstructions, write_reply
 
 _NO_TIME = 1e-6  # seconds: less than any layer takes, for a client whose time was up before its loop began
 
@@ -34,7 +34,7 @@ def deadline(
 
     Raises `InvalidSetting` for a message without an order, and what `salf.deadline` raises.
     """
-    order = Order.read(message)
+    order = TrainInstructions.read(message)
     left = order.deadline_seconds - _elapsed(message, order)
     return client.deadline(
         model,
@@ -52,7 +52,7 @@ def reply(message: Message, work: Work, *, num_examples: int, metrics: Mapping[s
 
     Call it after the block and before anything else writes to the model. Raises `InvalidSetting` for wrong arguments.
     """
-    order = Order.read(message)
+    order = TrainInstructions.read(message)
     own = dict(metrics or {})
     for key, value in own.items():
         if key.startswith(PREFIX) or key == NUM_EXAMPLES:
@@ -62,13 +62,13 @@ def reply(message: Message, work: Work, *, num_examples: int, metrics: Mapping[s
             raise InvalidSetting(f"metrics['{key}'] is {value!r}; give a finite number, such as loss.item()")
     update = work.update(num_examples)
     spent = _elapsed(message, order) if order.counted_from == "message" else work.seconds
-    told = Told(order.round, spent, max(0.0, spent - order.deadline_seconds), work.interrupted)
+    told = ClientReport(order.round, spent, max(0.0, spent - order.deadline_seconds), work.interrupted)
     key, received = _received(message)
     arrays, record = write_reply(update, told, order.layers, received, own, whole=order.whole)
     return Message(RecordDict({key: arrays, "metrics": record}), reply_to=message)
 
 
-def _elapsed(message: Message, order: Order) -> float:
+def _elapsed(message: Message, order: TrainInstructions) -> float:
     """Return the seconds since the server made the message, by the node's own clock; 0 where they do not count."""
     return max(0.0, time.time() - message.metadata.created_at) if order.counted_from == "message" else 0.0
 

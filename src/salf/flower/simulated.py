@@ -22,7 +22,15 @@ from salf.engines import ClientTask, PlainEngine, Tasks, Training
 from salf.errors import InvalidSetting, InvalidUpdate, SalfError
 from salf.experiment import Experiment
 from salf.flower.server import Exchange
-from salf.flower.wire import Told, from_record, layers_from_json, layers_to_json, read_reply, to_record, write_reply
+from salf.flower.wire import (
+    ClientReport,
+    from_record,
+    layers_from_json,
+    layers_to_json,
+    read_reply,
+    to_record,
+    write_reply,
+)
 from salf.layers import Layers
 from salf.methods import HeteroFL, SynchronousMethod
 from salf.records import RoundRecord
@@ -91,7 +99,7 @@ class FlowerEngine:
     def __init__(self, exchange: Exchange, training: Training) -> None:
         self._exchange, self._layers = exchange, training.layers
 
-    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what each client conveys; return whose updates were accepted, shape (clients,)."""
         arrays = to_record(weights)
         nodes = sorted(self._exchange.grid.get_node_ids())
@@ -133,7 +141,7 @@ def _client_app(experiment: Experiment) -> ClientApp:
         task, layers = _read_task(message.content.config_records["task"])
         weights = from_record(arrays)
         (update,) = _trainer(settings).updates(weights, [task])
-        sent, record = write_reply(update, Told(), layers, arrays, {}, whole=False)
+        sent, record = write_reply(update, ClientReport(), layers, arrays, {}, whole=False)
         return Message(RecordDict({"arrays": sent, "metrics": record}), reply_to=message)
 
     return app

@@ -16,13 +16,13 @@ from salf.methods.heterofl import HeteroFL as HeteroFL
 from salf.methods.memory import Remembering as Remembering
 from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import Method as Method
-from salf.methods.method import Outset as Outset
-from salf.methods.method import Situation as Situation
+from salf.methods.method import RoundContext as RoundContext
+from salf.methods.method import RunContext as RunContext
 from salf.methods.method import SynchronousMethod as SynchronousMethod
 from salf.methods.overselection import OverSelection as OverSelection
 from salf.methods.salf import Salf as Salf
 from salf.methods.salfplus import SalfPlus as SalfPlus
-from salf.methods.schedules import Schedule as Schedule
+from salf.methods.schedules import RoundSchedule as RoundSchedule
 from salf.methods.timelyfl import TimelyFL as TimelyFL
 
 OneMethod: TypeAlias = (

@@ -11,7 +11,7 @@ from salf import theory
 from salf.aggregation import Corrected, Rule
 from salf.errors import InvalidSetting
 from salf.methods.layerwise import LayerWise, NamedRule, shortened
-from salf.methods.method import Outset
+from salf.methods.method import RunContext
 from salf.participation import ObservedReach
 from salf.values import STRICT, Floats, Positive
 
@@ -52,32 +52,32 @@ class AdelFL(LayerWise):
         """The chosen rule."""
         return self.rule
 
-    def prepare(self, outset: Outset) -> Self:
+    def prepare(self, run_context: RunContext) -> Self:
         """Fill in the deadlines. Raises `InvalidSetting` where `total_seconds` are too few."""
         if self.deadlines:
             return self
-        usual = self.deadline or outset.usual_seconds
-        layers = outset.job.costs.num_layers
+        usual = self.deadline or run_context.usual_seconds
+        layers = run_context.workload.costs.num_layers
         constants = theory.Constants(
             smoothness=self.smoothness,
             strong_convexity=self.strong_convexity,
             gradient_variance=self.gradient_variance,
             second_moment=self.second_moment,
             heterogeneity=self.heterogeneity,
-            num_clients=len(outset.speeds),
+            num_clients=len(run_context.speeds),
         )
-        examples = outset.batch_size * layers * outset.job.local_steps  # of which each passes one layer
-        step = min(outset.step_size, 0.5 / self.strong_convexity)
+        examples = run_context.batch_size * layers * run_context.workload.local_steps  # of which each passes one layer
+        step = min(run_context.step_size, 0.5 / self.strong_convexity)
         try:
             schedule = theory.adaptive_deadlines(
                 constants=constants,
                 num_layers=layers,
-                rounds=outset.rounds,
-                total_seconds=self.total_seconds or usual * outset.rounds,
+                rounds=run_context.rounds,
+                total_seconds=self.total_seconds or usual * run_context.rounds,
                 initial_error=1.0,
-                rates=np.maximum(outset.speeds, 1e-9 / usual) * examples,
+                rates=np.maximum(run_context.speeds, 1e-9 / usual) * examples,
                 layer_seconds=usual / layers,
-                step_sizes=np.full(outset.rounds, step),
+                step_sizes=np.full(run_context.rounds, step),
             )
         except ValueError as error:
             raise InvalidSetting(f"method.total_seconds is {self.total_seconds}: {error}") from error
@@ -87,6 +87,6 @@ class AdelFL(LayerWise):
         """Return the method with the deadline of a round."""
         return replace(self, deadline=self.deadlines[min(round, len(self.deadlines)) - 1])
 
-    def effort(self, speeds: Floats, usual_seconds: float) -> Floats:
+    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats:
         """Give each client what it would finish by a constant deadline, and all to one that is not known yet."""
         return shortened(speeds, self.deadline or usual_seconds)

@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Corrected, Rule
-from salf.devices import Job, Times
+from salf.devices import CompletionTimes, Workload
 from salf.methods.layerwise import LayerWise, NamedRule
 from salf.methods.method import Scheduling
-from salf.methods.schedules import Schedule
+from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
 from salf.values import STRICT, Ints
 
@@ -45,9 +45,9 @@ class ReachingDeeper(LayerWise):
         """Clients do."""
         return True
 
-    def jobs(self, job: Job) -> tuple[Job, ...]:
+    def workloads(self, workload: Workload) -> tuple[Workload, ...]:
         """Return the job that trains all layers, and those that pass through the last 1, 2, … and all but the first."""
-        return tuple(replace(job, skipped=skipped) for skipped in range(job.costs.num_layers))
+        return tuple(replace(workload, skipped=skipped) for skipped in range(workload.costs.num_layers))
 
     def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:  # noqa: ARG002
         """Return the schedule in which the clients at the odd or the even places have their turn."""
@@ -61,7 +61,7 @@ class _Turn:
     method: ReachingDeeper
     first: int
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Choose for each client what it passes through, and count every layer that is conveyed by the deadline."""
         seconds = self.method.deadline or usual_seconds
         steps = np.stack([times.steps_by(seconds) for times in options])
@@ -72,7 +72,7 @@ class _Turn:
         clients = np.arange(len(given))
         whole = np.stack([times.whole for times in options])[given, clients]
         own = trained[given]
-        return Schedule(
+        return RoundSchedule(
             steps[given, clients] * own,
             finished[given, clients] * own,
             min(seconds, float(whole.max())),

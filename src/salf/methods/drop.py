@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Everyone, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, until_deadline
+from salf.methods.schedules import RoundSchedule, until_deadline
 from salf.values import STRICT, Positive
 
 
@@ -28,7 +28,7 @@ class DropStragglers(SynchronousMethod):
     deadline: Positive | None = None
     normalise: Literal["received", "everyone"] = "received"
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count the clients that finish everything by the deadline."""
         (times,) = options
         by_deadline = until_deadline(times, self.deadline or usual_seconds)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Arrival, ServerModel, mix
+from salf.aggregation import ClientResult, ServerModel, mix
 from salf.methods.method import AsynchronousMethod
 from salf.values import STRICT
 
@@ -28,7 +28,7 @@ class FedAsync(AsynchronousMethod):
     a: Annotated[float, Field(ge=0)] = 0.5
     rho: Annotated[float, Field(ge=0)] = 0.005
 
-    def receive(self, server: ServerModel, arrival: Arrival, statistics: Collection[str]) -> ServerModel:  # noqa: ARG002
+    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:  # noqa: ARG002
         """Mix the client's model in."""
         share = self.alpha * (1 + arrival.staleness) ** -self.a
         return ServerModel(mix(server.weights, arrival.model, share), server.version + 1)

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, wait_for_first
+from salf.methods.schedules import RoundSchedule, wait_for_first
 from salf.values import STRICT
 
 
@@ -23,7 +23,7 @@ class FedAvg(SynchronousMethod):
 
     name: Literal["fedavg"] = "fedavg"
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:  # noqa: ARG002
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:  # noqa: ARG002
         """Wait for everyone who answers at all."""
         return wait_for_first(options[0], len(options[0].whole))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Arrival, ServerModel
+from salf.aggregation import ClientResult, ServerModel
 from salf.methods.method import AsynchronousMethod
 from salf.values import STRICT
 
@@ -25,7 +25,7 @@ class FedBuff(AsynchronousMethod):
     buffer: Annotated[int, Field(ge=1, strict=True)] = 10
     server_lr: Annotated[float, Field(gt=0)] = 1.0
 
-    def receive(self, server: ServerModel, arrival: Arrival, statistics: Collection[str]) -> ServerModel:
+    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:
         """Keep what has arrived, and move once there is enough."""
         buffer = server.buffer.add(arrival, (1 + arrival.staleness) ** -0.5, statistics)
         if buffer.count < self.buffer:

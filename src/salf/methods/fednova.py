@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, whole_steps_by
+from salf.methods.schedules import RoundSchedule, whole_steps_by
 from salf.values import STRICT, Positive
 
 
@@ -25,7 +25,7 @@ class FedNova(SynchronousMethod):
     name: Literal["fednova"] = "fednova"
     deadline: Positive | None = None
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count the steps that are finished by the deadline."""
         return whole_steps_by(options[0], self.deadline or usual_seconds)
 

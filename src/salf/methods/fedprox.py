@@ -7,9 +7,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, whole_steps_by
+from salf.methods.schedules import RoundSchedule, whole_steps_by
 from salf.values import STRICT, Positive
 
 
@@ -27,7 +27,7 @@ class FedProx(SynchronousMethod):
     deadline: Positive | None = None
     mu: Annotated[float, Field(ge=0)] = 1.0
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count the steps that are finished by the deadline."""
         return whole_steps_by(options[0], self.deadline or usual_seconds)
 

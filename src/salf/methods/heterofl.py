@@ -8,9 +8,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, largest_jobs_by
+from salf.methods.schedules import RoundSchedule, largest_jobs_by
 from salf.values import STRICT, Positive
 
 Width = Annotated[float, Field(gt=0, le=1)]
@@ -44,7 +44,7 @@ class HeteroFL(SynchronousMethod):
         if any(wider <= narrower for wider, narrower in pairwise(self.widths)):
             raise ValueError(f"method.widths is {list(self.widths)}; write them from the widest to the narrowest")
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Give each client the widest sub-model in time; `options` go from the narrowest to the widest."""
         return largest_jobs_by(options, self.deadline or usual_seconds)
 

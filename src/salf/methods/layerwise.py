@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import AnyRule, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.errors import InvalidSetting
-from salf.methods.method import Situation, SynchronousMethod
-from salf.methods.schedules import Schedule, until_deadline
+from salf.methods.method import RoundContext, SynchronousMethod
+from salf.methods.schedules import RoundSchedule, until_deadline
 from salf.participation import ObservedReach
 from salf.values import STRICT, Floats, Positive
 
@@ -48,18 +48,18 @@ class LayerWise(SynchronousMethod):
         """The method's rule, weighted as is asked for."""
         return replace(self.own_rule, weight_by_examples=self.weight_by_examples or self.own_rule.weight_by_examples)
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count every layer that is conveyed by the deadline."""
         return until_deadline(options[0], self.deadline or usual_seconds)
 
-    def reach(self, situation: Situation) -> Floats | None:
+    def reach(self, context: RoundContext) -> Floats | None:
         """Return the chances π_{u,l}: certain without a deadline, else observed or known."""
-        job, cohort, deadline = situation.job, situation.cohort, situation.deadline_seconds
+        workload, cohort, deadline = context.workload, context.cohort, context.deadline_seconds
         if deadline is None:
-            return np.ones((len(cohort.clients), job.costs.num_layers))
+            return np.ones((len(cohort.clients), workload.costs.num_layers))
         if self.reach_from == "observed":
-            return situation.observed.probability(cohort.clients)
-        known = situation.devices.reach(job, cohort, deadline)
+            return context.observed.probability(cohort.clients)
+        known = context.devices.reach(workload, cohort, deadline)
         if known is None:
             raise InvalidSetting(
                 "method.reach_from is 'known', but these devices have no closed form for it; set it to 'observed'"

@@ -7,9 +7,9 @@ from typing import Protocol, Self
 
 from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Arrival, Rule, ServerModel
-from salf.devices import Cohort, Devices, Job, Times
-from salf.methods.schedules import Schedule
+from salf.aggregation import ClientResult, Rule, ServerModel
+from salf.devices import Cohort, CompletionTimes, Devices, Workload
+from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
 from salf.values import STRICT, Floats, Positive
 
@@ -17,33 +17,33 @@ from salf.values import STRICT, Floats, Positive
 class Scheduling(Protocol):
     """What decides what of one round counts."""
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Decide, given the clients' times for each of the method's jobs."""
         ...
 
 
 @dataclass(frozen=True)
-class Situation:
+class RoundContext:
     """What is known when a round is aggregated: who was asked for what, and how often they got how far before."""
 
     devices: Devices
-    job: Job
+    workload: Workload
     cohort: Cohort
     deadline_seconds: float | None
     observed: ObservedReach
 
 
 @dataclass(frozen=True)
-class Outset:
+class RunContext:
     """What is known of a run before its first round.
 
-    `rounds` that it will have, the `job` of each client, the `usual_seconds` that it takes, `batch_size` and step size
+    `rounds` that it will have, the `workload` of each client, the `usual_seconds` that it takes, `batch_size` and step size
     η (`step_size`) of a local step, and the mean `speeds` of the clients of a round, in jobs per second, shape
     (clients,).
     """
 
     rounds: int
-    job: Job
+    workload: Workload
     usual_seconds: float
     batch_size: int
     step_size: float
@@ -74,7 +74,7 @@ class SynchronousMethod(Method, ABC):
     def aggregation_rule(self) -> Rule:
         """The rule of aggregation."""
 
-    def prepare(self, outset: Outset) -> Self:  # noqa: ARG002
+    def prepare(self, run_context: RunContext) -> Self:  # noqa: ARG002
         """Return the method with what it decides before the first round."""
         return self
 
@@ -85,7 +85,7 @@ class SynchronousMethod(Method, ABC):
         """
         return self
 
-    def effort(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002
+    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002
         """Return the share of its batch that each client is given, shape (clients,); None: all of it.
 
         `speeds`, of that shape, are those that were observed in earlier rounds, in jobs per second, NaN where unknown.
@@ -97,18 +97,18 @@ class SynchronousMethod(Method, ABC):
         """Whether a client may convey a layer without those behind it, nearer to the output."""
         return False
 
-    def jobs(self, job: Job) -> tuple[Job, ...]:
+    def workloads(self, workload: Workload) -> tuple[Workload, ...]:
         """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""
-        return (job,)
+        return (workload,)
 
     @abstractmethod
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
-        """Decide what of a round counts, given the clients' times for each of the `jobs`.
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
+        """Decide what of a round counts, given the clients' times for each of the `workloads`.
 
         `usual_seconds` is the deadline of a method that was given none.
         """
 
-    def reach(self, situation: Situation) -> Floats | None:  # noqa: ARG002
+    def reach(self, context: RoundContext) -> Floats | None:  # noqa: ARG002
         """Return the chances π_{u,l} that the rule uses, shape (clients, layers); None for a rule that uses none."""
         return None
 
@@ -123,5 +123,5 @@ class AsynchronousMethod(Method, ABC):
     deadline: Positive | None = None
 
     @abstractmethod
-    def receive(self, server: ServerModel, arrival: Arrival, statistics: Collection[str]) -> ServerModel:
+    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:
         """Return what becomes of the server's model; `statistics` names the model's floating-point buffers."""

@@ -8,9 +8,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Times
+from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, wait_for_first
+from salf.methods.schedules import RoundSchedule, wait_for_first
 from salf.values import STRICT
 
 
@@ -25,7 +25,7 @@ class OverSelection(SynchronousMethod):
     name: Literal["overselection"] = "overselection"
     ask: Annotated[float, Field(ge=1)] = 1.3
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:  # noqa: ARG002
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:  # noqa: ARG002
         """Wait for the first."""
         return wait_for_first(options[0], math.ceil(len(options[0].whole) / self.ask))
 

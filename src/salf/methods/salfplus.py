@@ -34,6 +34,6 @@ class SalfPlus(LongRounds):
         """Say whether somebody is left behind."""
         return left_behind(observed)
 
-    def effort(self, speeds: Floats, usual_seconds: float) -> Floats:
+    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats:
         """Give each client as much as it finishes by the deadline, and all to one that is not known yet."""
         return shortened(speeds, self.deadline or usual_seconds)

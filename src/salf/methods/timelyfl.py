@@ -8,9 +8,9 @@ import numpy as np
 from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
-from salf.devices import Job, Times
+from salf.devices import CompletionTimes, Workload
 from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import Schedule, largest_jobs_by
+from salf.methods.schedules import RoundSchedule, largest_jobs_by
 from salf.values import STRICT, Positive
 
 
@@ -29,15 +29,15 @@ class TimelyFL(SynchronousMethod):
     name: Literal["timelyfl"] = "timelyfl"
     deadline: Positive | None = None
 
-    def jobs(self, job: Job) -> tuple[Job, ...]:
+    def workloads(self, workload: Workload) -> tuple[Workload, ...]:
         """Return the job with 1, 2, … and all of its layers."""
-        return tuple(replace(job, depth=depth) for depth in range(1, job.costs.num_layers + 1))
+        return tuple(replace(workload, depth=depth) for depth in range(1, workload.costs.num_layers + 1))
 
-    def schedule(self, options: Sequence[Times], usual_seconds: float) -> Schedule:
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Give each client the deepest job that it finishes in time, and the shallowest if it finishes none."""
         given = largest_jobs_by(options, self.deadline or usual_seconds)
         layers = len(options)
-        trained = np.arange(layers) >= layers - 1 - np.asarray(given.jobs)[:, None]
+        trained = np.arange(layers) >= layers - 1 - np.asarray(given.workloads)[:, None]
         return replace(given, steps=given.steps * trained, finished=given.finished * trained)
 
     @property

@@ -3,9 +3,9 @@
 from salf.participation.reach import Chances as Chances
 from salf.participation.reach import ObservedReach as ObservedReach
 from salf.participation.speeds import ObservedSpeeds as ObservedSpeeds
+from salf.participation.starvation import StarvationMonitor as StarvationMonitor
 from salf.participation.starvation import StarvationWarning as StarvationWarning
 from salf.participation.starvation import Starving as Starving
-from salf.participation.starvation import Watch as Watch
 from salf.participation.starvation import describe as describe
 from salf.participation.starvation import left_behind as left_behind
 from salf.participation.starvation import starving as starving

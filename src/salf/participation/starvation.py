@@ -126,7 +126,7 @@ def describe(found: Sequence[Starving], remedy: str = REMEDY) -> str:
     return f"{what}: what these clients know does not enter; {remedy}"
 
 
-class Watch:
+class StarvationMonitor:
     """Looks for layers that starve now and then in a run, and tells of each once."""
 
     def __init__(self, layers: Sequence[str]) -> None:

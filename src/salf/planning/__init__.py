@@ -6,8 +6,8 @@ from salf.planning.measured import MeasuredTimes as MeasuredTimes
 from salf.planning.measured import read_times as read_times
 from salf.planning.outlook import ASSUMED as ASSUMED
 from salf.planning.outlook import STEPS as STEPS
+from salf.planning.outlook import DeadlinePlan as DeadlinePlan
 from salf.planning.outlook import Outlook as Outlook
-from salf.planning.outlook import Plan as Plan
 from salf.planning.outlook import Task as Task
 from salf.planning.outlook import look as look
 from salf.planning.outlook import make_plan as make_plan

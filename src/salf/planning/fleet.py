@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from salf import seeds, theory
-from salf.devices import Cohort, Job, Times
+from salf.devices import Cohort, CompletionTimes, Workload
 from salf.values import Floats
 
 _MOST_CLIENTS = 2000  # more are represented by a random sample
@@ -20,28 +20,28 @@ _FIRST_ROUND = 1_000_000_000  # drawn rounds are none that a run plays: this is 
 class Timing(Protocol):
     """What says how long clients take: a device model of `salf.devices`, or measured times."""
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw when the clients of a round finish what."""
         ...
 
-    def typical_seconds(self, job: Job) -> float:
+    def typical_seconds(self, workload: Workload) -> float:
         """Return how long an ordinary device takes for the whole job."""
         ...
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chance of each client to reach each layer, None where it has no closed form."""
         ...
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """A federation before its first round: `asked` of `population` clients get `job` in each round.
+    """A federation before its first round: `asked` of `population` clients get `workload` in each round.
 
     `seed` is that of the run that is planned: it fixes which clients are the slow ones, where that is for ever.
     """
 
     devices: Timing
-    job: Job
+    workload: Workload
     population: int
     asked: int
     seed: int
@@ -58,11 +58,11 @@ class Fleet:
     @cached_property
     def rounds(self) -> "DrawnRounds":
         """Rounds drawn for all clients at once, however many of them are asked in each."""
-        everyone, job = self.clients, self.job
-        numbers = len(everyone.clients) * job.local_steps * job.costs.num_layers
+        everyone, workload = self.clients, self.workload
+        numbers = len(everyone.clients) * workload.local_steps * workload.costs.num_layers
         count = min(max(_MOST_NUMBERS // numbers, _ROUNDS[0]), _ROUNDS[1])
         drawn = [
-            self.devices.times(job, Cohort(everyone.clients, everyone.population, _FIRST_ROUND + turn, self.seed))
+            self.devices.times(workload, Cohort(everyone.clients, everyone.population, _FIRST_ROUND + turn, self.seed))
             for turn in range(count)
         ]
         generator = seeds.stream(self.seed, "plan", 1)
@@ -77,7 +77,7 @@ class Fleet:
 
     def reach(self, deadline_seconds: float) -> Floats:
         """Return π_{u,l}, shape (clients, layers): exact where the devices know it, else the frequency in the draws."""
-        known = self.devices.reach(self.job, self.clients, deadline_seconds)
+        known = self.devices.reach(self.workload, self.clients, deadline_seconds)
         return self.rounds.frequency(deadline_seconds) if known is None else known
 
     def empty(self, reach: Floats) -> Floats:
@@ -92,7 +92,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class DrawnRounds:
-    """Times of many rounds, as in `salf.devices.Times`, with the rounds in front.
+    """Times of many rounds, as in `salf.devices.CompletionTimes`, with the rounds in front.
 
     `conveyed` and `ready` have shape (rounds, clients, local steps, layers), `whole` (rounds, clients), and `cohorts`
     (rounds, asked) says which clients are asked in each.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from salf.devices import Cohort, Job, Times
+from salf.devices import Cohort, CompletionTimes, Workload
 from salf.errors import InvalidSetting
 from salf.values import Floats
 
@@ -32,21 +32,21 @@ class MeasuredTimes:
         """How many clients were measured."""
         return int(self.client.max()) + 1
 
-    def times(self, job: Job, cohort: Cohort) -> Times:  # noqa: ARG002 (the times are those of the job)
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:  # noqa: ARG002 (the times are those of the job)
         """Draw a measured round for each client."""
         first, count = self._places
         drawn = cohort.uniforms("measured", 1)[:, 0] * count[cohort.clients]
         chosen = self.conveyed[first[cohort.clients] + drawn.astype(np.int64)]
         finite = self.conveyed[np.isfinite(self.conveyed)]
-        return Times(chosen, chosen, chosen[:, -1, 0], give_up_seconds=float(finite.max()))
+        return CompletionTimes(chosen, chosen, chosen[:, -1, 0], give_up_seconds=float(finite.max()))
 
-    def typical_seconds(self, job: Job) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
         """Return the median over clients of each one's median time for the whole job."""
         whole = self.conveyed[:, -1, 0]
         medians = [float(np.median(whole[self.client == client])) for client in range(self.num_clients)]
         return float(np.quantile(medians, 0.5, method="lower"))
 
-    def reach(self, job: Job, cohort: Cohort, deadline_seconds: float) -> Floats:  # noqa: ARG002
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats:  # noqa: ARG002
         """Return how often each client reached each layer by the deadline, shape (clients, layers)."""
         first, count = self._places
         hits = np.add.reduceat((self.conveyed[:, 0] <= deadline_seconds).astype(np.float64), first, axis=0)
@@ -59,7 +59,7 @@ class MeasuredTimes:
         return np.cumsum(count) - count, count
 
 
-def read_times(path: Path, layers: Sequence[str], job: Job) -> MeasuredTimes:
+def read_times(path: Path, layers: Sequence[str], workload: Workload) -> MeasuredTimes:
     """Read a CSV file of measured times, one round of one client in each row; `inf` for one that never answered.
 
     With the columns `client,seconds` a row says how long the client took for its whole job; its layers are taken to
@@ -77,8 +77,10 @@ def read_times(path: Path, layers: Sequence[str], job: Job) -> MeasuredTimes:
         raise InvalidSetting(
             f"{path} has the columns {found}; it needs client,seconds or client,{','.join(layers)}, in its first line"
         )
-    if not whole and job.local_steps > 1:
-        raise InvalidSetting(f"{path} has times of layers, which need client.local_steps = 1, not {job.local_steps}")
+    if not whole and workload.local_steps > 1:
+        raise InvalidSetting(
+            f"{path} has times of layers, which need client.local_steps = 1, not {workload.local_steps}"
+        )
     for line, row in enumerate(rows, start=2):
         if not row["client"].strip():
             raise InvalidSetting(f"{path}, line {line}: the client has no name; give each client one, or a number")
@@ -91,7 +93,7 @@ def read_times(path: Path, layers: Sequence[str], job: Job) -> MeasuredTimes:
         raise InvalidSetting(f"{path}, line {line}: a layer arrives before one that is nearer to the output")
     if not np.isfinite(table).any():
         raise InvalidSetting(f"{path} has no finite time; at least one client must answer")
-    conveyed = _in_proportion(table[:, 0], job) if whole else table[:, None, :]
+    conveyed = _in_proportion(table[:, 0], workload) if whole else table[:, None, :]
     return MeasuredTimes(conveyed, np.array([names.index(row["client"]) for _, row in ordered], dtype=np.int64))
 
 
@@ -119,9 +121,9 @@ def _seconds(path: Path, line: int, column: str, text: str) -> float:
     return value
 
 
-def _in_proportion(seconds: Floats, job: Job) -> Floats:
+def _in_proportion(seconds: Floats, workload: Workload) -> Floats:
     """Divide whole jobs among forward pass and layers by their operations, shape (measurements, steps, layers)."""
-    backward = np.asarray(job.costs.backward)[::-1].cumsum()[::-1]
-    share = (job.costs.forward + backward) / (job.costs.forward + backward[0])
-    place = (np.arange(job.local_steps)[:, None] + share) / job.local_steps
+    backward = np.asarray(workload.costs.backward)[::-1].cumsum()[::-1]
+    share = (workload.costs.forward + backward) / (workload.costs.forward + backward[0])
+    place = (np.arange(workload.local_steps)[:, None] + share) / workload.local_steps
     return np.asarray(seconds[:, None, None] * place, dtype=np.float64)

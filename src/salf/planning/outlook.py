@@ -89,7 +89,7 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveOutlook:
     """Deadlines that change over the rounds, which together take the given time, and the estimate that they lead to."""
 
     deadlines_seconds: Floats
@@ -97,18 +97,18 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeadlinePlan:
     """Outlooks in order of their deadlines, the best of them, a changing schedule, and waiting for everyone."""
 
     task: Task
     outlooks: tuple[Outlook, ...]
     best: Outlook
-    adaptive: Adaptive
+    adaptive: AdaptiveOutlook
     waiting_seconds: float
     waiting_estimate: float
 
 
-def make_plan(fleet: Fleet, task: Task, own_deadline: float, deadlines: Iterable[float] = ()) -> Plan:
+def make_plan(fleet: Fleet, task: Task, own_deadline: float, deadlines: Iterable[float] = ()) -> DeadlinePlan:
     """Look at deadlines from hardly any work to all of it, or at those given, and choose the best for the task.
 
     `own_deadline` is the one that the experiment has. Raises `InvalidSetting` where no round fits into the time.
@@ -121,7 +121,7 @@ def make_plan(fleet: Fleet, task: Task, own_deadline: float, deadlines: Iterable
     waiting = fleet.rounds.round_seconds()
     rounds = task.rounds(waiting)
     without = task.error(np.full(rounds, task.constants.sampling_noise)) if rounds else math.inf
-    return Plan(task, outlooks, best, _adapt(task, outlooks, best), waiting, without)
+    return DeadlinePlan(task, outlooks, best, _adapt(task, outlooks, best), waiting, without)
 
 
 def _why_none(task: Task, outlooks: Iterable[Outlook]) -> str:
@@ -142,7 +142,7 @@ def look(fleet: Fleet, task: Task, deadline_seconds: float) -> Outlook:
         factor = theory.variance_factor(reach=reach.mean(axis=0), num_clients=fleet.asked)
         imbalance = theory.imbalance(reach=reach * fleet.asked / fleet.population)
     lasting = fleet.rounds.round_seconds(deadline_seconds)
-    kept, dropping = fleet.rounds.kept(deadline_seconds, np.asarray(fleet.job.costs.backward))
+    kept, dropping = fleet.rounds.kept(deadline_seconds, np.asarray(fleet.workload.costs.backward))
     outlook = Outlook(
         deadline_seconds=deadline_seconds,
         mean_depth=float(reach.sum(axis=1).mean()),
@@ -173,7 +173,7 @@ def _noise(task: Task, outlook: Outlook) -> float:
     return task.constants.sampling_noise + extra
 
 
-def _adapt(task: Task, outlooks: tuple[Outlook, ...], best: Outlook) -> Adaptive:
+def _adapt(task: Task, outlooks: tuple[Outlook, ...], best: Outlook) -> AdaptiveOutlook:
     """Share the time among rounds of different deadlines, none of which is more biased than the best constant one."""
     allowed = float(best.imbalance.max()) * (1 + 1e-6) + 1e-3
     fair = [each for each in outlooks if math.isfinite(each.estimate) and each.imbalance.max() <= allowed]
@@ -182,14 +182,14 @@ def _adapt(task: Task, outlooks: tuple[Outlook, ...], best: Outlook) -> Adaptive
     deadlines = np.array([fair[position].deadline_seconds for position in positions])
     corners = theory.lower_hull(seconds=seconds, noise=noise)
     seconds, noise, deadlines = seconds[corners], noise[corners], deadlines[corners]
-    found = Adaptive(np.full(best.rounds, best.deadline_seconds), best.estimate)
+    found = AdaptiveOutlook(np.full(best.rounds, best.deadline_seconds), best.estimate)
     for rounds in sorted({min(task.rounds(length), _MOST_SCHEDULED) for length in seconds.tolist()}):
         weights = theory.error_weights(constants=task.constants, step_sizes=task.step_sizes(rounds))
         lengths = theory.allocate_seconds(seconds=seconds, noise=noise, weights=weights, total_seconds=task.seconds)
         chosen = _mixed(lengths, seconds)
         estimate = task.error(noise[chosen]) + task.bias(float(best.imbalance.max()))
         if estimate < found.estimate:
-            found = Adaptive(deadlines[chosen], estimate)
+            found = AdaptiveOutlook(deadlines[chosen], estimate)
     return found
 
 

@@ -15,7 +15,7 @@ from salf.aggregation import Buffer, Remembered
 from salf.errors import RunFolderError
 from salf.participation import ObservedReach, ObservedSpeeds
 from salf.runs.atomic import write_atomically
-from salf.simulation import Flight, Flights, ServerState
+from salf.simulation import ActiveJob, ActiveJobs, ServerState
 
 _FORMAT = "salf-checkpoint-4"
 
@@ -74,19 +74,19 @@ def _describe(state: ServerState, notes: Mapping[str, Any]) -> str:
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
-    if state.flights is not None:
-        described["flights"] = _describe_flights(state.flights)
+    if state.active_jobs is not None:
+        described["flights"] = _describe_flights(state.active_jobs)
     if notes:
         described["notes"] = dict(notes)
     return json.dumps(described, sort_keys=True)
 
 
-def _describe_flights(flights: Flights) -> dict[str, object]:
+def _describe_flights(active_jobs: ActiveJobs) -> dict[str, object]:
     return {
-        "under_way": [asdict(flight) for flight in flights.under_way],
-        "jobs": dict(flights.jobs),
-        "version": flights.version,
-        "buffer": [flights.buffer.scale, flights.buffer.count],
+        "under_way": [asdict(active_job) for active_job in active_jobs.under_way],
+        "jobs": dict(active_jobs.workloads),
+        "version": active_jobs.version,
+        "buffer": [active_jobs.buffer.scale, active_jobs.buffer.count],
     }
 
 
@@ -104,15 +104,15 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
         for last in layers.values():
             for name, tensor in plain_tensors(last.deltas).items():
                 yield f"memory/{client}/{name}", tensor
-    if state.flights is not None:
-        yield from _flatten_flights(state.flights)
+    if state.active_jobs is not None:
+        yield from _flatten_flights(state.active_jobs)
 
 
-def _flatten_flights(flights: Flights) -> Iterator[tuple[str, Tensor]]:
-    for version, weights in flights.starts.items():
+def _flatten_flights(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
+    for version, weights in active_jobs.starts.items():
         for name, tensor in plain_tensors(weights).items():
             yield f"start/{version}/{name}", tensor
-    for name, tensor in plain_tensors(flights.buffer.sums).items():
+    for name, tensor in plain_tensors(active_jobs.buffer.sums).items():
         yield f"buffer/{name}", tensor
 
 
@@ -131,19 +131,19 @@ def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Se
     for name, tensor in _under("optimizer/", tensors).items():
         moment, _, parameter = name.partition("/")
         optimizer.setdefault(parameter, {})[moment] = tensor
-    flights = _unflatten_flights(tensors, description["flights"]) if "flights" in description else None
+    active_jobs = _unflatten_flights(tensors, description["flights"]) if "flights" in description else None
     return ServerState(
-        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds, flights
+        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds, active_jobs
     )
 
 
-def _unflatten_flights(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> Flights:
+def _unflatten_flights(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> ActiveJobs:
     scale, count = description["buffer"]
-    under_way = tuple(Flight(**flight) for flight in description["under_way"])
-    versions = {flight.version for flight in under_way if flight.answers}
+    under_way = tuple(ActiveJob(**active_job) for active_job in description["under_way"])
+    versions = {active_job.version for active_job in under_way if active_job.answers}
     starts = {version: _under(f"start/{version}/", tensors) for version in versions}
     jobs = {int(client): begun for client, begun in description["jobs"].items()}
-    return Flights(under_way, starts, jobs, description["version"], Buffer(_under("buffer/", tensors), scale, count))
+    return ActiveJobs(under_way, starts, jobs, description["version"], Buffer(_under("buffer/", tensors), scale, count))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

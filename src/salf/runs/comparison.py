@@ -11,7 +11,7 @@ import numpy as np
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.records import accuracy_at, deviation_of, mean_work_kept, time_to_accuracy
-from salf.runs.pool import Assignment, Watch, run_all
+from salf.runs.pool import Assignment, RunsObserver, run_all
 from salf.runs.run import Run
 
 _ROUNDING = 1 + 1e-9  # sums of unequal deadlines may be a little less than those of equal ones
@@ -118,7 +118,7 @@ def compare(
     *,
     resume: bool = False,
     jobs: int = 1,
-    watch: Watch = None,
+    watch: RunsObserver = None,
     learning_rates: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Run `experiment` by each of `methods` with `seeds` seeds, counted up from the experiment's own.

@@ -25,7 +25,7 @@ from salf.records import RoundRecord
 from salf.runs.folder import RunFolder
 from salf.runs.run import Run, run_experiment
 
-Watch = Callable[[int], None] | None
+RunsObserver = Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Assignment:
     validate: bool = False
 
 
-def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: Watch = None) -> list[Run]:
+def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: RunsObserver = None) -> list[Run]:
     """Do all runs, on `jobs` processes; `watch` is called with the number of rounds done so far.
 
     Each run computes on one thread, so that its results do not depend on `jobs`. Raises the first error of any run,
@@ -53,7 +53,7 @@ def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: Watch = 
     return _run_here(assignments, watch) if jobs == 1 else _run_in_processes(assignments, watch, jobs)
 
 
-def _run_here(assignments: Sequence[Assignment], watch: Watch) -> list[Run]:
+def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Run]:
     done = count(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def _run_here(assignments: Sequence[Assignment], watch: Watch) -> list[Run]:
         torch.set_num_threads(threads)
 
 
-def _run_in_processes(assignments: Sequence[Assignment], watch: Watch, jobs: int) -> list[Run]:
+def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jobs: int) -> list[Run]:
     # A process is started afresh, not forked: torch's threads do not survive a fork.
     context = get_context("spawn")
     stop, done = context.Event(), context.Value("q", 0)
@@ -84,7 +84,7 @@ def _run_in_processes(assignments: Sequence[Assignment], watch: Watch, jobs: int
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: Watch) -> None:
+def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: RunsObserver) -> None:
     """Wait until all runs have ended or one has failed, telling `watch` how many rounds were played."""
     pending = True
     while pending:

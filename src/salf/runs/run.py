@@ -11,7 +11,7 @@ from salf.data import Dataset
 from salf.engines import Engine, Training
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.participation import Starving, Watch, starving
+from salf.participation import StarvationMonitor, Starving, starving
 from salf.records import RoundRecord, final_accuracy
 from salf.runs.folder import RunFolder
 from salf.simulation import ServerState, Simulation
@@ -78,7 +78,7 @@ def _play(
     watch: Callable[[RoundRecord], None] | None,
     folder: RunFolder | None = None,
 ) -> Run:
-    tell, hunger = watch or _ignore, Watch(simulation.layers.names)
+    tell, hunger = watch or _ignore, StarvationMonitor(simulation.layers.names)
     for record in records:
         tell(record)
     while state.round < simulation.experiment.rounds:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch.utils.tensorboard import SummaryWriter
 
-Watch = Callable[[RoundRecord], None]
+RecordObserver = Callable[[RoundRecord], None]
 _TAG = "salf.folder"  # of an MLflow run: the folder of the run that is logged
 _SUFFIX = ".salf"  # of the names of the event files that are written here, and no others
 
@@ -43,7 +43,7 @@ def parameters(experiment: Experiment) -> dict[str, str]:
 
 
 @contextmanager
-def tensorboard(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[Watch]:
+def tensorboard(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[RecordObserver]:
     """Log to TensorBoard event files in `folder`; the step is the round, the wall time the virtual time in seconds.
 
     As all records come again, `resume` replaces what an earlier, interrupted run has logged there. Raises
@@ -79,7 +79,7 @@ def tensorboard(folder: Path, experiment: Experiment, *, resume: bool) -> Iterat
 
 
 @contextmanager
-def mlflow(place: str, experiment: Experiment, folder: Path | None, *, resume: bool) -> Iterator[Watch]:
+def mlflow(place: str, experiment: Experiment, folder: Path | None, *, resume: bool) -> Iterator[RecordObserver]:
     """Log to an MLflow run at `place`: the address of a server or database, or a folder in which to keep a database.
 
     The step is the round, the time stamp the virtual time in milliseconds. `resume` goes on with the MLflow run that

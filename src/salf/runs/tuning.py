@@ -8,7 +8,7 @@ from pathlib import Path
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.runs.comparison import check_methods, with_learning_rate
-from salf.runs.pool import Assignment, Watch, run_all
+from salf.runs.pool import Assignment, RunsObserver, run_all
 from salf.runs.run import Run
 
 
@@ -47,7 +47,7 @@ def tune(
     *,
     resume: bool = False,
     jobs: int = 1,
-    watch: Watch = None,
+    watch: RunsObserver = None,
 ) -> Tuning:
     """Try every rate with every method, and judge each by its final accuracy.
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from salf.aggregation import Aggregation, Arrival, Contributors, ServerModel, Weights
+from salf.aggregation import Aggregation, ClientResult, Contributors, ServerModel, Weights
 from salf.methods import AsynchronousMethod
 from salf.records import RoundRecord
-from salf.simulation.async_jobs import Dispatcher, Flight
-from salf.simulation.federation import Federation
+from salf.simulation.async_jobs import ActiveJob, Dispatcher
+from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
 
 
@@ -36,11 +36,11 @@ class AsynchronousRounds:
     is given up after the time that its device model states, and replaced likewise.
     """
 
-    def __init__(self, federation: Federation, method: AsynchronousMethod) -> None:
+    def __init__(self, federation: SimulatedFederation, method: AsynchronousMethod) -> None:
         self._federation, self._method = federation, method
-        job, self._layers = federation.job, federation.layers
-        self._steps = np.full((1, len(self._layers)), job.local_steps, dtype=np.int64)
-        self._seconds = method.deadline or federation.experiment.devices.typical_seconds(job)
+        workload, self._layers = federation.workload, federation.layers
+        self._steps = np.full((1, len(self._layers)), workload.local_steps, dtype=np.int64)
+        self._seconds = method.deadline or federation.experiment.devices.typical_seconds(workload)
         initial = federation.initial_weights()
         self._statistics = frozenset(
             name for layer in self._layers for name in layer.buffers if initial[name].is_floating_point()
@@ -49,14 +49,14 @@ class AsynchronousRounds:
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         end_s = state.time_s + self._seconds
-        dispatcher, server, flights = self._board(state)
-        begun = sum(flight.began_s >= state.time_s for flight in flights)
-        tally = _Tally(at_work=len(flights), begun=begun)
+        dispatcher, server, active_jobs = self._board(state)
+        begun = sum(active_job.began_s >= state.time_s for active_job in active_jobs)
+        tally = _Tally(at_work=len(active_jobs), begun=begun)
         while dispatcher.next_s <= end_s:
-            flight, start = dispatcher.land()
-            server = self._receive(server, flight, start, tally, dispatcher)
-            dispatcher.send([dispatcher.successor(flight)], flight.ends_s, server)
-            if flight.ends_s < end_s:  # who begins as the round ends is at work in the next
+            active_job, start = dispatcher.pop()
+            server = self._receive(server, active_job, start, tally, dispatcher)
+            dispatcher.send([dispatcher.successor(active_job)], active_job.ends_s, server)
+            if active_job.ends_s < end_s:  # who begins as the round ends is at work in the next
                 tally.at_work += 1
                 tally.begun += 1
         after = replace(
@@ -64,53 +64,57 @@ class AsynchronousRounds:
             round=state.round + 1,
             time_s=end_s,
             weights=server.weights,
-            flights=dispatcher.hand_on(server),
+            active_jobs=dispatcher.snapshot(server),
         )
         return after, self._record(after, tally)
 
-    def _board(self, state: ServerState) -> tuple[Dispatcher, ServerModel, tuple[Flight, ...]]:
+    def _board(self, state: ServerState) -> tuple[Dispatcher, ServerModel, tuple[ActiveJob, ...]]:
         """Return the clients at work, sending them off if nobody is yet, and the server's model."""
         experiment = self._federation.experiment
-        dispatcher = Dispatcher(experiment.devices, self._federation.job, experiment.data.clients, experiment.seed)
-        flights = state.flights
-        if flights is None:
+        dispatcher = Dispatcher(experiment.devices, self._federation.workload, experiment.data.clients, experiment.seed)
+        active_jobs = state.active_jobs
+        if active_jobs is None:
             server = ServerModel(state.weights)
             dispatcher.send(self._federation.draw_cohort(1).clients.tolist(), state.time_s, server)
-            return dispatcher, server, dispatcher.hand_on(server).under_way
-        dispatcher.restore(flights)
-        return dispatcher, ServerModel(state.weights, flights.version, flights.buffer), flights.under_way
+            return dispatcher, server, dispatcher.snapshot(server).under_way
+        dispatcher.restore(active_jobs)
+        return dispatcher, ServerModel(state.weights, active_jobs.version, active_jobs.buffer), active_jobs.under_way
 
     def _receive(
-        self, server: ServerModel, flight: Flight, start: Weights, tally: _Tally, dispatcher: Dispatcher
+        self, server: ServerModel, active_job: ActiveJob, start: Weights, tally: _Tally, dispatcher: Dispatcher
     ) -> ServerModel:
         """Return the server's model after a flight has ended."""
-        if not flight.answers:
-            tally.finished += self._share_finished(flight, dispatcher)
+        if not active_job.answers:
+            tally.finished += self._share_finished(active_job, dispatcher)
             return server
         tally.finished += 1
-        model = self._train(flight, start, dispatcher)
+        model = self._train(active_job, start, dispatcher)
         if model is None:
             tally.rejected += 1
             return server
         tally.applied += 1
-        return self._method.receive(server, Arrival(start, model, server.version - flight.version), self._statistics)
+        return self._method.receive(
+            server, ClientResult(start, model, server.version - active_job.version), self._statistics
+        )
 
-    def _train(self, flight: Flight, start: Weights, dispatcher: Dispatcher) -> Weights | None:
+    def _train(self, active_job: ActiveJob, start: Weights, dispatcher: Dispatcher) -> Weights | None:
         """Return the client's model after its job; None if it is not to be used."""
-        tasks = self._federation.tasks(dispatcher.cohort(flight.client, flight.job), self._steps, self._method.proximal)
+        tasks = self._federation.tasks(
+            dispatcher.cohort(active_job.client, active_job.workload), self._steps, self._method.proximal
+        )
         running = Aggregation(start, self._layers, Contributors())
-        accepted = self._federation.engine.contribute(start, tasks, running)
+        accepted = self._federation.engine.train_cohort(start, tasks, running)
         result = running.finish()
         return result.state if accepted.all() and not result.overflowed else None
 
-    def _share_finished(self, flight: Flight, dispatcher: Dispatcher) -> float:
+    def _share_finished(self, active_job: ActiveJob, dispatcher: Dispatcher) -> float:
         """Return how much of its job a client had finished when it was given up."""
-        times, costs = dispatcher.times(flight.client, flight.job), self._federation.job.backward
+        times, costs = dispatcher.times(active_job.client, active_job.workload), self._federation.workload.backward
         return float((times.steps_ready_by(times.give_up_seconds) * costs).sum() / (self._steps * costs).sum())
 
     def _record(self, after: ServerState, tally: _Tally) -> RoundRecord:
         accuracy, loss = self._federation.evaluate(after.round, after.weights)
-        size, conveyed = sum(self._federation.job.costs.layer_bytes), tally.applied + tally.rejected
+        size, conveyed = sum(self._federation.workload.costs.layer_bytes), tally.applied + tally.rejected
         return RoundRecord(
             round=after.round,
             time_s=after.time_s,

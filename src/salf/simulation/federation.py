@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from salf import data, models, seeds
-from salf.devices import Cohort, Company, Job, Times
-from salf.engines import Engine, Tasks, Training, choose_engine, draws_apart, find_device, quicken
+from salf.devices import Cohort, CohortBatch, CompletionTimes, Workload
+from salf.engines import Engine, Tasks, Training, choose_engine, find_device, fork_rng, use_fast_pooling
 from salf.errors import InvalidSetting
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers, measure_costs, measure_passing
-from salf.methods import HeteroFL, Outset, SynchronousMethod
+from salf.methods import HeteroFL, RunContext, SynchronousMethod
 from salf.simulation.evaluator import evaluate
 from salf.values import Floats, Ints
 
@@ -28,13 +28,13 @@ _PILOTS, _PILOT_ROUNDS = 32, 2**31  # how many rounds are drawn to learn speeds,
 _CLIENTS_AHEAD = 512
 
 
-class Federation:
+class SimulatedFederation:
     """The clients of an experiment and what they train; nothing in it changes from round to round.
 
     The data set and the model are those that the experiment names, unless they are given; a given model is copied,
     never changed. `dataset` and `model` are on the CPU, where all is decided that is to be the same wherever a run is
     computed; `inputs` and `labels` are the training examples on the `device` that computes, as are the global weights.
-    `job` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
+    `workload` is what each client is asked to do, `engine` computes it. What chance decides is drawn for
     `rounds_ahead` rounds at once. `build_engine` makes an engine that the experiment cannot choose by itself.
     """
 
@@ -58,43 +58,43 @@ class Federation:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
         self.model = model = copy.deepcopy(model).cpu()
-        self._tester = quicken(copy.deepcopy(model).to(self.device))
+        self._tester = use_fast_pooling(copy.deepcopy(model).to(self.device))
         self._normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())  # noqa: SLF001 - torch has no public name for all of them
         example = self.dataset.inputs[:2].clone()  # for models that write into what they are given
         self.layers = find_layers(model, example)
         costs = measure_costs(model, example, self.layers)
         if _skips_layers(experiment):
             costs = measure_passing(model, example, self.layers, costs)
-        self.job = Job(costs, experiment.client.local_steps)
+        self.workload = Workload(costs, experiment.client.local_steps)
         client = experiment.client
         least = min(client.batch_size, int(self.partition.sizes.min()))
         _check_trainable(model, self.dataset, least)
         model = copy.deepcopy(model).to(self.device)
         _check_computes(model, self.inputs[:least])
-        batch = client.batch_size * self.job.costs.forward
+        batch = client.batch_size * self.workload.costs.forward
         with _suitable_threads(batch):
             self.engine = self._choose_engine(model, build_engine)
         asked = client.cohort or settings.clients
         self._operations = (asked if self.engine.at_once else 1) * batch
         self.rounds_ahead = max(1, _CLIENTS_AHEAD // asked)
         self._cohorts: dict[int, Cohort] = {}
-        self._drawn_for: Company | None = None
+        self._drawn_for: CohortBatch | None = None
         self._drawn = np.empty((0, 0), dtype=np.int64)
-        self._timed_for: Company | None = None
-        self._timed: dict[Job, Times] = {}
+        self._timed_for: CohortBatch | None = None
+        self._timed: dict[Workload, CompletionTimes] = {}
 
     def suitable_threads(self) -> AbstractContextManager[None]:
         """Compute on one thread, within a context, where a round's passes are small."""
         return _suitable_threads(self._operations)
 
-    def outset(self) -> Outset:
+    def run_context(self) -> RunContext:
         """Return what is known before the first round; speeds are taken from rounds that are never played."""
         devices, client = self.experiment.devices, self.experiment.client
         first = self.draw_cohort(1)
-        pilots = (replace(first, round=_PILOT_ROUNDS + number, company=None) for number in range(_PILOTS))
-        speeds = np.mean([1 / devices.times(self.job, pilot).whole for pilot in pilots], axis=0)
-        usual = devices.typical_seconds(self.job)
-        return Outset(self.experiment.rounds, self.job, usual, client.batch_size, client.lr, speeds)
+        pilots = (replace(first, round=_PILOT_ROUNDS + number, cohort_batch=None) for number in range(_PILOTS))
+        speeds = np.mean([1 / devices.times(self.workload, pilot).whole for pilot in pilots], axis=0)
+        usual = devices.typical_seconds(self.workload)
+        return RunContext(self.experiment.rounds, self.workload, usual, client.batch_size, client.lr, speeds)
 
     def initial_weights(self) -> dict[str, Tensor]:
         """Return the global state dict before the first round."""
@@ -106,8 +106,8 @@ class Federation:
             return self._draw_cohort(round)
         if round not in self._cohorts:
             first = round - (round - 1) % self.rounds_ahead
-            company = Company([self._draw_cohort(first + later) for later in range(self.rounds_ahead)])
-            self._cohorts = {cohort.round: cohort for cohort in company.cohorts}
+            cohort_batch = CohortBatch([self._draw_cohort(first + later) for later in range(self.rounds_ahead)])
+            self._cohorts = {cohort.round: cohort for cohort in cohort_batch.cohorts}
         return self._cohorts[round]
 
     def _draw_cohort(self, round: int) -> Cohort:
@@ -119,33 +119,33 @@ class Federation:
             clients = np.sort(drawn)
         return Cohort(clients, population, round, self.experiment.seed)
 
-    def times(self, job: Job, cohort: Cohort) -> Times:
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Return when the clients of a round finish what of a job."""
-        devices, company = self.experiment.devices, cohort.company
-        if company is None or cohort.effort is not None:
-            return devices.times(job, cohort)
-        if self._timed_for is not company:
-            self._timed_for, self._timed = company, {}
-        if job not in self._timed:
-            self._timed[job] = devices.times(job, company.everyone)
-        return self._timed[job].of(company.places(cohort.round))
+        devices, cohort_batch = self.experiment.devices, cohort.cohort_batch
+        if cohort_batch is None or cohort.batch_fraction is not None:
+            return devices.times(workload, cohort)
+        if self._timed_for is not cohort_batch:
+            self._timed_for, self._timed = cohort_batch, {}
+        if workload not in self._timed:
+            self._timed[workload] = devices.times(workload, cohort_batch.everyone)
+        return self._timed[workload].of(cohort_batch.places(cohort.round))
 
-    def in_examples(self, clients: Ints, effort: Floats) -> Floats:
+    def in_examples(self, clients: Ints, batch_fraction: Floats) -> Floats:
         """Round shares of batches, shape (clients,), to whole examples: what is computed is what takes time.
 
         Nobody gets less than one example, or two where the model normalises over the batch.
         """
         given = np.minimum(self.partition.sizes[clients], self.experiment.client.batch_size)
         least = np.minimum(given, 2 if self._normalises else 1)
-        return np.asarray(np.maximum(least, np.rint(given * effort)) / given, dtype=np.float64)
+        return np.asarray(np.maximum(least, np.rint(given * batch_fraction)) / given, dtype=np.float64)
 
     def tasks(self, cohort: Cohort, steps: Ints, proximal: float = 0.0) -> Tasks:
         """Return what the clients compute, on batches of their own examples (all of them where they are too few)."""
         client = self.experiment.client
         sizes = self.partition.sizes[cohort.clients]
         given = np.minimum(sizes, client.batch_size)
-        if cohort.effort is not None:
-            given = np.rint(given * cohort.effort).astype(np.int64)
+        if cohort.batch_fraction is not None:
+            given = np.rint(given * cohort.batch_fraction).astype(np.int64)
         chosen, shape = self._examples(cohort), (-1, client.local_steps, client.batch_size)
         full = bool((given == client.batch_size).all())
         batches = chosen.reshape(shape) if full else _padded(chosen, given, shape)
@@ -153,12 +153,18 @@ class Federation:
 
     def _examples(self, cohort: Cohort) -> Ints:
         """Return the examples of each client in the order in which it takes them, for whole batches."""
-        company, count = cohort.company, self.experiment.client.batch_size * self.experiment.client.local_steps
-        if company is None:
+        cohort_batch, count = (
+            cohort.cohort_batch,
+            self.experiment.client.batch_size * self.experiment.client.local_steps,
+        )
+        if cohort_batch is None:
             return self._permuted(cohort.clients, cohort.uniforms("batch", count))
-        if self._drawn_for is not company:
-            self._drawn_for, self._drawn = company, self._permuted(company.clients, company.uniforms("batch", count))
-        return self._drawn[company.places(cohort.round)]
+        if self._drawn_for is not cohort_batch:
+            self._drawn_for, self._drawn = (
+                cohort_batch,
+                self._permuted(cohort_batch.clients, cohort_batch.uniforms("batch", count)),
+            )
+        return self._drawn[cohort_batch.places(cohort.round)]
 
     def _permuted(self, clients: Ints, uniforms: Floats) -> Ints:
         """Return as many examples of each client's own as there are uniform numbers, as indices of the data set."""
@@ -184,7 +190,7 @@ class Federation:
         training = Training(
             model,
             self.layers,
-            self.job.costs,
+            self.workload.costs,
             self.inputs,
             self.labels,
             client,
@@ -285,7 +291,7 @@ def _check_computes(model: nn.Module, inputs: Tensor) -> None:
         return
     twin = copy.deepcopy(model).train()
     try:
-        with draws_apart(inputs.device), torch.no_grad():
+        with fork_rng(inputs.device), torch.no_grad():
             twin(inputs.clone())
     except Exception as error:
         raise InvalidSetting(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from salf.aggregation import ClientMemory, OptimizerState
 from salf.participation import ObservedReach, ObservedSpeeds
-from salf.simulation.async_jobs import Flights
+from salf.simulation.async_jobs import ActiveJobs
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ServerState:
     """All that one round hands on to the next: with the experiment, it determines the rest of the run.
 
     `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
-    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were, `flights` who is at work
+    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were, `active_jobs` who is at work
     for an asynchronous method.
     """
 
@@ -27,7 +27,7 @@ class ServerState:
     memory: ClientMemory = field(default_factory=dict)
     optimizer: OptimizerState = field(default_factory=dict)
     speeds: ObservedSpeeds = field(default_factory=ObservedSpeeds)
-    flights: Flights | None = None
+    active_jobs: ActiveJobs | None = None
 
     def to(self, device: torch.device) -> "ServerState":
         """Return the same with its tensors on a device, not copied where they are there already."""
@@ -40,13 +40,15 @@ class ServerState:
             weights=_moved(self.weights, device),
             memory=memory,
             optimizer={name: _moved(moments, device) for name, moments in self.optimizer.items()},
-            flights=None if self.flights is None else _flights_moved(self.flights, device),
+            active_jobs=None if self.active_jobs is None else _flights_moved(self.active_jobs, device),
         )
 
 
-def _flights_moved(flights: Flights, device: torch.device) -> Flights:
-    starts = {version: _moved(weights, device) for version, weights in flights.starts.items()}
-    return replace(flights, starts=starts, buffer=replace(flights.buffer, sums=_moved(flights.buffer.sums, device)))
+def _flights_moved(active_jobs: ActiveJobs, device: torch.device) -> ActiveJobs:
+    starts = {version: _moved(weights, device) for version, weights in active_jobs.starts.items()}
+    return replace(
+        active_jobs, starts=starts, buffer=replace(active_jobs.buffer, sums=_moved(active_jobs.buffer.sums, device))
+    )
 
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from salf.engines import Engine, Tasks, Training
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import AsynchronousMethod, HeteroFL
-from salf.participation import ObservedReach, Watch
+from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
-from salf.simulation.federation import Federation
+from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
 from salf.simulation.submodels import Submodels
 from salf.simulation.synchronous import SynchronousRounds
@@ -34,8 +34,8 @@ class Simulation:
         dataset: data.Dataset | None = None,
         build_engine: Callable[[Training], Engine] | None = None,
     ) -> None:
-        self.federation = Federation(experiment, model=model, dataset=dataset, build_engine=build_engine)
-        self.experiment, self.layers, self.job = experiment, self.federation.layers, self.federation.job
+        self.federation = SimulatedFederation(experiment, model=model, dataset=dataset, build_engine=build_engine)
+        self.experiment, self.layers, self.workload = experiment, self.federation.layers, self.federation.workload
         self._rounds = _rounds(self.federation)
 
     def initial_state(self) -> ServerState:
@@ -60,7 +60,7 @@ class Simulation:
         return self._rounds.tasks(self._rounds.plan(state))
 
 
-def _rounds(federation: Federation) -> SynchronousRounds | AsynchronousRounds:
+def _rounds(federation: SimulatedFederation) -> SynchronousRounds | AsynchronousRounds:
     """Return the loop that the experiment's method plays in."""
     method = federation.experiment.method
     if isinstance(method, AsynchronousMethod):
@@ -82,7 +82,7 @@ def simulate(
     [1, 2]
     """
     simulation = Simulation(experiment, model=model, dataset=dataset)
-    state, watch = simulation.initial_state(), Watch(simulation.layers.names)
+    state, watch = simulation.initial_state(), StarvationMonitor(simulation.layers.names)
     while state.round < experiment.rounds:
         state, record = simulation.play(state)
         watch.warn(state.round, state.observed, record.clients)

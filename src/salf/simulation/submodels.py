@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from salf import seeds
 from salf.aggregation import Aggregated, Aggregation
-from salf.devices import Job
+from salf.devices import Workload
 from salf.engines import Loss, PlainEngine, cross_entropy_of
 from salf.errors import InvalidSetting
 from salf.layers import measure_costs
 from salf.methods import HeteroFL
 from salf.models import narrow, prefixes
-from salf.simulation.federation import Federation
+from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
 from salf.simulation.static_batchnorm import statistics
 from salf.simulation.submodel_mean import Overlap
-from salf.simulation.synchronous import Plan, Trained
+from salf.simulation.synchronous import RoundPlan, Trained
 
 Bools = npt.NDArray[np.bool_]
 
@@ -33,7 +33,7 @@ class _Submodel:
 
     parameters: dict[str, Tensor]
     engine: PlainEngine
-    job: Job
+    workload: Workload
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class _Group:
 
 
 class Submodels:
-    """Every client trains the sub-model that the method gives it; `jobs` go from the narrowest to the widest.
+    """Every client trains the sub-model that the method gives it; `workloads` go from the narrowest to the widest.
 
     Clients of one width that hold the same classes are aggregated as of every method; their results are averaged
     element by element (`Overlap`). Raises `InvalidSetting` for a model that cannot be narrowed and for an engine other
     than the plain one.
     """
 
-    def __init__(self, federation: Federation, method: HeteroFL) -> None:
+    def __init__(self, federation: SimulatedFederation, method: HeteroFL) -> None:
         if federation.experiment.engine not in ("auto", "plain"):
             raise InvalidSetting(
                 f"engine is '{federation.experiment.engine}', but clients of 'heterofl' train unlike models, which are "
@@ -68,9 +68,9 @@ class Submodels:
         self._submodels = [self._build(width) for width in reversed(method.widths)]
         self._head = [name for name, _ in federation.model.named_parameters()][-1].rpartition(".")[0]
         self._classes = self._classes_held()
-        self.jobs = tuple(submodel.job for submodel in self._submodels)
+        self.workloads = tuple(submodel.workload for submodel in self._submodels)
 
-    def train(self, state: ServerState, plan: Plan) -> Trained:
+    def train(self, state: ServerState, plan: RoundPlan) -> Trained:
         """Let the cohort train, and aggregate what it conveys."""
         federation, cohort = self._federation, plan.cohort
         tasks = federation.tasks(cohort, plan.schedule.steps)
@@ -86,7 +86,7 @@ class Submodels:
                 momentum=federation.experiment.client.momentum,
             )
             own = tasks.select(group.places)
-            accepted[group.places] = group.submodel.engine.contribute(weights, own, running)
+            accepted[group.places] = group.submodel.engine.train_cohort(weights, own, running)
             total = running.weights(own.num_examples)[accepted[group.places]].sum()
             result = running.finish()
             contributors += result.contributors
@@ -104,14 +104,14 @@ class Submodels:
         order = seeds.stream(federation.experiment.seed, "statistics").permutation(len(federation.inputs))
         return weights | statistics(self._model, weights, federation.inputs, self._there(order))
 
-    def _groups(self, plan: Plan) -> Iterator[_Group]:
+    def _groups(self, plan: RoundPlan) -> Iterator[_Group]:
         """Yield the groups of clients that convey something, in the order of their first clients."""
-        given, classes = np.asarray(plan.schedule.jobs), self._classes[plan.cohort.clients]
+        given, classes = np.asarray(plan.schedule.workloads), self._classes[plan.cohort.clients]
         members: dict[tuple[int, bytes], list[int]] = {}
         for place in np.flatnonzero(plan.schedule.steps.any(axis=1)).tolist():
             members.setdefault((int(given[place]), classes[place].tobytes()), []).append(place)
-        for (job, _), places in members.items():
-            yield _Group(np.array(places), self._submodels[job], classes[places[0]])
+        for (workload, _), places in members.items():
+            yield _Group(np.array(places), self._submodels[workload], classes[places[0]])
 
     def _moved(self, result: Aggregated) -> dict[str, Tensor]:
         """Return the parameters to which a group has something to say."""
@@ -154,7 +154,9 @@ class Submodels:
             self._masked_loss_of if self._method.mask_labels else cross_entropy_of,
         )
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return _Submodel(parameters, engine, Job(costs, federation.job.local_steps, whole=federation.job.costs))
+        return _Submodel(
+            parameters, engine, Workload(costs, federation.workload.local_steps, whole=federation.workload.costs)
+        )
 
     def _masked_loss_of(self, client: int) -> Loss:
         absent = self._there(~self._classes[client])

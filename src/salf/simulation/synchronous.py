@@ -10,26 +10,26 @@ import numpy.typing as npt
 from torch import Tensor
 
 from salf.aggregation import Aggregated, Aggregation, OptimizerState
-from salf.devices import Cohort, Job, Times
+from salf.devices import Cohort, CompletionTimes, Workload
 from salf.engines import Tasks, train_round
-from salf.methods import Schedule, Situation, SynchronousMethod
+from salf.methods import RoundContext, RoundSchedule, SynchronousMethod
 from salf.participation import Chances, ObservedSpeeds
 from salf.records import RoundRecord
-from salf.simulation.federation import Federation
+from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
 from salf.values import Floats
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """Who is asked in a round, and what counts of what they do.
 
     `options` says how long each of the method's jobs would take them, `speeds` what is known of them afterwards.
     """
 
     cohort: Cohort
-    options: tuple[Times, ...]
-    schedule: Schedule
+    options: tuple[CompletionTimes, ...]
+    schedule: RoundSchedule
     speeds: ObservedSpeeds
 
 
@@ -48,11 +48,11 @@ class Trained:
 
 
 class CohortTraining(Protocol):
-    """How the clients of a round train; `jobs` are those among which the method chooses for each."""
+    """How the clients of a round train; `workloads` are those among which the method chooses for each."""
 
-    jobs: tuple[Job, ...]
+    workloads: tuple[Workload, ...]
 
-    def train(self, state: ServerState, plan: Plan) -> Trained:
+    def train(self, state: ServerState, plan: RoundPlan) -> Trained:
         """Let the cohort train, and aggregate what it conveys."""
         ...
 
@@ -64,15 +64,15 @@ class CohortTraining(Protocol):
 class WholeModels:
     """Every client trains the global model, or the last layers of it."""
 
-    def __init__(self, federation: Federation, method: SynchronousMethod) -> None:
+    def __init__(self, federation: SimulatedFederation, method: SynchronousMethod) -> None:
         self._federation, self._method, self._rule = federation, method, method.aggregation_rule
-        self.jobs = method.jobs(federation.job)
+        self.workloads = method.workloads(federation.workload)
 
-    def train(self, state: ServerState, plan: Plan) -> Trained:
+    def train(self, state: ServerState, plan: RoundPlan) -> Trained:
         """Let the cohort train, and aggregate what it conveys."""
         federation, cohort = self._federation, plan.cohort
         devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
-        reach = self._method.reach(Situation(devices, federation.job, cohort, deadline, state.observed))
+        reach = self._method.reach(RoundContext(devices, federation.workload, cohort, deadline, state.observed))
         begin = partial(
             Aggregation,
             state.weights,
@@ -99,14 +99,14 @@ class SynchronousRounds:
     """
 
     def __init__(
-        self, federation: Federation, method: SynchronousMethod, training: CohortTraining | None = None
+        self, federation: SimulatedFederation, method: SynchronousMethod, training: CohortTraining | None = None
     ) -> None:
-        self._federation, self._method = federation, method.prepare(federation.outset())
+        self._federation, self._method = federation, method.prepare(federation.run_context())
         self._least = self._method.aggregation_rule.min_contributors
         self._training = training or WholeModels(federation, method)
-        self._jobs = self._training.jobs
-        self._costs = np.stack([job.backward for job in self._jobs])
-        self._sizes = np.array([job.costs.layer_bytes for job in self._jobs], dtype=np.int64)
+        self._jobs = self._training.workloads
+        self._costs = np.stack([workload.backward for workload in self._jobs])
+        self._sizes = np.array([workload.costs.layer_bytes for workload in self._jobs], dtype=np.int64)
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
@@ -125,16 +125,16 @@ class SynchronousRounds:
         )
         return after, self._record(after, plan, trained, self._chances(state, plan, trained))
 
-    def _chances(self, state: ServerState, plan: Plan, trained: Trained) -> Chances:
+    def _chances(self, state: ServerState, plan: RoundPlan, trained: Trained) -> Chances:
         """Return what was thought of the clients' chances before the round."""
         if trained.reach is not None:
             return Chances.of(trained.reach, self._least, trained.result.empty_probability)
         return Chances.of(state.observed.probability(plan.cohort.clients), self._least)
 
-    def _record(self, after: ServerState, plan: Plan, trained: Trained, chances: Chances) -> RoundRecord:
+    def _record(self, after: ServerState, plan: RoundPlan, trained: Trained, chances: Chances) -> RoundRecord:
         """Return the record of the round that led to a state."""
         schedule, conveyed = plan.schedule, plan.schedule.steps > 0
-        given = np.zeros(len(conveyed), dtype=np.int64) if schedule.jobs is None else schedule.jobs
+        given = np.zeros(len(conveyed), dtype=np.int64) if schedule.workloads is None else schedule.workloads
         accuracy, loss = self._federation.evaluate(after.round, after.weights)
         return RoundRecord(
             round=after.round,
@@ -155,25 +155,25 @@ class SynchronousRounds:
             least_reach=chances.least,
         )
 
-    def plan(self, state: ServerState) -> Plan:
+    def plan(self, state: ServerState) -> RoundPlan:
         """Draw who is asked in the round after `state`, and how far they get."""
         devices = self._federation.experiment.devices
-        usual = devices.typical_seconds(self._federation.job)
+        usual = devices.typical_seconds(self._federation.workload)
         cohort = self._federation.draw_cohort(state.round + 1)
-        effort = self._method.effort(state.speeds.of(cohort.clients), usual)
-        if effort is not None:
-            cohort = replace(cohort, effort=self._federation.in_examples(cohort.clients, effort))
-        options = tuple(self._federation.times(job, cohort) for job in self._jobs)
+        batch_fraction = self._method.batch_fraction(state.speeds.of(cohort.clients), usual)
+        if batch_fraction is not None:
+            cohort = replace(cohort, batch_fraction=self._federation.in_examples(cohort.clients, batch_fraction))
+        options = tuple(self._federation.times(workload, cohort) for workload in self._jobs)
         schedule = self._method.in_round(cohort.round, usual, state.observed).schedule(options, usual)
-        return Plan(cohort, options, schedule, self._speeds(state, cohort, options))
+        return RoundPlan(cohort, options, schedule, self._speeds(state, cohort, options))
 
-    def _speeds(self, state: ServerState, cohort: Cohort, options: Sequence[Times]) -> ObservedSpeeds:
+    def _speeds(self, state: ServerState, cohort: Cohort, options: Sequence[CompletionTimes]) -> ObservedSpeeds:
         """Return what is known of the clients' speeds after a round: each tells at what pace it worked."""
-        if cohort.effort is None:
+        if cohort.batch_fraction is None:
             return state.speeds
-        return state.speeds.observe(cohort.clients, cohort.effort / options[0].whole)
+        return state.speeds.observe(cohort.clients, cohort.batch_fraction / options[0].whole)
 
-    def tasks(self, plan: Plan) -> Tasks:
+    def tasks(self, plan: RoundPlan) -> Tasks:
         """Return what the clients of a round compute."""
         return self._federation.tasks(plan.cohort, plan.schedule.steps, self._method.proximal)
 
@@ -192,7 +192,7 @@ class SynchronousRounds:
         return server.step(state.weights, result.state, moved, state.optimizer, aliases, trained.held)
 
 
-def work_kept(schedule: Schedule, costs: Floats, accepted: npt.NDArray[np.bool_]) -> float | None:
+def work_kept(schedule: RoundSchedule, costs: Floats, accepted: npt.NDArray[np.bool_]) -> float | None:
     """Return the share of the finished backward work that entered the model; None where nothing was finished.
 
     `costs`, of shape (layers,) or (clients, layers), are the operations of a step of each layer, `accepted` says whose

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from salf.records import Activity, ClientLine, Span, TimeLine
 from salf.simulation.server_state import ServerState
-from salf.simulation.synchronous import Plan, SynchronousRounds
+from salf.simulation.synchronous import RoundPlan, SynchronousRounds
 from salf.values import Floats
 
 _ROUNDS = 20  # among which the typical one is looked for
@@ -41,7 +41,7 @@ def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Seque
     )
 
 
-def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterator[Plan]:
+def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterator[RoundPlan]:
     """Yield the plans of the first rounds, which follow from each other without training, if no update is refused."""
     for _ in range(count):
         plan = rounds.plan(state)
@@ -50,7 +50,7 @@ def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterato
         state = replace(state, round=plan.cohort.round, speeds=plan.speeds, observed=observed)
 
 
-def _shown(plan: Plan) -> list[int]:
+def _shown(plan: RoundPlan) -> list[int]:
     """Return the places of the clients to show, from the deepest to the shallowest, evenly spaced if they are many."""
     depths = (plan.schedule.steps > 0).sum(axis=1)
     whole = plan.options[0].whole
@@ -58,14 +58,14 @@ def _shown(plan: Plan) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, min(_LINES, len(order))).astype(np.int64)]
 
 
-def _line(plan: Plan, place: int) -> ClientLine:
+def _line(plan: RoundPlan, place: int) -> ClientLine:
     day = _Day.of(plan, place)
     return ClientLine(int(plan.cohort.clients[place]), int((day.steps > 0).sum()), tuple(day.spans()))
 
 
 @dataclass(frozen=True)
 class _Day:
-    """One client's round: `ready` and `conveyed`, shape (local steps, layers), as in `Times`; `end` is the round's.
+    """One client's round: `ready` and `conveyed`, shape (local steps, layers), as in `CompletionTimes`; `end` is the round's.
 
     `steps` counts the steps of each layer that enter the model.
     """
@@ -78,9 +78,9 @@ class _Day:
     end: float
 
     @classmethod
-    def of(cls, plan: Plan, place: int) -> "_Day":
+    def of(cls, plan: RoundPlan, place: int) -> "_Day":
         schedule = plan.schedule
-        times = plan.options[0 if schedule.jobs is None else int(schedule.jobs[place])]
+        times = plan.options[0 if schedule.workloads is None else int(schedule.workloads[place])]
         return cls(
             received=0.0 if times.received is None else float(times.received[place]),
             forwarded=None if times.forwarded is None else times.forwarded[place],

@@ -190,15 +190,15 @@ def recursion(*, decay: npt.ArrayLike, added: npt.ArrayLike, start: float) -> Ar
     >>> recursion(decay=[0.5, 0.5], added=[1.0, 0.0], start=2.0)
     array([2., 2., 1.])
     """
-    slope, offset = np.array(decay, dtype=np.float64), np.array(added, dtype=np.float64)
+    grad_output, offset = np.array(decay, dtype=np.float64), np.array(added, dtype=np.float64)
     lost = np.logical_or.accumulate(np.isinf(offset))  # from a round of infinite noise on, nothing is known
     offset[lost] = 0.0
     reach = 1
-    while reach < len(slope):
-        offset[reach:] = slope[reach:] * offset[:-reach] + offset[reach:]
-        slope[reach:] = slope[reach:] * slope[:-reach]
+    while reach < len(grad_output):
+        offset[reach:] = grad_output[reach:] * offset[:-reach] + offset[reach:]
+        grad_output[reach:] = grad_output[reach:] * grad_output[:-reach]
         reach *= 2
-    return np.append(start, np.where(lost, np.inf, slope * start + offset))
+    return np.append(start, np.where(lost, np.inf, grad_output * start + offset))
 
 
 def _checked_steps(constants: Constants, rounds: int, step_sizes: npt.ArrayLike | None) -> Array:

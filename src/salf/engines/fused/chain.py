@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from salf.engines.fused.client_norm import ClientNorm
 from salf.engines.fused.pooling import FastPool, has_fast_form
-from salf.engines.fused.rows import Crowd, Slope
-from salf.engines.fused.stock import is_as_torch_made_it
+from salf.engines.fused.rows import GradOutput, SortedClients
+from salf.engines.fused.stock import is_stock_module
 from salf.engines.fused.tracing import Layout, Traced
 from salf.layers import Layers
 
@@ -36,7 +36,7 @@ _FLATTENING: tuple[object, ...] = (torch.flatten, "flatten")
 _RECTIFYING: tuple[object, ...] = (torch.relu, functional.relu, "relu")
 
 
-class Link(ABC):
+class Op(ABC):
     """One operation of a chain."""
 
     @abstractmethod
@@ -44,14 +44,14 @@ class Link(ABC):
         """Compute the result for all examples, without gradient."""
 
     @abstractmethod
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`, given that of those of the result `y`.
 
-        There are as many of them as `slope` has; it is used up.
+        There are as many of them as `grad_output` has; it is used up.
         """
 
 
-class Weighted(Link):
+class Weighted(Op):
     """An operation with a weight and perhaps a bias, whose `names` are given; `layer` is None if neither is trained."""
 
     def __init__(self, names: tuple[str, str | None], owner: Mapping[str, int]) -> None:
@@ -67,7 +67,7 @@ class Weighted(Link):
         self.weight, self.bias = weights[weight], None if bias is None else weights[bias]
 
     @abstractmethod
-    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+    def grad_params(self, room: Mapping[str, Tensor], x: Tensor, grad_output: Tensor) -> None:
         """Write the gradients with respect to what is trained into a `room` for them."""
 
     def room(self) -> dict[str, Tensor]:
@@ -75,10 +75,10 @@ class Weighted(Link):
         values = zip(self.trained, (self.weight, self.bias), strict=True)
         return {name: torch.empty_like(value) for name, value in values if name is not None and value is not None}
 
-    def gradients(self, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
+    def gradients(self, x: Tensor, grad_output: Tensor) -> dict[str, Tensor]:
         """Return the gradients with respect to what is trained, by name."""
         room = self.room()
-        self.write(room, x, slope)
+        self.grad_params(room, x, grad_output)
         return room
 
 
@@ -93,19 +93,19 @@ class Dense(Weighted):
             return torch.mm(self.weight, x.t()).t()
         return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to the first rows of `x`."""
-        return torch.mm(slope, self.weight) if slope.ndim == 2 else slope @ self.weight
+        return torch.mm(grad_output, self.weight) if grad_output.ndim == 2 else grad_output @ self.weight
 
-    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+    def grad_params(self, room: Mapping[str, Tensor], x: Tensor, grad_output: Tensor) -> None:
         """Write the gradients with respect to what is trained into a `room` for them."""
-        x, slope, (weight, bias) = _as_matrix(x), _as_matrix(slope), self.trained
+        x, grad_output, (weight, bias) = _as_matrix(x), _as_matrix(grad_output), self.trained
         if weight is not None and len(x) >= _MANY_ROWS and len(self.weight) >= _FEW_COLUMNS:
-            room[weight].copy_(torch.mm(x.t(), slope).t())
+            room[weight].copy_(torch.mm(x.t(), grad_output).t())
         elif weight is not None:
-            torch.mm(slope.t(), x, out=room[weight])
+            torch.mm(grad_output.t(), x, out=room[weight])
         if bias is not None:
-            torch.sum(slope, 0, out=room[bias])
+            torch.sum(grad_output, 0, out=room[bias])
 
 
 class Convolution(Weighted):
@@ -120,28 +120,28 @@ class Convolution(Weighted):
         """Compute the result."""
         return functional.conv2d(x, self.weight, self.bias, *self._how, self._groups)
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to the first rows of `x`."""
-        gradient: Tensor = self._backward(x[: len(slope)], slope, (True, False, False))[0]
+        gradient: Tensor = self._backward(x[: len(grad_output)], grad_output, (True, False, False))[0]
         return gradient
 
-    def write(self, room: Mapping[str, Tensor], x: Tensor, slope: Tensor) -> None:
+    def grad_params(self, room: Mapping[str, Tensor], x: Tensor, grad_output: Tensor) -> None:
         """Write the gradients with respect to what is trained into a `room` for them."""
         weight, bias = (name is not None for name in self.trained)
-        found = self._backward(x, slope, (False, weight, bias))[1:]
+        found = self._backward(x, grad_output, (False, weight, bias))[1:]
         for name, gradient in zip(self.trained, found, strict=True):
             if name is not None:
                 room[name].copy_(gradient)
 
-    def _backward(self, x: Tensor, slope: Tensor, wanted: tuple[bool, bool, bool]) -> Any:  # noqa: ANN401
+    def _backward(self, x: Tensor, grad_output: Tensor, wanted: tuple[bool, bool, bool]) -> Any:  # noqa: ANN401
         channels, transposed, output_padding = [len(self.weight)], False, (0, 0)
         return _convolution_backward(
-            slope, x, self.weight, channels, *self._how, transposed, output_padding, self._groups, wanted
+            grad_output, x, self.weight, channels, *self._how, transposed, output_padding, self._groups, wanted
         )
 
 
 @dataclass(frozen=True)
-class Rectifier(Link):
+class ReLU(Op):
     """ReLU; `in_place` if nobody needs what it is given."""
 
     in_place: bool
@@ -150,17 +150,17 @@ class Rectifier(Link):
         """Compute the result."""
         return x.relu_() if self.in_place else x.relu()
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the gradient with respect to the first rows of `x`, in the memory of `slope`."""
-        own = y[: len(slope)]
-        if slope.numel() < _SMALL_SLOPE:
-            return slope.mul_(own.sign())
-        result: Tensor = _threshold_backward(slope, own, 0, grad_input=slope)
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the gradient with respect to the first rows of `x`, in the memory of `grad_output`."""
+        own = y[: len(grad_output)]
+        if grad_output.numel() < _SMALL_SLOPE:
+            return grad_output.mul_(own.sign())
+        result: Tensor = _threshold_backward(grad_output, own, 0, grad_input=grad_output)
         return result
 
 
 @dataclass(frozen=True)
-class Flattening(Link):
+class Flattening(Op):
     """`nn.Flatten`, and whatever else gives an example's numbers another shape."""
 
     function: Callable[[Tensor], Tensor]
@@ -169,13 +169,13 @@ class Flattening(Link):
         """Compute the result."""
         return self.function(x)
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to the first rows of `x`."""
-        return slope.reshape(len(slope), *x.shape[1:])
+        return grad_output.reshape(len(grad_output), *x.shape[1:])
 
 
 @dataclass(frozen=True)
-class Recomputed(Link):
+class Recomputed(Op):
     """A function without parameters, computed again on the way back, with gradient, for the examples that need it."""
 
     function: Callable[[Tensor], Tensor]
@@ -184,17 +184,17 @@ class Recomputed(Link):
         """Compute the result."""
         return self.function(x)
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient with respect to the first rows of `x`."""
-        leaf = x[: len(slope)].detach().requires_grad_()
+        leaf = x[: len(grad_output)].detach().requires_grad_()
         with torch.enable_grad():
             result = self.function(leaf)
-        (gradient,) = torch.autograd.grad(result, leaf, slope)
+        (gradient,) = torch.autograd.grad(result, leaf, grad_output)
         return gradient
 
 
 @dataclass(frozen=True)
-class Pooling(Link):
+class Pooling(Op):
     """Max pooling that has a fast form."""
 
     pool: FastPool
@@ -203,9 +203,9 @@ class Pooling(Link):
         """Compute the result."""
         return self.pool(x)
 
-    def pull(self, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`."""
-        return self.pool.pull(x[: len(slope)], y[: len(slope)], slope)
+        return self.pool.grad_input(x[: len(grad_output)], y[: len(grad_output)], grad_output)
 
 
 class ChainPass:
@@ -218,7 +218,7 @@ class ChainPass:
     layers_apart = True
     clients_apart = True
 
-    def __init__(self, links: Sequence[Link], parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, links: Sequence[Op], parameters: Mapping[str, Tensor]) -> None:
         self.parameters = parameters
         self.norms: Mapping[str, ClientNorm] = {}
         self._weighted = [link for link in links if isinstance(link, Weighted)]
@@ -227,7 +227,7 @@ class ChainPass:
         self._without_gradient = torch.no_grad if recomputes else torch.inference_mode
         self._flattenings = [*takewhile(lambda link: isinstance(link, Flattening), links)]
         # The other operations, each with the nearest layer before it, for whose sake the gradient has to pass.
-        self._links: list[tuple[Link, int | None]] = []
+        self._links: list[tuple[Op, int | None]] = []
         before: int | None = None
         for link in links[len(self._flattenings) :]:
             self._links.append((link, before))
@@ -245,7 +245,7 @@ class ChainPass:
         for link in self._weighted:
             link.load(weights)
 
-    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
+    def gradients(self, inputs: Tensor, crowd: SortedClients, slope_of: GradOutput) -> dict[str, Tensor]:
         """Return the sums over the crowd, by parameter, of the layers that anyone reaches."""
         # Made here, since what is made in inference mode cannot be written to afterwards.
         found: dict[str, Tensor] = {}
@@ -253,23 +253,25 @@ class ChainPass:
             if link.layer is not None and crowd.reached(link.layer):
                 found |= link.room()
         with self._without_gradient():
-            for link, x, slope in self._walk(inputs, crowd, slope_of):
+            for link, x, grad_output in self._walk(inputs, crowd, slope_of):
                 factor = crowd.factors.get(cast("int", link.layer)) if crowd.factors else None
-                link.write(found, x, slope if factor is None else _scaled(slope, factor))
+                link.grad_params(found, x, grad_output if factor is None else _scaled(grad_output, factor))
         return found
 
     @torch.no_grad()
-    def gradients_of_each(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> list[dict[str, Tensor]]:
+    def gradients_of_each(self, inputs: Tensor, crowd: SortedClients, slope_of: GradOutput) -> list[dict[str, Tensor]]:
         """Return the gradients of each client, by name, of the layers that it reaches."""
         found: list[dict[str, Tensor]] = [{} for _ in crowd.bounds[1:]]
-        for link, x, slope in self._walk(inputs, crowd, slope_of):
+        for link, x, grad_output in self._walk(inputs, crowd, slope_of):
             for own, (start, end) in zip(found, pairwise(crowd.bounds), strict=True):
-                if end > len(slope):
+                if end > len(grad_output):
                     break
-                own.update(link.gradients(x[start:end], slope[start:end]))
+                own.update(link.gradients(x[start:end], grad_output[start:end]))
         return found
 
-    def _walk(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> Iterator[tuple[Weighted, Tensor, Tensor]]:
+    def _walk(
+        self, inputs: Tensor, crowd: SortedClients, slope_of: GradOutput
+    ) -> Iterator[tuple[Weighted, Tensor, Tensor]]:
         """Take the gradient back from the outputs as far as anyone reaches.
 
         Yield each layer that is trained, what it is given by those that reach it, and the gradient of its result, which
@@ -278,19 +280,19 @@ class ChainPass:
         results = [inputs]
         for link, _ in self._links:
             results.append(link.forward(results[-1]))
-        slope, rows = slope_of(results[-1]), crowd.examples
+        grad_output, rows = slope_of(results[-1]), crowd.examples
         for place in range(len(self._links) - 1, -1, -1):
             link, before = self._links[place]
             x, y = results[place], results[place + 1]
             if isinstance(link, Weighted) and link.layer is not None:
-                yield link, x if rows == crowd.examples else x[:rows], slope
+                yield link, x if rows == crowd.examples else x[:rows], grad_output
             reached = 0 if before is None else crowd.reached(before)
             if not reached:
                 break
             if reached < rows:
-                slope = slope[:reached]
+                grad_output = grad_output[:reached]
             rows = reached
-            slope = link.pull(x, y, slope)
+            grad_output = link.grad_input(x, y, grad_output)
 
 
 def find_chain(traced: Traced, layers: Layers) -> ChainPass | None:
@@ -302,7 +304,7 @@ def find_chain(traced: Traced, layers: Layers) -> ChainPass | None:
     if not by_rows or not all(map(_follows, nodes)) or len(output.all_input_nodes) != 1 or layers.aliases:
         return None
     owner = {name: index for index, layer in enumerate(layers) for name in layer.parameters}
-    links: list[Link] = []
+    links: list[Op] = []
     for node in nodes:
         link = _link(node, traced.model, owner, after=links[-1:])
         if link is None:
@@ -321,7 +323,7 @@ def _follows(node: fx.Node) -> bool:
     return alone and (node.op != "call_module" or (len(node.args) == 1 and not node.kwargs))
 
 
-def _link(node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: Sequence[Link]) -> Link | None:
+def _link(node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: Sequence[Op]) -> Op | None:
     """Return the operation of a node that comes after others; None for one that is not known here."""
     # What these give is needed by nobody but the next operation.
     in_place = isinstance(after[-1] if after else None, Weighted)
@@ -329,17 +331,17 @@ def _link(node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: S
         name = str(node.target)
         return _link_of_module(name, model.get_submodule(name), owner, in_place=in_place)
     if node.target in _RECTIFYING:
-        return Rectifier(in_place)
+        return ReLU(in_place)
     return Flattening(_flatten(node)) if node.target in _FLATTENING else None
 
 
-def _link_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_place: bool) -> Link | None:
-    if not is_as_torch_made_it(module):
+def _link_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_place: bool) -> Op | None:
+    if not is_stock_module(module):
         return None
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         return _weighted(name, module, owner)
     if isinstance(module, nn.ReLU):
-        return Rectifier(in_place)
+        return ReLU(in_place)
     if isinstance(module, nn.Flatten):
         return Flattening(partial(torch.flatten, start_dim=module.start_dim, end_dim=module.end_dim))
     if isinstance(module, nn.MaxPool2d) and has_fast_form(module):
@@ -362,7 +364,7 @@ def _flatten(node: fx.Node) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.flatten(x, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
 
 
-def _layer(link: Link, otherwise: int | None = None) -> int | None:
+def _layer(link: Op, otherwise: int | None = None) -> int | None:
     """Return the layer whose parameters an operation takes."""
     return link.layer if isinstance(link, Weighted) and link.layer is not None else otherwise
 
@@ -371,6 +373,6 @@ def _as_matrix(rows: Tensor) -> Tensor:
     return rows if rows.ndim == 2 else rows.flatten(0, -2)
 
 
-def _scaled(slope: Tensor, factor: Tensor) -> Tensor:
+def _scaled(grad_output: Tensor, factor: Tensor) -> Tensor:
     """Multiply each example's gradient by a factor of its own."""
-    return slope * factor[: len(slope)].to(slope.dtype).view(-1, *[1] * (slope.ndim - 1))
+    return grad_output * factor[: len(grad_output)].to(grad_output.dtype).view(-1, *[1] * (grad_output.ndim - 1))

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from salf.aggregation import Aggregation, LayerTotal
+from salf.aggregation import Aggregation, PartialSum
 from salf.engines.accelerator import ROOMIER
 from salf.engines.fused.chain import ChainPass, find_chain
 from salf.engines.fused.nested import NestedPass
-from salf.engines.fused.rows import Crowd, Slope
+from salf.engines.fused.rows import GradOutput, SortedClients
 from salf.engines.fused.tracing import trace_rows
 from salf.engines.plain import PlainEngine
-from salf.engines.tasks import Optimisation, Tasks, add_each
+from salf.engines.tasks import OptimizerSettings, Tasks, add_each
 from salf.errors import InvalidSetting
 from salf.layers import Layer, Layers
 from salf.update import Update
@@ -54,7 +54,7 @@ class FusedEngine:
         layers: Layers,
         inputs: Tensor,
         labels: Tensor,
-        optimisation: Optimisation,
+        optimisation: OptimizerSettings,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         if optimisation.optimizer != "sgd":
@@ -93,12 +93,12 @@ class FusedEngine:
         """Whether each client's own update can be told, as `Memory` needs it."""
         return self._pass.clients_apart
 
-    def contribute(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add what the clients convey; return whose updates were accepted, shape (clients,).
 
         Sums are added as they are: whether they are finite shows when the aggregation is finished.
         """
-        if running.of_each:
+        if running.needs_individual_updates:
             return add_each(running, tasks, self._updates(weights, tasks))
         cohort = _sorted(tasks, running, alike=self._wide)
         running.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
@@ -130,7 +130,7 @@ class FusedEngine:
         buffers = {name: weights[name] for layer in layers for name in layer.buffers}
         return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
 
-    def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[LayerTotal | None]:
+    def _totals(self, weights: Mapping[str, Tensor], cohort: "_Cohort") -> list[PartialSum | None]:
         """Return the sums of what the clients convey, None for layers without contributors."""
         self._pass.load(weights)
         moves: dict[str, Tensor] = {}
@@ -156,10 +156,10 @@ class FusedEngine:
                 seen |= norm.sums(own, weights)
         return gradients, seen
 
-    def _asked(self, cohort: "_Cohort") -> tuple[Tensor, Crowd, Slope]:
+    def _asked(self, cohort: "_Cohort") -> tuple[Tensor, SortedClients, GradOutput]:
         """Return what a pass over some clients takes: their examples, who they are, and what they minimise."""
         index = torch.from_numpy(cohort.examples).to(self._inputs.device)
-        crowd = Crowd(cohort.bounds, cohort.reaching, self._factors(cohort))
+        crowd = SortedClients(cohort.bounds, cohort.reaching, self._factors(cohort))
         for norm, layer in self._norms:
             norm.begin(0 if layer is None else crowd.reaching[layer], self._inputs.device)
         slope_of = partial(_slope, self._labels.index_select(0, index), cohort.factors(-self._optimisation.lr))
@@ -175,9 +175,9 @@ class FusedEngine:
 
     def _factors(self, cohort: "_Cohort") -> dict[int, Tensor]:
         """Return, for layers in which clients weigh otherwise than at the output, by how much, for each example."""
-        if cohort.boosts is None:
+        if cohort.importance_weights is None:
             return {}
-        relative = np.where(cohort.steps > 0, cohort.boosts / cohort.boosts[:, -1:], 1.0)
+        relative = np.where(cohort.steps > 0, cohort.importance_weights / cohort.importance_weights[:, -1:], 1.0)
         return {
             int(layer): torch.from_numpy(np.repeat(relative[:, layer], np.diff(cohort.bounds))).to(self._inputs.device)
             for layer in np.flatnonzero((relative != 1).any(axis=0))
@@ -185,9 +185,9 @@ class FusedEngine:
 
     def _layer_totals(
         self, weights: Mapping[str, Tensor], cohort: "_Cohort", moves: Mapping[str, Tensor], seen: Mapping[str, Tensor]
-    ) -> list[LayerTotal | None]:
+    ) -> list[PartialSum | None]:
         """Return the sums of each layer: the moves, with the decay of the weights, and all its buffers."""
-        totals: list[LayerTotal | None] = []
+        totals: list[PartialSum | None] = []
         scale, decays = cohort.scale(-self._optimisation.lr), self._decays(cohort)
         for place, (layer, reaching, weight) in enumerate(
             zip(self._layers, cohort.reaching, cohort.weight_reaching, strict=True)
@@ -204,16 +204,16 @@ class FusedEngine:
                     for name, own in deltas.items()
                 }
             buffers = {name: _seen(seen.get(name), weights[name], weight) for name in layer.buffers}
-            totals.append(LayerTotal(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
+            totals.append(PartialSum(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
         return totals
 
     def _decays(self, cohort: "_Cohort") -> list[float]:
         """Return the multiple of the weights that is added to the sum of each layer for their decay, if they decay."""
         if not self._optimisation.weight_decay:
             return []
-        boosts = cohort.steps if cohort.boosts is None else cohort.boosts
+        importance_weights = cohort.steps if cohort.importance_weights is None else cohort.importance_weights
         rate = -self._optimisation.lr * self._optimisation.weight_decay
-        return [rate * float(scale) for scale in cohort.weights @ boosts]
+        return [rate * float(scale) for scale in cohort.weights @ importance_weights]
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make
@@ -222,7 +222,7 @@ class _Cohort:
 
     `places` are their rows in the `tasks`, `batches` holds the indices of their examples, with `bounds` at which each
     client's begin among all of them, and the end of the last, and `reaching` is how many clients reach each layer.
-    `own_weights` and `boosts` are those of the aggregation, None where each client weighs 1, or counts by its weight.
+    `own_weights` and `importance_weights` are those of the aggregation, None where each client weighs 1, or counts by its weight.
     `weight_of_all` includes clients that convey nothing.
     """
 
@@ -232,7 +232,7 @@ class _Cohort:
     bounds: Sequence[int]
     reaching: list[int]
     own_weights: Floats | None
-    boosts: Floats | None
+    importance_weights: Floats | None
     weight_of_all: float
 
     @property
@@ -261,7 +261,7 @@ class _Cohort:
     @property
     def _alike(self) -> bool:
         """Whether all examples count alike."""
-        return self.tasks.full and self.own_weights is None and self.boosts is None
+        return self.tasks.full and self.own_weights is None and self.importance_weights is None
 
     def scale(self, rate: float) -> float:
         """Return what the gradient of each example's loss counts in the sums, where all count alike; 1 elsewhere.
@@ -275,7 +275,7 @@ class _Cohort:
         if self._alike:
             return None
         sizes = np.diff(self.bounds)
-        scales = self.weights if self.boosts is None else self.weights * self.boosts[:, -1]
+        scales = self.weights if self.importance_weights is None else self.weights * self.importance_weights[:, -1]
         return torch.from_numpy(np.repeat(scales * (rate / sizes), sizes))
 
     def parts(self, most: int) -> Iterator["_Cohort"]:
@@ -292,19 +292,23 @@ class _Cohort:
     def _part(self, first: int, last: int) -> "_Cohort":
         own = slice(first, last)
         reaching = [min(max(count - first, 0), last - first) for count in self.reaching]
-        weights, boosts = (None if of is None else of[own] for of in (self.own_weights, self.boosts))
+        weights, importance_weights = (
+            None if of is None else of[own] for of in (self.own_weights, self.importance_weights)
+        )
         batches = self.batches[own]
         bounds = _bounds(batches, full=self.tasks.full)
-        return _Cohort(self.tasks, self.places[own], batches, bounds, reaching, weights, boosts, self.weight_of_all)
+        return _Cohort(
+            self.tasks, self.places[own], batches, bounds, reaching, weights, importance_weights, self.weight_of_all
+        )
 
 
 def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohort:
     """Return the clients by depth, as an aggregation weighs them; `alike`, if it does, without a weight for each."""
     weights = None if alike and not running.weighs_by_examples else running.weights(tasks.num_examples)
-    return _in_order(tasks, weights, running.boosts(tasks.steps))
+    return _in_order(tasks, weights, running.importance_weights(tasks.steps))
 
 
-def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None = None) -> _Cohort:
+def _in_order(tasks: Tasks, weights: Floats | None = None, importance_weights: Floats | None = None) -> _Cohort:
     """Return the clients by depth; raises `InvalidSetting` for steps that the fused engine cannot compute."""
     depths = np.add.reduce(tasks.steps, axis=1)  # of so few numbers, faster than the methods of the array
     reaching = _reaching(tasks.steps, depths)
@@ -318,7 +322,7 @@ def _in_order(tasks: Tasks, weights: Floats | None = None, boosts: Floats | None
         _bounds(batches, full=tasks.full),
         reaching,
         None if weights is None else weights[order],
-        None if boosts is None else boosts[order],
+        None if importance_weights is None else importance_weights[order],
         float(len(depths) if weights is None else weights.sum()),
     )
 
@@ -362,9 +366,9 @@ def _slope(labels: Tensor, each: Tensor | None, outputs: Tensor) -> Tensor:
     It is softmax minus one for the true class. For few classes torch computes it several times faster along the first
     dimension.
     """
-    slope = torch.softmax(outputs.t(), dim=0)
-    slope.scatter_add_(0, labels.unsqueeze(0), _minus_ones(len(labels), slope.dtype, slope.device))
-    return (slope if each is None else slope.mul_(each.to(slope))).t()
+    grad_output = torch.softmax(outputs.t(), dim=0)
+    grad_output.scatter_add_(0, labels.unsqueeze(0), _minus_ones(len(labels), grad_output.dtype, grad_output.device))
+    return (grad_output if each is None else grad_output.mul_(each.to(grad_output))).t()
 
 
 @lru_cache(maxsize=8)

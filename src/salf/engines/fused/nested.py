@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salf.engines.fused.client_norm import client_norms
 from salf.engines.fused.operations import Compiler
-from salf.engines.fused.rows import Crowd, Rows, Slope
+from salf.engines.fused.rows import GradOutput, Rows, SortedClients
 from salf.engines.fused.tracing import Traced
 from salf.layers import Layers
 
@@ -57,7 +57,7 @@ class NestedPass:
                 for model in (self._live, self._frozen):
                     model.get_buffer(name).copy_(weights[name])
 
-    def gradients(self, inputs: Tensor, crowd: Crowd, slope_of: Slope) -> dict[str, Tensor]:
+    def gradients(self, inputs: Tensor, crowd: SortedClients, slope_of: GradOutput) -> dict[str, Tensor]:
         """Return the sums over the crowd, by parameter, in each layer over those that reach it."""
         outputs = self._run(inputs, crowd)
         parameters = [*self.parameters.values()]
@@ -65,7 +65,7 @@ class NestedPass:
         gradients = zip(self.parameters, cast("tuple[Tensor | None, ...]", found), strict=True)
         return _apart({name: gradient for name, gradient in gradients if gradient is not None})
 
-    def _run(self, inputs: Tensor, crowd: Crowd) -> Tensor:
+    def _run(self, inputs: Tensor, crowd: SortedClients) -> Tensor:
         """Return the model's outputs for `inputs`, with gradient in each layer for those that reach it only."""
         values: list[object] = [Rows(None, inputs, 0)]
         for step, done_with in zip(self._steps[1:], self._done_with[1:], strict=True):

@@ -11,14 +11,14 @@ from torch.func import functional_call
 
 from salf.engines.fused.client_norm import ClientNorm
 from salf.engines.fused.pooling import FastPool, has_fast_form
-from salf.engines.fused.rows import Crowd, Lasting, Rows, cut, join
+from salf.engines.fused.rows import BatchIndependent, Rows, SortedClients, cut, join
 from salf.engines.fused.tracing import Constant, Count, Layout, Shape, Shared, Traced
 from salf.errors import UnsuitableModel
 
 # Computes a node, given the results of all earlier ones.
-Step = Callable[[list[Any], Crowd], Any]
+Step = Callable[[list[Any], SortedClients], Any]
 # What a node calls, for examples from a place on, with gradient in some layers.
-Operation = Callable[[frozenset[int], Crowd, int], Callable[..., Any]]
+Operation = Callable[[frozenset[int], SortedClients, int], Callable[..., Any]]
 _NOWHERE: frozenset[int] = frozenset()
 
 
@@ -47,7 +47,7 @@ class Call:
     uses: frozenset[int]
     shape: Shape
 
-    def __call__(self, values: list[Any], crowd: Crowd) -> Rows:
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Rows:
         """Compute the head, piece by piece with gradient in the layers that it reaches, and the tail."""
         ends = {layer: crowd.reached(layer) for layer in self.uses}
         size = max([0, *ends.values(), *(values[ref.place].examples for ref in self.rows)])
@@ -62,12 +62,12 @@ class Call:
             tail = self._compute(crowd, size, crowd.examples, _NOWHERE, lambda ref: _frozen(values[ref.place]))
         return Rows(join(pieces, self.shape) if pieces else None, tail, size)
 
-    def _head(self, values: list[Any], crowd: Crowd, start: int, end: int, live: frozenset[int]) -> Any:  # noqa: ANN401
+    def _head(self, values: list[Any], crowd: SortedClients, start: int, end: int, live: frozenset[int]) -> Any:  # noqa: ANN401
         factor = next((crowd.factors[layer][start:end] for layer in live if layer in crowd.factors), None)
 
         def choose(ref: Ref) -> Any:  # noqa: ANN401
             value = values[ref.place]
-            if isinstance(value, Lasting):
+            if isinstance(value, BatchIndependent):
                 return value.live if ref.uses <= live else value.frozen
             if not isinstance(value, Rows):
                 return value
@@ -77,7 +77,9 @@ class Call:
         result = self._compute(crowd, start, end, live, choose)
         return result if factor is None else _scale_gradient(result, factor, self.shape)
 
-    def _compute(self, crowd: Crowd, start: int, end: int, live: frozenset[int], choose: Callable[[Ref], Any]) -> Any:  # noqa: ANN401
+    def _compute(
+        self, crowd: SortedClients, start: int, end: int, live: frozenset[int], choose: Callable[[Ref], Any]
+    ) -> Any:  # noqa: ANN401
         arguments = [_bind(argument, choose, end - start) for argument in self.arguments]
         named = {key: _bind(argument, choose, end - start) for key, argument in self.named.items()}
         return self.operation(live, crowd, start)(*arguments, **named)
@@ -90,7 +92,7 @@ class Elementary:
     function: Callable[..., Any]
     place: int
 
-    def __call__(self, values: list[Any], crowd: Crowd) -> Rows:  # noqa: ARG002
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Rows:  # noqa: ARG002
         """Compute both parts."""
         rows, function = values[self.place], self.function
         return Rows(
@@ -111,7 +113,7 @@ class OneLayer:
     shape: Shape
     weighed: Call
 
-    def __call__(self, values: list[Any], crowd: Crowd) -> Rows:
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Rows:
         """Compute the examples that reach the layer, the rest of the head, and the tail."""
         if self.layer in crowd.factors:
             return self.weighed(values, crowd)
@@ -135,16 +137,16 @@ class Constantly:
     named: Mapping[str, Any]
     uses: frozenset[int]
 
-    def __call__(self, values: list[Any], crowd: Crowd) -> Any:  # noqa: ANN401, ARG002
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Any:  # noqa: ANN401, ARG002
         """Compute it, with and without gradient if it depends on parameters."""
         if not self.uses:
             return self._compute(values, live=False)
-        return Lasting(self._compute(values, live=True), self._compute(values, live=False))
+        return BatchIndependent(self._compute(values, live=True), self._compute(values, live=False))
 
     def _compute(self, values: list[Any], *, live: bool) -> Any:  # noqa: ANN401
         def choose(ref: Ref) -> Any:  # noqa: ANN401
             value = values[ref.place]
-            return value if not isinstance(value, Lasting) else value.live if live else value.frozen
+            return value if not isinstance(value, BatchIndependent) else value.live if live else value.frozen
 
         arguments = [_bind(argument, choose, 0) for argument in self.arguments]
         return self.function(live)(*arguments, **{key: _bind(value, choose, 0) for key, value in self.named.items()})
@@ -235,7 +237,7 @@ class Compiler:
         alive, frozen = self._function(node, live=True), self._function(node, live=False)
         mine = frozenset(own.values())
 
-        def choose(live: frozenset[int], crowd: Crowd, start: int) -> Callable[..., Any]:  # noqa: ARG001
+        def choose(live: frozenset[int], crowd: SortedClients, start: int) -> Callable[..., Any]:  # noqa: ARG001
             if not mine or mine <= live:
                 return alive
             if not mine & live:
@@ -251,7 +253,7 @@ class Compiler:
         alive, frozen = (model.get_submodule(str(node.target)) for model in (self._live, self._frozen))
         own = frozenset(self._layers_of_module(node).values())
 
-        def choose(live: frozenset[int], crowd: Crowd, start: int) -> Callable[..., Any]:
+        def choose(live: frozenset[int], crowd: SortedClients, start: int) -> Callable[..., Any]:
             module = alive if own and own <= live else frozen
             weight, bias = cast("tuple[Tensor | None, Tensor | None]", (module.weight, module.bias))
             return lambda x: norm(x, weight, bias, crowd.bounds, start)
@@ -277,7 +279,7 @@ class Compiler:
         if owner is None:
             return lambda values, crowd: frozen  # noqa: ARG005
         self._uses[node] = frozenset({owner})
-        return lambda values, crowd: Lasting(live, frozen)  # noqa: ARG005
+        return lambda values, crowd: BatchIndependent(live, frozen)  # noqa: ARG005
 
     def _bind_later(self, arguments: Any) -> Any:  # noqa: ANN401
         """Replace the nodes in arguments by references, or by what they are known to be."""
@@ -294,7 +296,7 @@ class _Output:
 
     ref: Any
 
-    def __call__(self, values: list[Any], crowd: Crowd) -> Tensor:
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Tensor:
         """Return the head, grown to all examples."""
         rows = values[self.ref.place]
         whole: Tensor = rows.grown(crowd.examples, self.ref.shape).head
@@ -329,7 +331,7 @@ def _scale_gradient(part: Any, factor: Tensor, shape: Shape) -> Any:  # noqa: AN
 def _frozen(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Rows):
         return value.tail
-    return value.frozen if isinstance(value, Lasting) else value
+    return value.frozen if isinstance(value, BatchIndependent) else value
 
 
 def _bind(argument: Any, choose: Callable[[Ref], Any], examples: int) -> Any:  # noqa: ANN401

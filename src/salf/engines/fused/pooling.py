@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.engines.fused.stock import is_as_torch_made_it
+from salf.engines.fused.stock import is_stock_module
 
 _LARGEST = 3
 _max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
@@ -15,7 +15,7 @@ _max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 
 def has_fast_form(module: nn.Module) -> bool:
     """Say whether a module is max pooling whose windows are small squares that neither overlap nor reach outside."""
-    if not isinstance(module, nn.MaxPool2d) or not is_as_torch_made_it(module):
+    if not isinstance(module, nn.MaxPool2d) or not is_stock_module(module):
         return False
     if module.return_indices or module.ceil_mode:
         return False
@@ -39,7 +39,7 @@ class FastPool:
         pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
         return pooled
 
-    def pull(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
+    def grad_input(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient with respect to `x`, given that with respect to what it was mapped to."""
         return _pull(x, pooled, gradient, self._side) if x.is_cpu else _pull_there(x, gradient, self._side)
 
@@ -56,7 +56,7 @@ class FastMaxPool2d(nn.MaxPool2d):
         return self._pool(input)
 
 
-def quicken(model: nn.Module) -> nn.Module:
+def use_fast_pooling(model: nn.Module) -> nn.Module:
     """Put fast forms in the places of max poolings that have one, within `model`; return it."""
     for parent in [*model.modules()]:
         for name, child in parent.named_children():

@@ -10,11 +10,11 @@ from torch import Tensor
 from salf.engines.fused.tracing import Layout, Shape
 
 # Returns the gradient of what the clients minimise with respect to the model's outputs, given these.
-Slope = Callable[[Tensor], Tensor]
+GradOutput = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Crowd:
+class SortedClients:
     """The clients of one pass, the deepest first.
 
     `bounds` are the places at which each client's examples begin, and the end of the last; `reaching` is how many
@@ -59,7 +59,7 @@ class Rows:
 
 
 @dataclass(slots=True)
-class Lasting:
+class BatchIndependent:
     """A result that depends on parameters but not on examples, and the same without gradient."""
 
     live: Any

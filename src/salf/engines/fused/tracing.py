@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from salf.engines.accelerator import draw_states, draws_apart
+from salf.engines.accelerator import draw_states, fork_rng
 from salf.errors import UnsuitableModel
 
 
@@ -63,7 +63,7 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
     twin = copy.deepcopy(model).train()
     try:
         graph = fx.Tracer().trace(twin)
-        with draws_apart(examples.device), torch.no_grad():
+        with fork_rng(examples.device), torch.no_grad():
             before = draw_states(examples.device)
             two, three = (_watch(twin, graph, examples[:count].clone()) for count in (2, 3))
             draws = not all(map(torch.equal, before, draw_states(examples.device)))
@@ -90,12 +90,12 @@ def _watch(model: nn.Module, graph: fx.Graph, batch: Tensor) -> dict[fx.Node, ob
     """Return the result of every node of the graph."""
     results: dict[fx.Node, object] = {}
 
-    class Watch(fx.Interpreter):
+    class ShapeRecorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             results[n] = super().run_node(n)
             return results[n]
 
-    Watch(model, garbage_collect_values=False, graph=graph).run(batch)
+    ShapeRecorder(model, garbage_collect_values=False, graph=graph).run(batch)
     return results
 
 

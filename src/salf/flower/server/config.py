@@ -14,7 +14,7 @@ from salf.layers import Layers
 
 
 @dataclass(frozen=True)
-class Terms:
+class StrategyConfig:
     """What `SalfStrategy` was given, checked; see there. Raises `InvalidSetting` for what cannot work."""
 
     strategy: Strategy

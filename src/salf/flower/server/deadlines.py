@@ -56,13 +56,13 @@ class Fixed(RoundDeadline):
 
 
 @dataclass(frozen=True, init=False)
-class Schedule(RoundDeadline):
+class DeadlineSchedule(RoundDeadline):
     """A deadline for each round, chosen beforehand; the last one holds for all further rounds.
 
     So `salf.theory.adaptive_deadlines` (ADEL-FL, arXiv 2505.23973) or `salf plan` spend a budget of time where it
     lowers the convergence bound most.
 
-    >>> Schedule([8.0, 6.0]).seconds([]), Schedule([8.0, 6.0]).seconds([RoundTimes(8.0, (), 3, 0.5, round=1)])
+    >>> DeadlineSchedule([8.0, 6.0]).seconds([]), DeadlineSchedule([8.0, 6.0]).seconds([RoundTimes(8.0, (), 3, 0.5, round=1)])
     (8.0, 6.0)
     """
 

@@ -11,21 +11,21 @@ from torch import Tensor
 from salf.aggregation import Aggregated, Aggregation, Centre, ClippedLayers, RobustAggregation
 from salf.errors import InvalidSetting
 from salf.flower.server.composition import release
-from salf.flower.server.config import Terms
+from salf.flower.server.config import StrategyConfig
 from salf.flower.server.metrics import mean_metrics
 from salf.flower.server.record import FederationRecord, rejected
 from salf.flower.server.server_state import FederationState
-from salf.flower.server.training import Admission, Collector, TrainingRound
-from salf.flower.wire import PREFIX, Order
+from salf.flower.server.training import Collector, TrainingRound, UpdateValidator
+from salf.flower.wire import PREFIX, TrainInstructions
 from salf.participation import Chances, ObservedReach
 from salf.simulation import ServerState
 from salf.values import Floats
 
 
-class Federation:
+class FlowerServer:
     """The server's side of a federation under `terms`: its state, and the training round that is open."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: StrategyConfig) -> None:
         self.terms = terms
         self._state: FederationState | None = None
         self._training: TrainingRound | None = None
@@ -83,7 +83,7 @@ class Federation:
         self._asked = chosen[0] if chosen else None
         remaining = seconds if left is None else left()
         whole = self.terms.asks_for_whole_replies
-        order = Order(number, remaining, self.terms.layers, self.terms.counted_from, whole=whole)
+        order = TrainInstructions(number, remaining, self.terms.layers, self.terms.counted_from, whole=whole)
         return [self._with_order(message, order) for message in chosen]
 
     def open_with(self, number: int, nodes: Sequence[int], seconds: float) -> None:
@@ -91,7 +91,7 @@ class Federation:
         self._state, places = self.state.places([*nodes])
         terms, weights = self.terms, self.state.server.weights
         clipping = terms.robust if isinstance(terms.robust, ClippedLayers) else None
-        admission = Admission(terms.layers, weights, terms.max_change, clipping)
+        admission = UpdateValidator(terms.layers, weights, terms.max_change, clipping)
         self._training = TrainingRound(number, nodes, admission, self._collector(places))
         self._asked, self._deadline_seconds = None, seconds
 
@@ -102,7 +102,7 @@ class Federation:
             return RobustAggregation(server.weights, terms.layers, terms.rule, terms.robust, reach=reach)
         return Aggregation(server.weights, terms.layers, terms.rule, reach=reach, clients=places, memory=server.memory)
 
-    def _with_order(self, message: Message, order: Order) -> Message:
+    def _with_order(self, message: Message, order: TrainInstructions) -> Message:
         arrays, records = message.content.array_records, message.content.config_records
         if len(records) != 1 or len(arrays) != 1:
             raise InvalidSetting(
@@ -161,14 +161,14 @@ class Federation:
             work_kept=None,
             bytes_down=len(training.rows) * sum(tensor.nbytes for tensor in self.state.server.weights.values()),
             bytes_up=sum(row.num_bytes for row in training.rows),
-            rejected=rejected(training.troubles),
+            rejected=rejected(training.reject_counts),
             engine="flower",
             seconds=seconds,
             depths=tuple(np.bincount(depths, minlength=len(self.terms.layers) + 1).tolist()),
             overshoot_s=training.overshoot(),
-            missing=training.troubles["missing"],
-            failed=training.troubles["failed"],
-            late=training.troubles["late"],
+            missing=training.reject_counts["missing"],
+            failed=training.reject_counts["failed"],
+            late=training.reject_counts["late"],
             empty=chances.empty,
             reach=chances.mean,
             least_reach=chances.least,

@@ -9,13 +9,13 @@ from flwr.serverapp.strategy import Result
 
 from salf.errors import RunFolderError
 from salf.flower.server.exchange import Exchange, NotEnoughNodes, PatientGrid
-from salf.flower.server.federation import Federation
+from salf.flower.server.federation import FlowerServer
 from salf.flower.server.metrics import usable_evaluations
 from salf.flower.server.record import FederationRecord
 from salf.flower.server.server_state import FederationFolder
 from salf.flower.server.training import log
 from salf.flower.wire import from_record, to_record
-from salf.participation import Watch, describe
+from salf.participation import StarvationMonitor, describe
 
 _REMEDY = (
     "let these nodes train on smaller batches, choose a longer deadline, or the rule salf.Memory() or, where they get "
@@ -32,7 +32,7 @@ class Loop:
     nodes, in seconds, which gets as long as the round at most.
     """
 
-    federation: Federation
+    federation: FlowerServer
     exchange: Exchange
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
@@ -40,10 +40,10 @@ class Loop:
     timeout: float
     folder: FederationFolder | None
     _unanswered: tuple[str, ...] = field(default=(), init=False)
-    _hunger: Watch = field(init=False)
+    _hunger: StarvationMonitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._hunger = Watch(self.federation.terms.layers.names)
+        self._hunger = StarvationMonitor(self.federation.terms.layers.names)
 
     def play(self, initial: ArrayRecord, num_rounds: int) -> Result:
         """Play the rounds up to `num_rounds`, after those that the folder holds; return all results."""

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from salf.records import RoundRecord
 
 # Why a reply changed nothing; `missing` and `late` are no replies to the round in time.
-Trouble = Literal["invalid", "duplicate", "wrong-round", "unknown", "failed", "missing", "late"]
+RejectReason = Literal["invalid", "duplicate", "wrong-round", "unknown", "failed", "missing", "late"]
 _LISTS = ("contributors", "depths", "empty", "reach", "least_reach")
-REFUSED: tuple[Trouble, ...] = ("invalid", "duplicate", "wrong-round", "unknown")
+REFUSED: tuple[RejectReason, ...] = ("invalid", "duplicate", "wrong-round", "unknown")
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class FederationRecord(RoundRecord):
         return cls(**{**values, **lists})
 
 
-def rejected(troubles: Counter[Trouble]) -> int:
+def rejected(reject_counts: Counter[RejectReason]) -> int:
     """Return how many replies were refused.
 
     >>> rejected(Counter({"invalid": 2, "duplicate": 1, "missing": 5}))
     3
     """
-    return sum(troubles[kind] for kind in REFUSED)
+    return sum(reject_counts[kind] for kind in REFUSED)

@@ -9,10 +9,10 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from salf.aggregation import Centre, ClippedLayers, Corrected, Rule
 from salf.errors import InvalidSetting
-from salf.flower.server.config import Terms
+from salf.flower.server.config import StrategyConfig
 from salf.flower.server.deadlines import Fixed, RoundDeadline
 from salf.flower.server.exchange import Exchange
-from salf.flower.server.federation import Federation
+from salf.flower.server.federation import FlowerServer
 from salf.flower.server.loop import Evaluate, Loop
 from salf.flower.server.metrics import usable_evaluations
 from salf.flower.server.server_state import FederationFolder
@@ -26,7 +26,7 @@ class SalfStrategy(Strategy):
 
     `strategy` samples the nodes, configures and evaluates as it always did; its mean over whole replies is replaced by
     the layer-wise `rule` over partial ones (by default `salf.Corrected()`). Each round has a `deadline`: seconds, or
-    one of `Fixed`, `Schedule`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds`
+    one of `Fixed`, `DeadlineSchedule`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds`
     after the deadline, in which the replies travel. `layers` are the model's, as `salf.find_layers` gives them.
 
     `counted_from="message"` counts what a node spends before its loop (starting a process, loading data) against its
@@ -54,7 +54,7 @@ class SalfStrategy(Strategy):
         folder: Path | str | None = None,
         poll_seconds: float = 0.25,
     ) -> None:
-        self.terms = Terms(
+        self.terms = StrategyConfig(
             strategy,
             deadline if isinstance(deadline, RoundDeadline) else Fixed(deadline),
             layers,
@@ -67,7 +67,7 @@ class SalfStrategy(Strategy):
             poll_seconds,
         )
         self._folder = None if folder is None else FederationFolder(Path(folder))
-        self._federation = Federation(self.terms)
+        self._federation = FlowerServer(self.terms)
         self._given_seconds = 0.0
 
     def summary(self) -> None:

@@ -15,8 +15,8 @@ from salf.aggregation import Aggregated, ClippedLayers
 from salf.errors import InvalidUpdate
 from salf.flower.server.deadlines import RoundTimes
 from salf.flower.server.plausibility import Plausibility
-from salf.flower.server.record import Trouble
-from salf.flower.wire import Reply, Told, one_line, read_reply
+from salf.flower.server.record import RejectReason
+from salf.flower.wire import ClientReport, Reply, one_line, read_reply
 from salf.layers import Layers
 from salf.update import Update, check_names, check_update
 
@@ -37,7 +37,7 @@ class Collector(Protocol):
         ...
 
 
-class Admission:
+class UpdateValidator:
     """What a reply must satisfy: to fit `state` and `layers`, to change them plausibly, and to be clipped if asked."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Row:
     node: int
     answered: bool = False
     reached: npt.NDArray[np.bool_] | None = None
-    told: Told = field(default_factory=Told)
+    told: ClientReport = field(default_factory=ClientReport)
     seconds: float | None = None
     num_bytes: int = 0
     num_examples: int = 0
@@ -74,10 +74,10 @@ class Row:
 class TrainingRound:
     """Round `number`, in which the `nodes` were asked: a row for each, in the order of the rows of the rule's reach."""
 
-    def __init__(self, number: int, nodes: Sequence[int], admission: Admission, running: Collector) -> None:
+    def __init__(self, number: int, nodes: Sequence[int], admission: UpdateValidator, running: Collector) -> None:
         self.number = number
         self.rows = [Row(node) for node in nodes]
-        self.troubles: Counter[Trouble] = Counter()
+        self.reject_counts: Counter[RejectReason] = Counter()
         self._admission, self._running = admission, running
         self._by_message: dict[str, int] = {}
 
@@ -137,8 +137,8 @@ class TrainingRound:
             log.warning("round %d: layer '%s' stays, its sum is out of the range of its type", self.number, name)
         return result
 
-    def _report(self, trouble: Trouble, node: int, reason: str) -> None:
-        self.troubles[trouble] += 1
+    def _report(self, trouble: RejectReason, node: int, reason: str) -> None:
+        self.reject_counts[trouble] += 1
         log.warning("round %d: node %d: %s: %s", self.number, node, trouble, one_line(reason))
 
     def reached(self) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ _PREFIX = "salf-"
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainInstructions:
     """What one client is asked in one round.
 
     It has `deadline_seconds`, counted from the moment the server made the message or from the beginning of its loop.
@@ -44,7 +44,7 @@ class Order:
         config[f"{_PREFIX}layers"] = layers_to_json(self.layers)
 
     @classmethod
-    def read(cls, message: Message) -> "Order":
+    def read(cls, message: Message) -> "TrainInstructions":
         """Read a message's order. Raises `InvalidSetting` for a message that has none, or one that is damaged."""
         for config in message.content.config_records.values():
             if f"{_PREFIX}round" in config:
@@ -55,7 +55,7 @@ class Order:
         )
 
     @classmethod
-    def _parse(cls, config: Mapping[str, Any]) -> "Order":
+    def _parse(cls, config: Mapping[str, Any]) -> "TrainInstructions":
         try:
             return cls(
                 round=int(config[f"{_PREFIX}round"]),

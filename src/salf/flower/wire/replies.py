@@ -28,7 +28,7 @@ _MOST_SAID = 2000  # characters of a reason in the log; how much there is to say
 
 
 @dataclass(frozen=True)
-class Told:
+class ClientReport:
     """What a client says of its round, beside the update.
 
     `round` is the round it answers; `elapsed_seconds` what had passed, since the order was made, when the reply was;
@@ -41,10 +41,10 @@ class Told:
     overshoot_seconds: float | None = None
     interrupted: bool | None = None
 
-    def within(self, seconds: float) -> "Told":
+    def within(self, seconds: float) -> "ClientReport":
         """Return the same, no time being below 0 or above the `seconds` that the server saw pass.
 
-        >>> Told(1, elapsed_seconds=1e9, overshoot_seconds=-3.0, interrupted=False).within(20.0)
+        >>> ClientReport(1, elapsed_seconds=1e9, overshoot_seconds=-3.0, interrupted=False).within(20.0)
         Told(round=1, elapsed_seconds=20.0, overshoot_seconds=0.0, interrupted=False)
         """
         elapsed, overshoot = (
@@ -59,13 +59,19 @@ class Reply:
     """A reply taken apart: the update, what the client says of it, its own metrics, its size on the wire in bytes."""
 
     update: Update
-    told: Told
+    told: ClientReport
     metrics: Mapping[str, float | list[float]]
     num_bytes: int
 
 
 def write_reply(
-    update: Update, told: Told, layers: Layers, received: ArrayRecord, metrics: Mapping[str, float], *, whole: bool
+    update: Update,
+    told: ClientReport,
+    layers: Layers,
+    received: ArrayRecord,
+    metrics: Mapping[str, float],
+    *,
+    whole: bool,
 ) -> tuple[ArrayRecord, MetricRecord]:
     """Return an update as records: each conveyed layer's new weights, by the names and in the order of `received`.
 
@@ -137,16 +143,16 @@ def _read_steps(record: MetricRecord, layers: Layers, problems: list[str]) -> di
     return {name: count for name, count in zip(layers.names, given, strict=True) if type(count) is int and count != 0}
 
 
-def _read_told(record: MetricRecord, problems: list[str]) -> Told:
+def _read_told(record: MetricRecord, problems: list[str]) -> ClientReport:
     if _ROUND not in record:
-        return Told()
+        return ClientReport()
     number = record[_ROUND]
     if type(number) is not int:
         problems.append(f"{_ROUND} is {_short(number)}, not a whole number")
-        return Told()
+        return ClientReport()
     seconds = {key: _number(record.get(key)) for key in (_ELAPSED, _OVERSHOOT, _INTERRUPTED)}
     problems += [f"{key} is {_short(record.get(key))}, not a number" for key, value in seconds.items() if value is None]
-    return Told(number, seconds[_ELAPSED], seconds[_OVERSHOOT], bool(seconds[_INTERRUPTED]))
+    return ClientReport(number, seconds[_ELAPSED], seconds[_OVERSHOOT], bool(seconds[_INTERRUPTED]))
 
 
 def _read_arrays(

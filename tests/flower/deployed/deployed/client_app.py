@@ -6,8 +6,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deployed.task import update_of
-from salf.flower.wire.instructions import Order
-from salf.flower.wire.replies import Told, write_reply
+from salf.flower.wire.instructions import TrainInstructions
+from salf.flower.wire.replies import ClientReport, write_reply
 
 app = ClientApp()
 
@@ -15,12 +15,14 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Convey the last layers."""
-    order = Order.read(message)
+    order = TrainInstructions.read(message)
     time.sleep(float(context.node_config.get("seconds", 0.0)))
     received = message.content.array_records["arrays"]
     node, depth = int(context.node_config["partition-id"]), int(context.node_config["depth"])
     update = update_of(depth, node, order.round, order.layers, received.to_torch_state_dict())
     elapsed = time.time() - message.metadata.created_at
-    told = Told(order.round, elapsed, max(0.0, elapsed - order.deadline_seconds), interrupted=depth < len(order.layers))
+    told = ClientReport(
+        order.round, elapsed, max(0.0, elapsed - order.deadline_seconds), interrupted=depth < len(order.layers)
+    )
     arrays, record = write_reply(update, told, order.layers, received, {}, whole=False)
     return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=message)

@@ -13,7 +13,7 @@ Kept = TypeVar("Kept", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs.
 
     Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. The last `skipped`
@@ -65,7 +65,7 @@ def _constant(array: Kept) -> Kept:
 
 
 @dataclass(frozen=True)
-class Times:
+class CompletionTimes:
     """When each layer of each local step is finished, in seconds from the start of the round.
 
     `ready` and `conveyed` have shape (clients, local steps, layers): when the layer's gradient is complete, and when
@@ -84,10 +84,10 @@ class Times:
     received: Floats | None = None
     forwarded: Floats | None = None
 
-    def of(self, rows: slice) -> "Times":
+    def of(self, rows: slice) -> "CompletionTimes":
         """Return the times of some of the clients."""
         ready = self.ready[rows]
-        return Times(
+        return CompletionTimes(
             ready,
             ready if self.conveyed is self.ready else self.conveyed[rows],
             self.whole[rows],
