@@ -27,7 +27,7 @@ from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.runs.run import run_experiment
 from salf.simulation.simulator import Simulation
 
-pytestmark = [NEEDS_CUDA, QUIET, pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")]
+pytestmark = [NEEDS_CUDA, QUIET, pytest.mark.filterwarnings("ignore::salf.participation.StarvationWarning")]
 exact = pytest.fixture(autouse=True)(full_precision)
 ROUNDS = 8
 # Methods and settings by which every part of the state is used.

@@ -14,7 +14,7 @@ from salf.methods import METHODS
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 UNMEASURED = ("cifar10-vgg11", "cifar10-vgg13")  # hours of computing each
 # By some methods the data of the slow do not enter, which is told, and is what is to be seen.
-pytestmark = pytest.mark.filterwarnings("ignore::salf.starvation.StarvationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::salf.participation.StarvationWarning")
 needs_mnist = pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the checkout")
 
 

@@ -123,7 +123,7 @@ def test_a_folder_belongs_to_one_server_app_at_a_time(tmp_path: Path, caplog: py
     program = """if True:
         import sys
         from pathlib import Path
-        from salf.locks import FolderLock
+        from salf.runs.locks import FolderLock
         lock = FolderLock(Path(sys.argv[1]))
         print("held", flush=True)
         sys.stdin.read()

@@ -34,7 +34,7 @@ def test_batches_make_no_difference(batch: int, examples: int) -> None:
     inputs, labels = DATA.inputs[:examples], DATA.labels[:examples]
     accuracy, loss = evaluate(model, inputs, labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("salf.evaluate._BATCH", batch)
+        patch.setattr("salf.simulation.evaluator._BATCH", batch)
         again = evaluate(model, inputs, labels)
     assert again[0] == accuracy
     assert again[1] == pytest.approx(loss, rel=1e-5)

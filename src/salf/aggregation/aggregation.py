@@ -65,7 +65,7 @@ def aggregate(
     Raises `InvalidUpdate` for an update that must not be aggregated and `InvalidSetting` for wrong arguments.
 
     >>> from salf.layers import Layer, Layers
-    >>> from salf.rules import Corrected
+    >>> from salf.aggregation.rules import Corrected
     >>> layers = Layers((Layer("body", ("body.weight",)), Layer("head", ("head.weight",))))
     >>> state = {"body.weight": torch.zeros(2), "head.weight": torch.zeros(2)}
     >>> whole = Update({"body.weight": torch.ones(2), "head.weight": torch.ones(2)}, steps=1, num_examples=10)

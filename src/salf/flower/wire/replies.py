@@ -45,7 +45,7 @@ class ClientReport:
         """Return the same, no time being below 0 or above the `seconds` that the server saw pass.
 
         >>> ClientReport(1, elapsed_seconds=1e9, overshoot_seconds=-3.0, interrupted=False).within(20.0)
-        Told(round=1, elapsed_seconds=20.0, overshoot_seconds=0.0, interrupted=False)
+        ClientReport(round=1, elapsed_seconds=20.0, overshoot_seconds=0.0, interrupted=False)
         """
         elapsed, overshoot = (
             None if told is None else min(max(told, 0.0), seconds)
