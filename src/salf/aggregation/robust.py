@@ -117,7 +117,7 @@ class RobustAggregation:
         self._running = Aggregation(state, layers, rule, reach=reach)
         self._updates: list[Update] = []
 
-    def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:  # noqa: ARG002
+    def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:
         """Add one client's update, as `Aggregation.add` does; one that raises `InvalidUpdate` changes nothing."""
         if not checked:
             check_update(update, self._layers, self._state)

@@ -47,7 +47,7 @@ class UniformDepthDevices(Devices):
         ready, late = cohort.computing(ready), cohort.computing(late)
         return CompletionTimes(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
 
-    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:
         """Return `seconds`."""
         return self.seconds
 

@@ -36,7 +36,7 @@ class GradedSpeeds(Devices):
             ready = cohort.computing(self.seconds * place / (whole * speed[:, None, None]))
         return CompletionTimes(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
 
-    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:
         """Return `seconds`."""
         return self.seconds
 

@@ -21,7 +21,7 @@ class Devices(ABC):
     def typical_seconds(self, workload: Workload) -> float:
         """Return how long an ordinary device takes for the whole job: the deadline where none is given."""
 
-    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:  # noqa: ARG002
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the true chance of each client to reach each layer, shape (clients, layers).
 
         None where it has no closed form and must be observed.

@@ -83,7 +83,7 @@ class AdelFL(LayerWise):
             raise InvalidSetting(f"method.total_seconds is {self.total_seconds}: {error}") from error
         return replace(self, deadlines=tuple(schedule.deadlines_seconds.tolist()))
 
-    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:  # noqa: ARG002
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
         """Return the method with the deadline of a round."""
         return replace(self, deadline=self.deadlines[min(round, len(self.deadlines)) - 1])
 

@@ -49,7 +49,7 @@ class ReachingDeeper(LayerWise):
         """Return the job that trains all layers, and those that pass through the last 1, 2, … and all but the first."""
         return tuple(replace(workload, skipped=skipped) for skipped in range(workload.costs.num_layers))
 
-    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:  # noqa: ARG002
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:
         """Return the schedule in which the clients at the odd or the even places have their turn."""
         return _Turn(self, round % 2)
 

@@ -28,7 +28,7 @@ class FedAsync(AsynchronousMethod):
     a: Annotated[float, Field(ge=0)] = 0.5
     rho: Annotated[float, Field(ge=0)] = 0.005
 
-    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:  # noqa: ARG002
+    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:
         """Mix the client's model in."""
         share = self.alpha * (1 + arrival.staleness) ** -self.a
         return ServerModel(mix(server.weights, arrival.model, share), server.version + 1)

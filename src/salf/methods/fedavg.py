@@ -23,7 +23,7 @@ class FedAvg(SynchronousMethod):
 
     name: Literal["fedavg"] = "fedavg"
 
-    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:  # noqa: ARG002
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Wait for everyone who answers at all."""
         return wait_for_first(options[0], len(options[0].whole))
 

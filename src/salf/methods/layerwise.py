@@ -83,7 +83,7 @@ class LongRounds(LayerWise):
             return self
         return replace(self, deadline=(self.deadline or usual_seconds) * self.long_factor)
 
-    def needs_long_rounds(self, observed: ObservedReach) -> bool:  # noqa: ARG002
+    def needs_long_rounds(self, observed: ObservedReach) -> bool:
         """Say whether there is need of a long round, given who reached what in earlier ones."""
         return True
 

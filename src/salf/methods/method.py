@@ -74,18 +74,18 @@ class SynchronousMethod(Method, ABC):
     def aggregation_rule(self) -> Rule:
         """The rule of aggregation."""
 
-    def prepare(self, run_context: RunContext) -> Self:  # noqa: ARG002
+    def prepare(self, run_context: RunContext) -> Self:
         """Return the method with what it decides before the first round."""
         return self
 
-    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:  # noqa: ARG002
+    def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:
         """Return what decides in one round, the first of which is 1; the method itself where all are alike.
 
         `observed` is who reached what in earlier rounds.
         """
         return self
 
-    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats | None:  # noqa: ARG002
+    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats | None:
         """Return the share of its batch that each client is given, shape (clients,); None: all of it.
 
         `speeds`, of that shape, are those that were observed in earlier rounds, in jobs per second, NaN where unknown.
@@ -108,7 +108,7 @@ class SynchronousMethod(Method, ABC):
         `usual_seconds` is the deadline of a method that was given none.
         """
 
-    def reach(self, context: RoundContext) -> Floats | None:  # noqa: ARG002
+    def reach(self, context: RoundContext) -> Floats | None:
         """Return the chances π_{u,l} that the rule uses, shape (clients, layers); None for a rule that uses none."""
         return None
 

@@ -25,7 +25,7 @@ class OverSelection(SynchronousMethod):
     name: Literal["overselection"] = "overselection"
     ask: Annotated[float, Field(ge=1)] = 1.3
 
-    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:  # noqa: ARG002
+    def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Wait for the first."""
         return wait_for_first(options[0], math.ceil(len(options[0].whole) / self.ask))
 

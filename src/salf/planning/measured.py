@@ -40,13 +40,13 @@ class MeasuredTimes:
         finite = self.conveyed[np.isfinite(self.conveyed)]
         return CompletionTimes(chosen, chosen, chosen[:, -1, 0], give_up_seconds=float(finite.max()))
 
-    def typical_seconds(self, workload: Workload) -> float:  # noqa: ARG002
+    def typical_seconds(self, workload: Workload) -> float:
         """Return the median over clients of each one's median time for the whole job."""
         whole = self.conveyed[:, -1, 0]
         medians = [float(np.median(whole[self.client == client])) for client in range(self.num_clients)]
         return float(np.quantile(medians, 0.5, method="lower"))
 
-    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats:  # noqa: ARG002
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats:
         """Return how often each client reached each layer by the deadline, shape (clients, layers)."""
         first, count = self._places
         hits = np.add.reduceat((self.conveyed[:, 0] <= deadline_seconds).astype(np.float64), first, axis=0)

@@ -87,7 +87,7 @@ class WholeModels:
         result, accepted = train_round(federation.engine, state.weights, tasks, begin)
         return Trained(result, accepted, reach)
 
-    def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+    def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state as it is."""
         return weights
 

@@ -93,7 +93,7 @@ class Dense(Weighted):
             return torch.mm(self.weight, x.t()).t()
         return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
 
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`."""
         return torch.mm(grad_output, self.weight) if grad_output.ndim == 2 else grad_output @ self.weight
 
@@ -120,7 +120,7 @@ class Convolution(Weighted):
         """Compute the result."""
         return functional.conv2d(x, self.weight, self.bias, *self._how, self._groups)
 
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`."""
         gradient: Tensor = self._backward(x[: len(grad_output)], grad_output, (True, False, False))[0]
         return gradient
@@ -150,7 +150,7 @@ class ReLU(Op):
         """Compute the result."""
         return x.relu_() if self.in_place else x.relu()
 
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`, in the memory of `grad_output`."""
         own = y[: len(grad_output)]
         if grad_output.numel() < _SMALL_SLOPE:
@@ -169,7 +169,7 @@ class Flattening(Op):
         """Compute the result."""
         return self.function(x)
 
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`."""
         return grad_output.reshape(len(grad_output), *x.shape[1:])
 
@@ -184,7 +184,7 @@ class Recomputed(Op):
         """Compute the result."""
         return self.function(x)
 
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:  # noqa: ARG002
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient with respect to the first rows of `x`."""
         leaf = x[: len(grad_output)].detach().requires_grad_()
         with torch.enable_grad():

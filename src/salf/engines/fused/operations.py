@@ -92,7 +92,7 @@ class Elementary:
     function: Callable[..., Any]
     place: int
 
-    def __call__(self, values: list[Any], crowd: SortedClients) -> Rows:  # noqa: ARG002
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Rows:
         """Compute both parts."""
         rows, function = values[self.place], self.function
         return Rows(
@@ -137,7 +137,7 @@ class Constantly:
     named: Mapping[str, Any]
     uses: frozenset[int]
 
-    def __call__(self, values: list[Any], crowd: SortedClients) -> Any:  # noqa: ANN401, ARG002
+    def __call__(self, values: list[Any], crowd: SortedClients) -> Any:  # noqa: ANN401
         """Compute it, with and without gradient if it depends on parameters."""
         if not self.uses:
             return self._compute(values, live=False)

@@ -50,7 +50,7 @@ class Fixed(RoundDeadline):
     def __post_init__(self) -> None:
         _check_seconds("deadline_seconds", self.deadline_seconds)
 
-    def seconds(self, history: Sequence[RoundTimes]) -> float:  # noqa: ARG002 - as the other deadlines
+    def seconds(self, history: Sequence[RoundTimes]) -> float:
         """Return the deadline."""
         return float(self.deadline_seconds)
 
