@@ -46,10 +46,10 @@ class _Clock(TrainingProcessCallback):  # type: ignore[misc, unused-ignore]
 
     def after_central_iteration(
         self,
-        aggregate_metrics: Metrics,  # noqa: ARG002 - pfl passes it
-        model: PyTorchModel,  # noqa: ARG002 - pfl passes it
+        aggregate_metrics: Metrics,
+        model: PyTorchModel,
         *,
-        central_iteration: int,  # noqa: ARG002 - pfl passes it
+        central_iteration: int,
     ) -> tuple[bool, Metrics]:
         """End a lap; never stop the training."""
         self._lap()

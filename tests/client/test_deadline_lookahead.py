@@ -218,7 +218,8 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     fake = Accelerator()
     monkeypatch.setattr(torch.accelerator, "synchronize", fake.synchronize)
     monkeypatch.setattr(
-        "salf.client.deadline_block.Stopwatch", lambda clock, seconds, device: Stopwatch(clock, seconds, torch.device("cuda"))
+        "salf.client.deadline_block.Stopwatch",
+        lambda clock, seconds, device: Stopwatch(clock, seconds, torch.device("cuda")),
     )
     return fake
 

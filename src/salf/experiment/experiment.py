@@ -21,7 +21,7 @@ from salf.engines import accelerator as accelerators
 from salf.errors import InvalidSetting
 from salf.experiment.messages import describe
 from salf.experiment.overrides import Section, complete, did_you_mean, override, preset_names, read
-from salf.methods import METHODS, AnyMethod, AsynchronousMethod, Salf
+from salf.methods import METHODS, AnyMethod, Salf, is_asynchronous
 from salf.models import Mlp, Model
 from salf.values import STRICT, Count
 
@@ -129,7 +129,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
             raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
-        if isinstance(self.method, AsynchronousMethod):
+        if is_asynchronous(self.method):
             _check_without_rounds(self)
 
     @classmethod

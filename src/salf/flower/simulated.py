@@ -32,7 +32,7 @@ from salf.flower.wire import (
     write_reply,
 )
 from salf.layers import Layers
-from salf.methods import HeteroFL, SynchronousMethod
+from salf.methods import is_synchronous
 from salf.records import RoundRecord
 from salf.runs import Run, run_experiment
 from salf.simulation import Simulation
@@ -55,7 +55,7 @@ def run_on_flower(
     plain engine up to rounding, since replies are summed as they arrive. Raises what `run_experiment` raises.
     """
     method = experiment.method
-    if isinstance(method, HeteroFL) or not isinstance(method, SynchronousMethod):
+    if not is_synchronous(method) or method.submodels is not None:
         raise InvalidSetting(
             f"engine 'flower' does not fit method '{method.name}', whose clients train sub-models or in no rounds: "
             "choose engine 'auto' or another method"

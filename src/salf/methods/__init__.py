@@ -18,7 +18,10 @@ from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import Method as Method
 from salf.methods.method import RoundContext as RoundContext
 from salf.methods.method import RunContext as RunContext
+from salf.methods.method import Submodels as Submodels
 from salf.methods.method import SynchronousMethod as SynchronousMethod
+from salf.methods.method import is_asynchronous as is_asynchronous
+from salf.methods.method import is_synchronous as is_synchronous
 from salf.methods.overselection import OverSelection as OverSelection
 from salf.methods.salf import Salf as Salf
 from salf.methods.salfplus import SalfPlus as SalfPlus

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
-from salf.methods.method import SynchronousMethod
+from salf.methods.method import Submodels, SynchronousMethod
 from salf.methods.schedules import RoundSchedule, largest_jobs_by
 from salf.values import STRICT, Positive
 
@@ -43,6 +43,11 @@ class HeteroFL(SynchronousMethod):
     def __post_init__(self) -> None:
         if any(wider <= narrower for wider, narrower in pairwise(self.widths)):
             raise ValueError(f"method.widths is {list(self.widths)}; write them from the widest to the narrowest")
+
+    @property
+    def submodels(self) -> Submodels:
+        """The sub-models of the paper's levels."""
+        return Submodels(self.widths, self.scaler, self.mask_labels)
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Give each client the widest sub-model in time; `options` go from the narrowest to the widest."""

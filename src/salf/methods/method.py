@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from pydantic.dataclasses import dataclass as validated
+from typing_extensions import TypeIs
 
 from salf.aggregation import ClientResult, Rule, ServerModel
 from salf.devices import Cohort, CompletionTimes, Devices, Workload
@@ -48,6 +49,19 @@ class RunContext:
     batch_size: int
     step_size: float
     speeds: Floats
+
+
+@dataclass(frozen=True)
+class Submodels:
+    """Sub-models of several widths that clients train in place of the whole model.
+
+    `widths` go from the widest to the narrowest, each in (0, 1]. With `scaler`, hidden layers of a sub-model are
+    multiplied by 1/width in training. With `mask_labels`, a client's loss ignores classes of which it has no examples.
+    """
+
+    widths: tuple[float, ...]
+    scaler: bool
+    mask_labels: bool
 
 
 @validated(frozen=True, kw_only=True, config=STRICT)
@@ -97,6 +111,11 @@ class SynchronousMethod(Method, ABC):
         """Whether a client may convey a layer without those behind it, nearer to the output."""
         return False
 
+    @property
+    def submodels(self) -> Submodels | None:
+        """The sub-models that clients train; None if every client trains the whole model."""
+        return None
+
     def workloads(self, workload: Workload) -> tuple[Workload, ...]:
         """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""
         return (workload,)
@@ -125,3 +144,13 @@ class AsynchronousMethod(Method, ABC):
     @abstractmethod
     def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:
         """Return what becomes of the server's model; `statistics` names the model's floating-point buffers."""
+
+
+def is_asynchronous(method: Method) -> TypeIs[AsynchronousMethod]:
+    """Return whether a method acts on each result as it arrives, without rounds."""
+    return isinstance(method, AsynchronousMethod)
+
+
+def is_synchronous(method: Method) -> TypeIs[SynchronousMethod]:
+    """Return whether a method works in rounds."""
+    return isinstance(method, SynchronousMethod)

@@ -33,7 +33,7 @@ class Factory:
     call: str
     name: Literal["factory"] = "factory"
 
-    def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:  # noqa: ARG002 (as the other models)
+    def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Call the callable; raises `InvalidSetting` if it cannot be found, fails, or returns no `nn.Module`."""
         make = import_callable(self.call)
         try:

@@ -32,7 +32,7 @@ class MeasuredTimes:
         """How many clients were measured."""
         return int(self.client.max()) + 1
 
-    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:  # noqa: ARG002 (the times are those of the job)
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
         """Draw a measured round for each client."""
         first, count = self._places
         drawn = cohort.uniforms("measured", 1)[:, 0] * count[cohort.clients]

@@ -16,7 +16,7 @@ from salf.engines import Engine, Tasks, Training, choose_engine, find_device, fo
 from salf.errors import InvalidSetting
 from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers, measure_costs, measure_passing
-from salf.methods import HeteroFL, RunContext, SynchronousMethod
+from salf.methods import RunContext, is_synchronous
 from salf.simulation.evaluator import evaluate
 from salf.values import Floats, Ints
 
@@ -200,9 +200,9 @@ class SimulatedFederation:
         method = self.experiment.method
         if build is not None:
             return build(training)
-        # Clients of HeteroFL train sub-models, on engines of their own: there is nothing to choose or to check.
-        chosen = "plain" if isinstance(method, HeteroFL) else self.experiment.engine
-        rule = method.aggregation_rule if isinstance(method, SynchronousMethod) else None
+        # Sub-models are trained, on engines of their own: there is nothing to choose or to check.
+        chosen = "plain" if is_synchronous(method) and method.submodels is not None else self.experiment.engine
+        rule = method.aggregation_rule if is_synchronous(method) else None
         return choose_engine(chosen, training, rule, skips_layers=_skips_layers(self.experiment))
 
 
@@ -217,7 +217,7 @@ def _padded(chosen: Ints, given: Ints, shape: tuple[int, ...]) -> Ints:
 
 
 def _skips_layers(experiment: Experiment) -> bool:
-    return isinstance(experiment.method, SynchronousMethod) and experiment.method.skips_layers
+    return is_synchronous(experiment.method) and experiment.method.skips_layers
 
 
 def divide(labels: Ints, settings: DataSettings, seed: int) -> data.Partition:

@@ -8,13 +8,13 @@ from salf import data
 from salf.engines import Engine, Tasks, Training
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.methods import AsynchronousMethod, HeteroFL
+from salf.methods import is_asynchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
 from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
-from salf.simulation.submodels import Submodels
+from salf.simulation.submodels import SubmodelTraining
 from salf.simulation.synchronous import SynchronousRounds
 from salf.simulation.typical_round import draw_timeline
 
@@ -63,9 +63,9 @@ class Simulation:
 def _rounds(federation: SimulatedFederation) -> SynchronousRounds | AsynchronousRounds:
     """Return the loop that the experiment's method plays in."""
     method = federation.experiment.method
-    if isinstance(method, AsynchronousMethod):
+    if is_asynchronous(method):
         return AsynchronousRounds(federation, method)
-    training = Submodels(federation, method) if isinstance(method, HeteroFL) else None
+    training = None if method.submodels is None else SubmodelTraining(federation, method, method.submodels)
     return SynchronousRounds(federation, method, training)
 
 

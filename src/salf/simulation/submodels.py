@@ -16,7 +16,7 @@ from salf.devices import Workload
 from salf.engines import Loss, PlainEngine, cross_entropy_of
 from salf.errors import InvalidSetting
 from salf.layers import measure_costs
-from salf.methods import HeteroFL
+from salf.methods import Submodels, SynchronousMethod
 from salf.models import narrow, prefixes
 from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
@@ -45,7 +45,7 @@ class _Group:
     classes: Bools
 
 
-class Submodels:
+class SubmodelTraining:
     """Every client trains the sub-model that the method gives it; `workloads` go from the narrowest to the widest.
 
     Clients of one width that hold the same classes are aggregated as of every method; their results are averaged
@@ -53,19 +53,19 @@ class Submodels:
     than the plain one.
     """
 
-    def __init__(self, federation: SimulatedFederation, method: HeteroFL) -> None:
+    def __init__(self, federation: SimulatedFederation, method: SynchronousMethod, submodels: Submodels) -> None:
         if federation.experiment.engine not in ("auto", "plain"):
             raise InvalidSetting(
                 f"engine is '{federation.experiment.engine}', but clients of 'heterofl' train unlike models, which are "
                 "computed one after another; choose 'auto' or 'plain'"
             )
-        self._federation, self._method = federation, method
+        self._federation, self._method, self._settings = federation, method, submodels
         self._model = copy.deepcopy(federation.model).to(federation.device)
         # BatchNorm's statistics are not the clients' matter.
         self._layers = replace(
             federation.layers, sequence=tuple(replace(layer, buffers=()) for layer in federation.layers)
         )
-        self._submodels = [self._build(width) for width in reversed(method.widths)]
+        self._submodels = [self._build(width) for width in reversed(submodels.widths)]
         self._head = [name for name, _ in federation.model.named_parameters()][-1].rpartition(".")[0]
         self._classes = self._classes_held()
         self.workloads = tuple(submodel.workload for submodel in self._submodels)
@@ -134,7 +134,7 @@ class Submodels:
         """Say which classes have a say in whose loss, shape (population, outputs): those it holds examples of."""
         federation = self._federation
         partition, outputs = federation.partition, federation.model.get_parameter(f"{self._head}.weight").shape[0]
-        if not self._method.mask_labels:
+        if not self._settings.mask_labels:
             return np.ones((len(partition), outputs), dtype=np.bool_)
         held = np.zeros((len(partition), outputs), dtype=np.bool_)
         owners = np.repeat(np.arange(len(partition)), partition.sizes)
@@ -143,7 +143,7 @@ class Submodels:
 
     def _build(self, width: float) -> _Submodel:
         federation = self._federation
-        model = narrow(federation.model, width, scaler=self._method.scaler)
+        model = narrow(federation.model, width, scaler=self._settings.scaler)
         costs = measure_costs(model, federation.dataset.inputs[:2].clone(), self._layers)
         engine = PlainEngine(
             copy.deepcopy(model).to(federation.device),
@@ -151,7 +151,7 @@ class Submodels:
             federation.inputs,
             federation.labels,
             federation.experiment.client,
-            self._masked_loss_of if self._method.mask_labels else cross_entropy_of,
+            self._masked_loss_of if self._settings.mask_labels else cross_entropy_of,
         )
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         return _Submodel(
