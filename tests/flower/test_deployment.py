@@ -143,7 +143,7 @@ def check_digits(log: str) -> None:
     assert len(set(accuracies)) > 1
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["none", "unregistered"])
 def test_an_unauthenticated_node_is_refused(tmp_path: Path, key: str) -> None:
     with deployed(tmp_path, secure=True) as federation:
@@ -152,7 +152,7 @@ def test_an_unauthenticated_node_is_refused(tmp_path: Path, key: str) -> None:
         assert stranger.poll() != 0
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_a_node_killed_in_a_round_costs_its_layers_and_nothing_else(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
     with deployed(tmp_path, node1=10.0) as federation:
@@ -166,7 +166,7 @@ def test_a_node_killed_in_a_round_costs_its_layers_and_nothing_else(tmp_path: Pa
     check_weights(rounds, records)
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_a_node_that_stands_still_misses_its_rounds_and_comes_back(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
     with deployed(tmp_path) as federation:
@@ -182,7 +182,7 @@ def test_a_node_that_stands_still_misses_its_rounds_and_comes_back(tmp_path: Pat
     check_weights(rounds, records)
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_a_server_app_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
     with deployed(tmp_path) as federation:
@@ -194,7 +194,7 @@ def test_a_server_app_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> No
     check_undisturbed(rounds, 4)
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", ["program", "machine"])
 def test_a_superlink_that_was_killed_is_started_again_and_the_run_resumed(tmp_path: Path, dies: str) -> None:
     """Where the program alone dies, its server app goes on for a while: the next one waits until the folder is free."""
@@ -211,7 +211,7 @@ def test_a_superlink_that_was_killed_is_started_again_and_the_run_resumed(tmp_pa
     check_undisturbed(rounds, 4)
 
 
-@pytest.mark.deployment
+@pytest.mark.slow
 def test_a_server_app_of_a_superexec_of_its_own_outlives_the_superlink(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
     with deployed(tmp_path, separate=True) as federation:
