@@ -1,0 +1,31 @@
+"""Every error that salf raises in a test is held to the project's language rules."""
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+
+import language
+import pytest
+
+from salf.errors import SalfError
+
+problems_of = cache(language.problems_of)
+
+
+@pytest.fixture(autouse=True)
+def plain_messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which the package raises an error without a remedy or in archaic words."""
+    raised: set[str] = set()
+    initialize = SalfError.__init__
+
+    def initialize_and_keep(self: SalfError, *arguments: object) -> None:
+        initialize(self, *arguments)
+        frame, caller = sys._getframe(1), ""
+        while frame is not None and caller in ("", "salf.errors"):
+            caller, frame = frame.f_globals.get("__name__", "?"), frame.f_back  # type: ignore[assignment]
+        if caller.startswith("salf."):
+            raised.add(str(self))
+
+    monkeypatch.setattr(SalfError, "__init__", initialize_and_keep)
+    yield
+    assert {message: found for message in raised if (found := problems_of(message))} == {}
