@@ -1,4 +1,4 @@
-"""Every error that salf raises in a test is held to the project's language rules."""
+"""One thread per test process, and language rules for every error that salf raises in a test."""
 
 import sys
 from collections.abc import Iterator
@@ -6,10 +6,20 @@ from functools import cache
 
 import language
 import pytest
+import torch
 
 from salf.errors import SalfError
 
 problems_of = cache(language.problems_of)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: more of them only slow down networks as small as these, above all beside other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
