@@ -30,10 +30,10 @@ def plain_messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def initialize_and_keep(self: SalfError, *arguments: object) -> None:
         initialize(self, *arguments)
-        frame, caller = sys._getframe(1), ""
-        while frame is not None and caller in ("", "salf.errors"):
-            caller, frame = frame.f_globals.get("__name__", "?"), frame.f_back  # type: ignore[assignment]
-        if caller.startswith("salf."):
+        caller = sys._getframe(1)
+        if caller.f_globals.get("__name__") == "salf.errors" and caller.f_back is not None:
+            caller = caller.f_back  # from the initializer of a subclass
+        if str(caller.f_globals.get("__name__")).startswith("salf."):
             raised.add(str(self))
 
     monkeypatch.setattr(SalfError, "__init__", initialize_and_keep)
