@@ -57,7 +57,7 @@ def test_wrong_fields_are_refused_by_name(config: dict[str, Any]) -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(InvalidSetting, match=r"model\.heads is 3.*model\.width 32; choose a width"):
+    with pytest.raises(ValidationError, match=r"model\.heads is 3.*model\.width 32; choose a width"):
         ADAPTER.validate_python({"name": "transformer", "heads": 3})
 
 
