@@ -3,8 +3,8 @@
 import pickle
 
 import pytest
-
 from language import problems_of
+
 from salf.errors import InvalidSetting, SalfError, UnsuitableModel, check_count, check_non_negative, check_positive
 
 
@@ -35,5 +35,5 @@ def test_positive_numbers_pass(value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, 1.0, True, None])
 def test_what_is_no_count_is_refused(value: object) -> None:
-    with pytest.raises(InvalidSetting, match="; choose a whole number of at least 1$"):
+    with pytest.raises(InvalidSetting, match=r"; choose a whole number of at least 1$"):
         check_count("rounds", value)
