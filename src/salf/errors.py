@@ -1,4 +1,4 @@
-"""The errors that salf raises for its callers' mistakes, and the checks of arguments that several packages share.
+"""Errors for callers' mistakes, and checks of arguments that packages share.
 
 A message says what is wrong, where, and, after a semicolon, what to do.
 """
@@ -11,7 +11,7 @@ _LONGEST = 40
 
 
 class SalfError(Exception):
-    """A mistake that the caller can correct; the base of all errors that salf raises on purpose."""
+    """A mistake that the caller can correct: the base of all errors of salf."""
 
 
 class InvalidSetting(SalfError, ValueError):
@@ -118,8 +118,16 @@ class _Problems(SalfError):
 
 
 class UnsuitableModel(_Problems):
-    """A model, or a model with its optimizer, that cannot be trained layer by layer; `problems` lists every reason."""
+    """A model, or its optimizer, that cannot be trained layer by layer.
+
+    Attributes:
+        problems: Every reason, each with its remedy.
+    """
 
 
 class InvalidUpdate(_Problems):
-    """A client's update that must not be aggregated; `problems` lists every reason."""
+    """A client's update that must not be aggregated.
+
+    Attributes:
+        problems: Every reason.
+    """
