@@ -114,7 +114,7 @@ def train_round(
     running = begin()
     accepted = engine.train_cohort(weights, tasks, running)
     result = running.finish(len(tasks.clients))
-    if result.overflowed and engine.one_by_one is not None and not running.needs_individual_updates:
+    if result.overflowed and engine.one_by_one is not None and not running.sums.needs_individual_updates:
         return train_round(engine.one_by_one, weights, tasks, begin)
     return result, accepted
 

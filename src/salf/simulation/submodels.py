@@ -87,7 +87,7 @@ class SubmodelTraining:
             )
             own = tasks.select(group.places)
             accepted[group.places] = group.submodel.engine.train_cohort(weights, own, running)
-            total = running.weights(own.num_examples)[accepted[group.places]].sum()
+            total = running.sums.weights(own.num_examples)[accepted[group.places]].sum()
             result = running.finish()
             contributors += result.contributors
             overlap.add(self._moved(result), float(total), self._rows(group.classes))

@@ -98,10 +98,10 @@ class FusedEngine:
 
         Sums are added as they are: whether they are finite shows when the aggregation is finished.
         """
-        if running.needs_individual_updates:
+        if running.sums.needs_individual_updates:
             return add_each(running, tasks, self._updates(weights, tasks))
         cohort = _sorted(tasks, running, alike=self._wide)
-        running.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
+        running.sums.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
         return np.ones(len(tasks.clients), dtype=np.bool_)
 
     def _updates(self, weights: Mapping[str, Tensor], tasks: Tasks) -> dict[int, Update]:
@@ -304,8 +304,8 @@ class _Cohort:
 
 def _sorted(tasks: Tasks, running: Aggregation, *, alike: bool = True) -> _Cohort:
     """Return the clients by depth, as an aggregation weighs them; `alike`, if it does, without a weight for each."""
-    weights = None if alike and not running.weighs_by_examples else running.weights(tasks.num_examples)
-    return _in_order(tasks, weights, running.importance_weights(tasks.steps))
+    weights = None if alike and running.sums.weighs_equally else running.sums.weights(tasks.num_examples)
+    return _in_order(tasks, weights, running.sums.importance_weights(tasks.steps))
 
 
 def _in_order(tasks: Tasks, weights: Floats | None = None, importance_weights: Floats | None = None) -> _Cohort:
