@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salf import seeds
 from salf.aggregation import Aggregated, Aggregation
 from salf.devices import Workload
-from salf.engines import Loss, PlainEngine, cross_entropy_of
+from salf.engines import Loss, PlainEngine, Training, cross_entropy_of
 from salf.errors import InvalidSetting
 from salf.layers import measure_costs
 from salf.methods import Submodels, SynchronousMethod
@@ -87,7 +87,7 @@ class SubmodelTraining:
             )
             own = tasks.select(group.places)
             accepted[group.places] = group.submodel.engine.train_cohort(weights, own, running)
-            total = running.weights(own.num_examples)[accepted[group.places]].sum()
+            total = running.sums.weights(own.num_examples)[accepted[group.places]].sum()
             result = running.finish()
             contributors += result.contributors
             overlap.add(self._moved(result), float(total), self._rows(group.classes))
@@ -145,17 +145,23 @@ class SubmodelTraining:
         federation = self._federation
         model = narrow(federation.model, width, scaler=self._settings.scaler)
         costs = measure_costs(model, federation.dataset.inputs[:2].clone(), self._layers)
-        engine = PlainEngine(
+        client = federation.experiment.client
+        training = Training(
             copy.deepcopy(model).to(federation.device),
             self._layers,
+            costs,
             federation.inputs,
             federation.labels,
-            federation.experiment.client,
+            client,
+            client.batch_size,
+            client.local_steps,
             self._masked_loss_of if self._settings.mask_labels else cross_entropy_of,
         )
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         return _Submodel(
-            parameters, engine, Workload(costs, federation.workload.local_steps, whole=federation.workload.costs)
+            parameters,
+            PlainEngine(training),
+            Workload(costs, federation.workload.local_steps, whole=federation.workload.costs),
         )
 
     def _masked_loss_of(self, client: int) -> Loss:
