@@ -136,7 +136,7 @@ def test_layers_of_another_model_are_refused_name_by_name() -> None:
     )
 
 
-def test_every_reason_is_told() -> None:
+def test_every_reason_is_listed() -> None:
     model, other = nn.Linear(2, 1), nn.Linear(2, 1)
     with pytest.raises(UnsuitableModel) as caught:
         deadline(model, LBFGS(other.parameters()), 1)

@@ -48,7 +48,7 @@ def test_a_number_of_examples_may_be_numpys() -> None:
     assert block()[0].update(np.int64(7)).num_examples == 7  # type: ignore[arg-type]
 
 
-def test_work_and_update_are_told_in_a_line() -> None:
+def test_work_and_update_have_a_one_line_repr() -> None:
     work, _, _ = block()
     assert repr(work).startswith("Work(steps=2, depth=3, interrupted=False, seconds=")
     text = repr(work.update(4))
