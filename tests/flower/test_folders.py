@@ -123,8 +123,8 @@ def test_a_folder_belongs_to_one_server_app_at_a_time(tmp_path: Path, caplog: py
     program = """if True:
         import sys
         from pathlib import Path
-        from salf.runs.locks import FolderLock
-        lock = FolderLock(Path(sys.argv[1]))
+        from salf.runs import lock_folder
+        lock = lock_folder(Path(sys.argv[1]))
         print("held", flush=True)
         sys.stdin.read()
     """

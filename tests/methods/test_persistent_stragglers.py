@@ -127,7 +127,7 @@ def test_after_a_round_everyone_who_can_reaches_every_layer() -> None:
 def test_what_is_known_of_speeds_survives_a_checkpoint(tmp_path: Path) -> None:
     state, _ = play({**GRADED, "method.name": "salfplus"})
     save_checkpoint(tmp_path / "state", state)
-    assert load_checkpoint(tmp_path / "state").speeds == state.speeds
+    assert load_checkpoint(tmp_path / "state")[0].speeds == state.speeds
     assert len(state.speeds.known) == 8
 
 

@@ -221,7 +221,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(server: str, tmp_pa
     for _ in range(4):
         save_checkpoint(tmp_path / "state", state)
         again = Simulation(small_experiment(settings), model=normed(), dataset=DATA)
-        state, record = again.play(load_checkpoint(tmp_path / "state"))
+        state, record = again.play(load_checkpoint(tmp_path / "state")[0])
         resumed.append(record)
     assert same_weights(state.weights, whole.weights)
     assert resumed == records

@@ -1,7 +1,6 @@
-"""`salf run`: one experiment by one method."""
+"""`salf run`: one experiment with one method."""
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +16,12 @@ from salf.cli.console import (
     Settings,
     counted,
     finite,
-    given_path,
     parse_settings,
+    path_option,
     percent,
     print_json,
     progress_bar,
+    resumed_by,
     seconds,
     tell,
 )
@@ -29,87 +29,102 @@ from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.records import RoundRecord, mean_work_kept
-from salf.runs import Run, RunFolder, run_experiment, tracking
+from salf.runs import (
+    RecordObserver,
+    Run,
+    log_to_mlflow,
+    log_to_tensorboard,
+    read_experiment,
+    run_experiment,
+)
+
+NewFolder = Annotated[Path | None, path_option("DIR", "Keep settings, records, model and report in this new folder.")]
+ResumedFolder = Annotated[Path | None, path_option("DIR", "Resume the interrupted run in this folder.")]
+LogFolder = Annotated[Path | None, path_option("DIR", "Log to TensorBoard in this new folder (extra: tracking).")]
+LogAddress = Annotated[
+    str | None,
+    typer.Option(metavar="URI|DIR", help="Log to an MLflow server, or to a database in a folder (extra: tracking)."),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help=f"The method, in place of the experiment's own: {', '.join(METHODS)}."),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
+]
 
 
-def run(
+def run_command(
     experiment: Named = "",
     settings: Settings = None,
-    method: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"The mechanism, in place of the experiment's own: {', '.join(METHODS)}."),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path, metavar="DIR", help="Keep settings, records, model and report in this new folder."
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="DIR",
-            help="Go on with the interrupted run in this folder.",
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="DIR",
-            help="Log to TensorBoard in this new folder (extra: tracking).",
-        ),
-    ] = None,
-    mlflow: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|DIR", help="Log to an MLflow server, or to a database in a folder (extra: tracking)."
-        ),
-    ] = None,
+    method: MethodName = None,
+    engine: EngineName = None,
+    out: NewFolder = None,
+    resume: ResumedFolder = None,
+    tensorboard: LogFolder = None,
+    mlflow: LogAddress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one experiment by one method, on a virtual clock.
+    """Run one experiment with one method, on a virtual clock.
 
-    The experiment is a preset or a TOML file; with nothing named it is digits, or that of the folder to resume.
+    The experiment is a preset or a TOML file. If none is named, it is digits, or that of the folder to resume.
 
     For example: salf run digits --set rounds=50 --method fedavg --out runs/waiting
     """
     if out is not None and resume is not None:
-        raise InvalidSetting("give either --out, for a new run, or --resume, for one that was interrupted")
-    overrides = parse_settings(settings)
-    for option, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
-        if value is not None and overrides.setdefault(key, value) != value:
-            raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
-    chosen = _choose(experiment, overrides, resume)
+        raise InvalidSetting("--out and --resume are both given; give --out for a new run, --resume for an old one")
+    overrides = _overrides(settings, method, engine)
+    chosen = _experiment(experiment, overrides, resume)
+    folder = resume or out
     with ExitStack() as open_while_running:
+        if folder is not None:
+            again = _resuming(folder, tensorboard, mlflow, as_json)
+            open_while_running.enter_context(resumed_by(again, folder))
         title = f"{chosen.name} · {chosen.method.name}"
         bar = open_while_running.enter_context(progress_bar(title, chosen.rounds, shown=not as_json))
         watches = [_shown_on(bar)]
         if tensorboard is not None:
-            log = tracking.tensorboard(tensorboard, chosen, resume=resume is not None)
+            log = log_to_tensorboard(tensorboard, chosen, resume=resume is not None)
             watches.append(open_while_running.enter_context(log))
         if mlflow is not None:
-            log = tracking.mlflow(mlflow, chosen, resume or out, resume=resume is not None)
+            log = log_to_mlflow(mlflow, chosen, folder, resume=resume is not None)
             watches.append(open_while_running.enter_context(log))
-
-        def watch(record: RoundRecord) -> None:
-            for tell_one in watches:
-                tell_one(record)
-
-        finished = _play(chosen, resume or out, resume is not None, watch)
+        finished = _run_on_engine(chosen, folder, resume is not None, _all_of(watches))
     if as_json:
-        print_json(_as_object(finished))
+        print_json(_run_json(finished))
     else:
-        _report(finished)
+        _tell_result(finished)
 
 
-def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
-    """Return a watch that moves the progress bar."""
+def _overrides(settings: list[str] | None, method: str | None, engine: str | None) -> dict[str, object]:
+    """Return the settings that the command line overrides."""
+    overrides = parse_settings(settings)
+    for option, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
+        if value is not None and overrides.setdefault(key, value) != value:
+            raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
+    return overrides
+
+
+def _experiment(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
+    """Load the named experiment; if only a folder to resume is given, the experiment of its run."""
+    if resume is None:
+        return Experiment.load(named or "digits", **overrides)
+    known = read_experiment(resume)
+    if not named and not overrides:
+        return known
+    return Experiment.load(named or resume / "experiment.toml", **overrides)
+
+
+def _resuming(folder: Path, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> list[str]:
+    """Return the command line that resumes the run in a folder, which holds all settings."""
+    logs = (("--tensorboard", tensorboard), ("--mlflow", mlflow))
+    options = [part for option, value in logs if value is not None for part in (option, str(value))]
+    return ["run", "--resume", str(folder), *options, *(["--json"] if as_json else [])]
+
+
+def _shown_on(bar: Bar) -> RecordObserver:
+    """Return an observer that moves the progress bar."""
 
     def watch(record: RoundRecord) -> None:
         note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
@@ -118,27 +133,28 @@ def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
     return watch
 
 
-def _play(experiment: Experiment, folder: Path | None, resume: bool, watch: Callable[[RoundRecord], None]) -> Run:
+def _all_of(watches: list[RecordObserver]) -> RecordObserver:
+    """Return an observer that passes each record to several."""
+
+    def watch(record: RoundRecord) -> None:
+        for each in watches:
+            each(record)
+
+    return watch
+
+
+def _run_on_engine(experiment: Experiment, folder: Path | None, resume: bool, watch: RecordObserver) -> Run:
+    """Run on Flower's simulation engine if the experiment says so, else on salf's own."""
     if experiment.engine != "flower":
         return run_experiment(experiment, folder, resume, watch=watch)
     try:
-        from salf.flower import run_on_flower  # noqa: PLC0415 - an extra, which takes seconds to import
+        from salf.flower import run_on_flower  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise InvalidSetting(f"--engine flower: {error}") from error
+        raise InvalidSetting(f"--engine is flower: {error}") from error
     return run_on_flower(experiment, folder, resume, watch=watch)
 
 
-def _choose(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
-    """Load what was named; with only a folder to resume, what its run was."""
-    if resume is None:
-        return Experiment.load(named or "digits", **overrides)
-    known = RunFolder.read_experiment(resume)
-    if not named and not overrides:
-        return known
-    return Experiment.load(named or resume / "experiment.toml", **overrides)
-
-
-def _as_object(run: Run) -> dict[str, object]:
+def _run_json(run: Run) -> dict[str, object]:
     last = run.records[-1]
     return {
         "experiment": run.experiment.name,
@@ -155,7 +171,7 @@ def _as_object(run: Run) -> dict[str, object]:
     }
 
 
-def _report(run: Run) -> None:
+def _tell_result(run: Run) -> None:
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
     tell(
@@ -171,7 +187,7 @@ def _report(run: Run) -> None:
         tell(f"work kept: {percent(kept)} of what the clients finished")
     refused = sum(record.rejected for record in run.records)
     if refused:
-        tell(f"refused: {counted(refused, 'update')} with values that were not finite; a lower client.lr may help")
+        tell(f"refused: {counted(refused, 'update')} with values that are not finite; try a lower client.lr")
     expected = experiment.expected.get(experiment.method.name)
     if expected is not None and experiment.is_as_published():
         tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")

@@ -1,4 +1,4 @@
-"""A run."""
+"""One run of an experiment, kept in a folder or not."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,14 @@ from salf.simulation import ServerState, Simulation
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its experiment, one record per round, its folder if it was kept, and the layers that starved."""
+    """A finished run.
+
+    Attributes:
+        experiment: What was run.
+        records: One per round.
+        folder: Where the run was kept, if it was.
+        starving: The layers that starve at the end of the run, input to output.
+    """
 
     experiment: Experiment
     records: tuple[RoundRecord, ...]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import BaseFileLock
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
@@ -19,7 +20,7 @@ from salf.errors import RunFolderError
 from salf.flower.server.deadlines import REMEMBERED_ROUNDS, RoundTimes
 from salf.flower.server.record import FederationRecord
 from salf.flower.wire import from_record, to_record
-from salf.runs import Attachment, FolderLock, load_attached, save_checkpoint, write_atomically
+from salf.runs import Attachment, load_checkpoint, lock_folder, save_checkpoint, write_atomically
 from salf.simulation import ServerState
 
 log = logging.getLogger("flwr.salf")
@@ -84,19 +85,19 @@ class FederationFolder:
         finally:
             lock.release()
 
-    def _lock(self) -> FolderLock:
+    def _lock(self) -> BaseFileLock:
         try:
-            return FolderLock(self.path, patience_seconds=0)
+            return lock_folder(self.path, patience_seconds=0)
         except RunFolderError:
             log.warning("another server app is at work in %s; waiting for it to end", self.path)
-        return FolderLock(self.path, self.patience_seconds)
+        return lock_folder(self.path, self.patience_seconds)
 
     def load(self, strategy: Strategy) -> tuple[FederationState, Result] | None:
         """Return the state and the results so far, having given `strategy` its own state back; None in a new folder."""
         if not self._checkpoint.exists():
             write_atomically(self._records, b"")
             return None
-        server, attachment = load_attached(self._checkpoint)
+        server, attachment = load_checkpoint(self._checkpoint)
         self._keep_records(server.round)
         try:
             return _unpack(server, attachment, strategy)

@@ -1,0 +1,193 @@
+"""The files of a run's folder, and how they are read."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from salf.errors import InvalidSetting, RunFolderError
+from salf.experiment import Experiment
+from salf.records import RoundRecord, TimeLine
+from salf.report import ReportedRun, flatten
+from salf.runs.atomic import reason_of
+
+ELSEWHERE = "start the run again in another folder"
+_NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that do not change a run's results
+_INCOMPLETE = "# These settings alone do not repeat the run:"
+_MOST_NAMED = 5
+_LONGEST = 80  # characters of a value in an error message
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths of a run's files, which need not exist.
+
+    Args:
+        folder: The run's folder.
+
+    >>> RunFiles(Path("runs/first")).records.as_posix()
+    'runs/first/records.jsonl'
+    """
+
+    folder: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The complete settings, as TOML."""
+        return self.folder / "experiment.toml"
+
+    @property
+    def records(self) -> Path:
+        """One JSON object per round, a line each."""
+        return self.folder / "records.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after some round, from which the run resumes."""
+        return self.folder / "checkpoint" / "state.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The final model's state dict."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def timeline(self) -> Path:
+        """Each client's activities in a typical round, as JSON."""
+        return self.folder / "timeline.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.folder / "report.html"
+
+    def present(self) -> list[Path]:
+        """Return the files that exist. Raises `OSError` where the folder cannot be read."""
+        names = (self.experiment, self.records, self.checkpoint, self.model, self.report, self.timeline)
+        return [file for file in names if file.exists()]
+
+
+def check_folder(folder: Path, experiment: Experiment, *, resume: bool) -> None:
+    """Refuse a folder that cannot take a run; change nothing.
+
+    Args:
+        folder: The run's folder, which need not exist.
+        experiment: What the run is to compute.
+        resume: Whether a run that is already there continues.
+
+    Raises:
+        RunFolderError: The folder holds a run and `resume` is false, or it holds a run of another experiment.
+    """
+    files = RunFiles(folder)
+    try:
+        present = files.present()
+    except OSError as error:
+        raise RunFolderError(f"cannot look into the folder {folder}: {reason_of(error)}; choose another") from error
+    if not present:
+        return
+    if not resume:
+        raise RunFolderError(
+            f"{folder} already holds a run; resume it (salf run --resume {folder}; salf compare: add --resume; "
+            "Python: resume=True), or choose another folder"
+        )
+    if files.experiment not in present:
+        raise RunFolderError(f"{folder} holds {present[0].name} but no experiment.toml; {ELSEWHERE}")
+    differing = _differences(read_experiment(folder), experiment)
+    if differing:
+        raise RunFolderError(
+            f"{folder} holds a run of another experiment, in which {'; '.join(differing)}; "
+            "resume it with its own settings, or choose another folder"
+        )
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Read the experiment of the run in a folder. Raises `RunFolderError` if there is none."""
+    file = RunFiles(folder).experiment
+    try:
+        return Experiment.load(file)
+    except InvalidSetting as error:
+        if file.exists():
+            raise RunFolderError(f"the experiment of the run in {folder} cannot be read: {error}") from error
+        raise RunFolderError(f"{folder} holds no run (there is no {file}); name the folder of a run") from error
+
+
+def read_records(folder: Path) -> list[RoundRecord]:
+    """Read the records of the run in a folder.
+
+    A last line that a crash cut short does not count.
+
+    Raises:
+        RunFolderError: The file cannot be read, or is damaged.
+    """
+    file = RunFiles(folder).records
+    try:
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        records = [RoundRecord.from_json(line.decode()) for line in lines]
+    except OSError as error:
+        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
+    for number, record in enumerate(records, start=1):
+        if record.round != number:
+            raise RunFolderError(f"{file} is damaged (line {number} is not of round {number}); {ELSEWHERE}")
+    return records
+
+
+def read_run(folder: Path) -> ReportedRun:
+    """Read what a report says about the run in a folder, which need not be finished.
+
+    A folder of an earlier version, without a time-line, is read without it.
+
+    Raises:
+        RunFolderError: There is no run, no round of it has ended, or a file is damaged.
+    """
+    experiment, records = read_experiment(folder), read_records(folder)
+    if not records:
+        raise RunFolderError(f"no round of the run in {folder} has ended; wait for the first, then report it")
+    file = RunFiles(folder).timeline
+    try:
+        timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
+        return ReportedRun(experiment.to_toml(), tuple(records), timeline)
+    except OSError as error:
+        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
+    except ValueError as error:
+        raise RunFolderError(f"{file} is damaged; remove it, and the report shows no time-line") from error
+
+
+def settings_text(experiment: Experiment, missing: Sequence[str]) -> str:
+    """Return the content of `experiment.toml`.
+
+    Args:
+        experiment: The settings.
+        missing: A phrase for each thing that the run needs and the settings do not hold, such as a model that was
+            given in Python. They become comments at the top.
+    """
+    comments = [_INCOMPLETE, *(f"# - {reason}" for reason in missing), ""] if missing else []
+    return "\n".join([*comments, experiment.to_toml()])
+
+
+def read_missing(folder: Path) -> tuple[str, ...]:
+    """Read what the run in a folder needs besides its settings; see `settings_text`."""
+    file = RunFiles(folder).experiment
+    heading, *lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else [""]
+    if heading != _INCOMPLETE:
+        return ()
+    end = lines.index("") if "" in lines else len(lines)
+    return tuple(line.removeprefix("# - ") for line in lines[:end])
+
+
+def _differences(known: Experiment, wanted: Experiment) -> list[str]:
+    """Name the settings that differ and on which results depend."""
+    before, after = (flatten(tomllib.loads(experiment.to_toml())) for experiment in (known, wanted))
+    changed = [
+        f"{key} is {_shown(before.get(key))}, not {_shown(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_NO_RESULT)
+    ]
+    more = len(changed) - _MOST_NAMED
+    return changed if more <= 0 else [*changed[:_MOST_NAMED], f"{more} more settings differ"]
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is None else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
