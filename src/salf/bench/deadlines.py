@@ -1,4 +1,4 @@
-"""What a real deadline costs a loop that it never interrupts, and how punctual it is."""
+"""The cost of a real deadline for a loop that it never interrupts, and its punctuality."""
 
 from functools import cache, partial
 from statistics import fmean, median
@@ -6,7 +6,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
-from salf.bench.case import Case, Figure, compare, timed
+from salf.bench.case import Case, Figure, time_in_turn, timed
 from salf.client import Work, deadline
 from salf.layers import Layers, find_layers
 from salf.models import Vgg, build
@@ -39,8 +39,8 @@ def deadline_cases(device: torch.device) -> list[Case]:
     ]
 
 
-class Loop:
-    """A training loop on VGG11, on a device, and blocks of it under a deadline."""
+class DeadlineLoop:
+    """A training loop on VGG11, on a device, with and without a deadline."""
 
     def __init__(self, device: torch.device) -> None:
         self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)
@@ -59,7 +59,7 @@ class Loop:
             self.optimizer.step()
 
     def block(self, steps: int, seconds: float) -> Work:
-        """Train for some steps under a deadline, and make the update."""
+        """Train for some steps under a deadline in seconds, and make the update."""
         with deadline(self.model, self.optimizer, seconds, layers=self.layers) as work:
             self.train(steps)
         work.update(_ROWS)
@@ -67,17 +67,17 @@ class Loop:
 
 
 @cache
-def _loop(device: torch.device) -> Loop:
-    return Loop(device)
+def _loop(device: torch.device) -> DeadlineLoop:
+    return DeadlineLoop(device)
 
 
 def _cost(device: torch.device, seconds: float) -> Figure:
     loop = _loop(device)
-    return compare(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
+    return time_in_turn(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
 
 
 def _punctuality(device: torch.device, seconds: float) -> Figure:
-    """Try nine deadlines for equally many blocks, fewer where time is short; the figure is that of the worst."""
+    """Try nine deadlines, with equally many blocks each; the figure is the worst share of punctual blocks."""
     loop = _loop(device)
     for _ in range(3):
         loop.block(1, 1000.0)
