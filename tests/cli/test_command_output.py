@@ -90,7 +90,7 @@ def test_a_run_prints_one_object_for_machines(tmp_path: Path) -> None:
 def test_the_method_and_its_settings_come_together(tmp_path: Path) -> None:
     options = settings(method__rule="memory", method__rule__min_contributors=2)
     assert salf("run", "digits", *options, "--method", "salf", "--out", tmp_path / "run").code == 0
-    kept = RunFolder.read_experiment(tmp_path / "run").method
+    kept = read_experiment(tmp_path / "run").method
     assert kept == tiny(method__rule={"name": "memory", "min_contributors": 2}).method
     assert only_json(salf("run", *settings(method__name="drop"), "--method", "drop", "--json"))["method"] == "drop"
     assert refusal("run", *settings(method__name="drop"), "--method", "salf") == (
@@ -281,7 +281,7 @@ def test_a_comparison_is_told_as_a_table_and_kept_as_json(tmp_path: Path) -> Non
             "p_value": summary.p_value,
             "starving": [],
         }
-        records = [RunFolder.read_records(tmp_path / summary.method / f"seed-{seed}") for seed in (2, 3)]
+        records = [read_records(tmp_path / summary.method / f"seed-{seed}") for seed in (2, 3)]
         assert [run.records for run in comparison.runs[summary.method]] == [tuple(some) for some in records]
         assert [_last_accuracy(some) for some in records] == row["accuracies"]
     names = {path.name for path in tmp_path.iterdir()}
@@ -310,7 +310,7 @@ def test_a_comparison_is_kept_in_a_folder_of_its_name(tmp_path: Path, monkeypatc
         result = salf("compare", *settings(name=json.dumps(name)), *options)
         assert (result.code, result.err) == (0, "")
         assert (tmp_path / "runs" / folder / "comparison.json").exists()
-    assert "already holds a run; go on with it" in refusal("compare", *settings(), *options)
+    assert "already holds a run; resume it" in refusal("compare", *settings(), *options)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def test_a_run_killed_at_any_step_of_writing_gives_the_same_bytes(tmp_path: Path
     assert steps >= 16
     undisturbed = content(tmp_path / "undisturbed")
     assert list(undisturbed) == [
+        ".lock",
         "checkpoint/state.safetensors",
         "experiment.toml",
         "model.safetensors",
