@@ -29,7 +29,7 @@ def test_a_comparison_writes_the_page_that_report_writes(tmp_path: Path) -> None
     page = (folder / "report.html").read_text()
     assert "digits: 2 methods" in page
     told = salf("report", folder, "--out", tmp_path / "again.html")
-    assert (told.code, told.out) == (0, f"4 runs by 2 methods: {tmp_path / 'again.html'}\n")
+    assert (told.code, told.out) == (0, f"report on 4 runs (drop, salf): {tmp_path / 'again.html'}\n")
     # Read back, the methods are in the order of the alphabet.
     assert "digits: 2 methods" in (tmp_path / "again.html").read_text()
     twice = only_json(salf("report", folder, folder / "salf" / "seed-0", "--out", tmp_path / "c.html", "--json"))
@@ -40,7 +40,7 @@ def test_several_folders_are_reported_where_one_stands(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         tiny_run(Path(f"run-{seed}"), seed=seed)
-    assert salf("report", "run-0", "run-1").out == "2 runs by 1 method: report.html\n"
+    assert salf("report", "run-0", "run-1").out == "report on 2 runs (salf): report.html\n"
     assert Path("report.html").exists()
 
 
@@ -70,7 +70,7 @@ def test_a_folder_without_a_time_line_is_reported_without(tmp_path: Path) -> Non
     [
         ("records.jsonl", "{}\n", "records.jsonl is damaged (this is not the record of a round)"),
         ("records.jsonl", None, "no round of the run in"),
-        ("timeline.json", "[1]", "timeline.json is damaged; without it the report has no time-line: remove it"),
+        ("timeline.json", "[1]", "timeline.json is damaged; remove it, and the report shows no time-line"),
         ("experiment.toml", "rounds = -1", "cannot be read"),
         ("experiment.toml", None, "holds neither a run (experiment.toml) nor a comparison"),
     ],

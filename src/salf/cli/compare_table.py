@@ -21,7 +21,7 @@ def comparison_table(comparison: Comparison) -> Table:
         "\nspeed-up",
         "work\nkept",
         "MB down\n/ up",
-        "\np-value",
+        "\np",
     )
     table = plain_table(f"{experiment.name}: {', '.join(extent)}", headings)
     for summary in comparison.summaries:
@@ -57,7 +57,7 @@ def footnotes(comparison: Comparison) -> Iterator[str]:
     yield "MB down / up: megabytes that the server sent and received in a run"
     if any(summary.p_value is not None for summary in summaries):
         best = max(tested, key=lambda summary: summary.equal_time_accuracy).method
-        yield f"p-value: paired t-test against the best other method at {equal}, seed by seed; best of all: {best}"
+        yield f"p: p-value of a paired t-test against the best other method at {equal}, seed by seed; best of all: {best}"
     for summary in summaries:
         if summary.starving:
             layers = ", ".join(summary.starving)
@@ -84,8 +84,8 @@ def _time_to_target(summary: Summary) -> str:
 def _p_value(value: float) -> str:
     """Write a p-value with three digits.
 
-    >>> _p_value(0.04), _p_value(0.00099)
-    ('0.040', '<.001')
+    >>> _p_value(0.04), _p_value(0.001), _p_value(0.00099)
+    ('0.040', '0.001', '<.001')
     """
     return f"{value:.3f}" if value >= 0.001 else "<.001"
 

@@ -32,8 +32,7 @@ def report_command(folders: Folders, out: PageFile = None, as_json: AsJson = Fal
     if as_json:
         print_json({"page": str(file), "methods": [_figures_json(one) for one in figures]})
     else:
-        groups = counted(len(figures), "group")
-        tell(f"{counted(len(runs), 'run')} in {groups} that differ in more than the seed: {file}")
+        tell(f"report on {counted(len(runs), 'run')} ({', '.join(one.method for one in figures)}): {file}")
 
 
 def _figures_json(figures: Figures) -> dict[str, object]:
