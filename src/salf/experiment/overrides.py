@@ -6,15 +6,16 @@ from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pydantic_core
-from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from salf.errors import InvalidSetting
+from salf.values import Choice, Registry
 
 Table = dict[str, Any]
 
@@ -25,26 +26,34 @@ class Section:
 
     The table describes an instance of one of `classes`, which the value of its key `tag` chooses; a table without that
     key gets `default`. A section that knows one class only has no tag, and the class stands under the empty name. Where
-    a section is `brief`, the choice alone may stand for the whole table.
+    a section is `brief`, the choice alone may stand for the whole table. `registry` is what `classes` are looked up in,
+    if users may add to them.
     """
 
     classes: Mapping[str, Any]
     tag: str = ""
     default: str = ""
     brief: bool = False
+    registry: Registry[Any] | None = None
 
     def chosen(self, table: Mapping[str, object]) -> str:
         """Return the name of the class that a table chooses; the default for a choice that there is not."""
         choice = table.get(self.tag, self.default)
         return choice if isinstance(choice, str) and choice in self.classes else self.default
 
+    def is_value(self, value: object) -> bool:
+        """Say whether a value was given in Python that no table of this section describes."""
+        registry = self.registry
+        return registry is not None and isinstance(value, registry.bases) and not registry.is_table(value)
+
     def keys(self, choice: str) -> tuple[str, ...]:
         """Return the keys that a table with this choice may have."""
         return tuple(_fields(self.classes[choice]))
 
-    def inner(self, key: object) -> "Section | None":
-        """Return the section under a key, whichever class knows it; None if the key holds a value."""
-        found = (_fields(cls)[key] for cls in self.classes.values() if key in _fields(cls))
+    def inner(self, key: object, choice: str | None = None) -> "Section | None":
+        """Return the section under a key of the choice, else of any; None if the key holds a value."""
+        first = () if choice is None else (self.classes[choice],)
+        found = (_fields(cls)[key] for cls in chain(first, self.classes.values()) if key in _fields(cls))
         field = next(found, None)
         return None if field is None else _section_of(field)
 
@@ -63,11 +72,16 @@ def _fields(cls: Any) -> dict[Any, FieldInfo]:  # noqa: ANN401 - any validated d
 
 
 def _section_of(field: FieldInfo) -> Section | None:
+    for entry in field.metadata:
+        if isinstance(entry, Choice):
+            registry = entry.registry
+            default = getattr(field.get_default(call_default_factory=True), registry.tag)
+            return Section(registry, registry.tag, default, entry.brief, registry)
     tag = field.discriminator
     if isinstance(tag, str):
         classes = {name: cls for cls in get_args(field.annotation) for name in get_args(_fields(cls)[tag].annotation)}
         default = getattr(field.get_default(call_default_factory=True), tag)
-        return Section(classes, tag, default, any(isinstance(entry, BeforeValidator) for entry in field.metadata))
+        return Section(classes, tag, default)
     return Section({"": field.annotation}) if is_dataclass(field.annotation) else None
 
 
@@ -131,7 +145,7 @@ def override(settings: Table, overrides: Mapping[str, object], root: Section) ->
         if not all(path):
             problems.append(f"'{key}' is no setting; write its name with dots, such as data.clients")
         else:
-            leaves += _leaves(path, _plain(key, value), root)
+            leaves += _leaves(path, value, root)
     for path, value in sorted(leaves, key=lambda leaf: _rank(leaf[0], root)):
         problems += _set(settings, path, value, root)
     return problems
@@ -152,13 +166,17 @@ def _number_or_text(value: object) -> object:
 def _leaves(path: tuple[str, ...], value: object, root: Section) -> Iterator[tuple[tuple[str, ...], object]]:
     """Yield single settings: a table given for a section sets what is in it, and no more."""
     section = _at(path, root)
-    if section is not None and isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves((*path, str(key)), inner, root)
-    elif section is not None and section.brief and isinstance(value, str):
-        yield (*path, section.tag), value
-    else:
+    if section is not None and section.is_value(value):
         yield path, value
+        return
+    plain = value if isinstance(value, Mapping) and section is not None else _plain(".".join(path), value)
+    if section is not None and isinstance(plain, Mapping):
+        for key, inner in plain.items():
+            yield from _leaves((*path, str(key)), inner, root)
+    elif section is not None and section.brief and isinstance(plain, str):
+        yield (*path, section.tag), plain
+    else:
+        yield path, plain
 
 
 def _rank(path: Sequence[str], root: Section) -> float:
@@ -194,19 +212,28 @@ def _set(settings: Table, path: Sequence[str], value: object, root: Section) -> 
     return []
 
 
-def complete(table: Mapping[str, object], section: Section) -> Table:
-    """Return the settings with every section's choice filled in where it was left out, and written in full."""
+def complete(table: Mapping[str, object], section: Section, given: dict[str, object]) -> Table:
+    """Return the settings with every section's choice filled in, and written in full.
+
+    Args:
+        table: Settings nested as in a file; values given in Python may stand for whole sections.
+        section: What may stand in the table.
+        given: Receives those values that no table describes, each under the name that stands in for it.
+    """
     filled: Table = dict(table)
     if section.tag:
         filled.setdefault(section.tag, section.default)
     for key, value in table.items():
-        inner = section.inner(key)
+        inner = section.inner(key, section.chosen(table))
         if inner is None:
             continue
         if isinstance(value, str) and inner.brief:
             filled[key] = {inner.tag: value}
         elif isinstance(value, Mapping):
-            filled[key] = complete(value, inner)
+            filled[key] = complete(value, inner, given)
+        elif inner.is_value(value):
+            stand_in = f"given:{len(given)}"
+            filled[key], given[stand_in] = {inner.tag: stand_in}, value
     return filled
 
 
