@@ -7,12 +7,43 @@ import pytest
 
 import salf
 
-PUBLIC = """
-    Aggregated Aggregation AsynchronousMethod Contributors Corrected DataUnavailable Dataset Devices Everyone Experiment
-    InvalidSetting InvalidUpdate InverseProbability Layer Layers Memory Method RoundRecord Rule Run RunFolderError
-    SalfError SynchronousMethod UnsuitableModel Update Work aggregate check_update deadline find_layers register
-    run_experiment simulate theory truncated_gradients
-""".split()
+PUBLIC = [
+    "Aggregated",
+    "Aggregation",
+    "AsynchronousMethod",
+    "Contributors",
+    "Corrected",
+    "DataUnavailable",
+    "Dataset",
+    "Devices",
+    "Everyone",
+    "Experiment",
+    "InvalidSetting",
+    "InvalidUpdate",
+    "InverseProbability",
+    "Layer",
+    "Layers",
+    "Memory",
+    "Method",
+    "RoundRecord",
+    "Rule",
+    "Run",
+    "RunFolderError",
+    "SalfError",
+    "SynchronousMethod",
+    "UnsuitableModel",
+    "Update",
+    "Work",
+    "aggregate",
+    "check_update",
+    "deadline",
+    "find_layers",
+    "register",
+    "run_experiment",
+    "simulate",
+    "theory",
+    "truncated_gradients",
+]
 
 
 def test_the_package_exports_what_is_listed() -> None:
@@ -36,4 +67,4 @@ def test_type_checkers_see_the_same_names_in_the_same_places() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        salf.nothing  # type: ignore[attr-defined]  # noqa: B018 - the access is the test
+        salf.nothing  # noqa: B018 - the access is the test

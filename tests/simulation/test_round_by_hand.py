@@ -83,7 +83,9 @@ class Naive:
         method = self.simulation.experiment.method
         rule = getattr(method, "rule", None)
         kind = {"fedavg": "contributors"}.get(method.name) or (
-            rule.name if rule is not None else {"received": "contributors"}.get(getattr(method, "normalise", ""), "everyone")
+            rule.name
+            if rule is not None
+            else {"received": "contributors"}.get(getattr(method, "normalise", ""), "everyone")
         )
         a, deltas = self.weight, {client: updates[client].deltas[name].double() for client in who}
         everyone = sum(a(client) for client in clients)
@@ -135,7 +137,9 @@ class Naive:
         method = self.simulation.experiment.method
         if isinstance(method, FedAvg | OverSelection):
             return np.inf
-        return getattr(method, "deadline", None) or self.simulation.experiment.devices.typical_seconds(self.simulation.workload)
+        return getattr(method, "deadline", None) or self.simulation.experiment.devices.typical_seconds(
+            self.simulation.workload
+        )
 
     def chances(self, client: int, round: int) -> list[float]:
         experiment, layers = self.simulation.experiment, len(self.simulation.layers)

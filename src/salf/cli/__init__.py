@@ -12,7 +12,7 @@ from salf.cli.layers import layers
 from salf.cli.plan import plan
 from salf.cli.report import report
 from salf.cli.run import run
-from salf.experiment.overrides import preset_names
+from salf.experiment import preset_names
 
 app = typer.Typer(
     name="salf",

@@ -18,9 +18,12 @@ from salf.devices import AnyDevices, UniformDepthDevices
 from salf.engines import EngineName, OptimizerSettings
 from salf.engines import accelerator as accelerators
 from salf.errors import InvalidSetting
+from salf.experiment.files import preset_names, read
 from salf.experiment.messages import describe
 from salf.experiment.origins import NOT_REPRODUCIBLE, origins
-from salf.experiment.overrides import Section, complete, did_you_mean, override, preset_names, read
+from salf.experiment.overrides import override
+from salf.experiment.sections import Section, complete
+from salf.experiment.wording import one_of
 from salf.methods import METHODS, AnyMethod, Salf, is_asynchronous
 from salf.models import Mlp, Model
 from salf.values import Count, validated
@@ -128,7 +131,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
-            raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
+            most = self.data.clients
+            raise ValueError(
+                f"client.cohort is {self.client.cohort}, more than data.clients = {most}; choose at most {most}"
+            )
         if is_asynchronous(self.method):
             _check_without_rounds(self)
 
@@ -153,15 +159,14 @@ class Experiment:
 
     @classmethod
     def _validate(cls, settings: Mapping[str, object], origin: str, problems: list[str]) -> "Experiment":
-        given: dict[str, object] = {}
-        whole = complete(settings, Section({"": cls}), given)
-        experiment = None
+        experiment, given, whole, root = None, dict[str, object](), dict[str, object](), Section({"": cls})
         try:
+            whole = complete(settings, root, given)
             # JSON's types are those of a file; anything that Python would convert to them is a mistake there.
             text = to_json(whole, inf_nan_mode="constants")
             experiment = TypeAdapter(cls).validate_json(text, strict=True, context=given)
         except ValidationError as error:
-            problems = [*problems, *describe(error, whole, Section({"": cls}))]
+            problems = [*problems, *describe(error, whole, root)]
         except (InvalidSetting, PydanticSerializationError) as error:
             problems = [*problems, str(error)]
         if experiment is None or problems:
@@ -171,9 +176,7 @@ class Experiment:
     def with_method(self, name: str) -> "Experiment":
         """Return the same experiment by another method, which keeps those of the method's settings that it knows."""
         if name not in METHODS:
-            raise InvalidSetting(
-                f"there is no method '{name}'{did_you_mean(name, [*METHODS])}; known are {', '.join(METHODS)}"
-            )
+            raise InvalidSetting(f"there is no method '{name}'; choose {one_of(name, [*METHODS])}")
         if type(self.method) is METHODS[name]:
             return self
         known = {field.name for field in fields(METHODS[name])} - {"name"}
@@ -222,12 +225,11 @@ def _check_without_rounds(experiment: Experiment) -> None:
     method, problems = experiment.method.name, []
     if experiment.engine not in ("auto", "plain"):
         problems.append(
-            f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
+            f"engine is '{experiment.engine}', but clients of method '{method}' train one by one; choose 'auto' or 'plain'"
         )
     if experiment.server != ServerOptimizer():
         problems.append(
-            f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
-            "choose a synchronous method"
+            f"server.* is set, but method '{method}' has no rounds; remove that section, or choose a synchronous method"
         )
     if problems:
         raise InvalidSetting("; ".join(problems))
