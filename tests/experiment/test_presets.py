@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 import salf
-from salf.experiment.overrides import preset_names
+from salf.experiment import preset_names
 from salf.methods import METHODS
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from salf.cli import app
 from salf.experiment.experiment import Experiment
-from salf.experiment.overrides import Section
+from salf.experiment.sections import Section
 from salf.experiment.reference import settings_reference
 from salf.runs.run import run_experiment
 

@@ -94,8 +94,8 @@ def test_a_client_that_does_half_and_is_gone_counts_for_salf_alone() -> None:
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_weights_by_examples_reach_the_rule(name: str) -> None:
-    assert SYNCHRONOUS[name](weight_by_examples=True).aggregation_rule.weight_by_examples
-    assert not SYNCHRONOUS[name]().aggregation_rule.weight_by_examples
+    assert SYNCHRONOUS[name](name=name, weight_by_examples=True).aggregation_rule.weight_by_examples
+    assert not SYNCHRONOUS[name](name=name).aggregation_rule.weight_by_examples
 
 
 def test_rules_of_the_methods() -> None:

@@ -110,7 +110,7 @@ def test_folders_are_looked_at_before_anything_is_run(tmp_path: Path) -> None:
         (
             ["salf", "dorp"],
             1,
-            r"there is no method 'dorp' \(did you mean 'drop'\?\); known are fedavg, .*, salf.*",
+            r"there is no method 'dorp'; choose one of fedavg, .*, salf.* \(did you mean 'drop'\?\)",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from salf.aggregation.robust import ClippedLayers as ClippedLayers
 from salf.aggregation.robust import RobustAggregation as RobustAggregation
 from salf.aggregation.robust import check_rule as check_rule
 from salf.aggregation.robust import norm_of as norm_of
+from salf.aggregation.rules import RULES as RULES
 from salf.aggregation.rules import AnyRule as AnyRule
 from salf.aggregation.rules import Contributors as Contributors
 from salf.aggregation.rules import Corrected as Corrected

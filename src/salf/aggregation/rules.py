@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from salf.values import STRICT
+from salf.values import STRICT, Choice, Registry
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,12 @@ class Memory(Rule):
         return 1 / share.weight
 
 
-AnyRule = Annotated[Corrected | Contributors | Everyone | InverseProbability | Memory, Field(discriminator="name")]
+# Every rule by its name; `salf.register` and installed packages add theirs.
+RULES: Registry[Rule] = Registry(
+    (Rule,),
+    (Corrected, Contributors, Everyone, InverseProbability, Memory),
+    what="rule",
+    tag="name",
+    group="salf.rules",
+)
+AnyRule = Annotated[Rule, Choice(RULES, brief=True)]

@@ -7,8 +7,6 @@ completes the last one first.
 
 from typing import Annotated
 
-from pydantic import Field
-
 from salf.devices.cohort import Cohort as Cohort
 from salf.devices.cohort import CohortBatch as CohortBatch
 from salf.devices.depths import ExponentialLayers as ExponentialLayers
@@ -18,5 +16,14 @@ from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical
 from salf.devices.workload import CompletionTimes as CompletionTimes
 from salf.devices.workload import Workload as Workload
+from salf.values import Choice, Registry
 
-AnyDevices = Annotated[UniformDepthDevices | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]
+# Every device model by its kind; `salf.register` and installed packages add theirs.
+DEVICES: Registry[Devices] = Registry(
+    (Devices,),
+    (UniformDepthDevices, GradedSpeeds, ExponentialLayers, Physical),
+    what="device model",
+    tag="kind",
+    group="salf.devices",
+)
+AnyDevices = Annotated[Devices, Choice(DEVICES)]

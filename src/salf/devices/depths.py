@@ -5,16 +5,15 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
 from salf.devices.cohort import Cohort, straggling
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Fraction, Positive
+from salf.values import Floats, Fraction, Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class UniformDepthDevices(Devices):
     """The depth model of the paper's experiments: some clients are stragglers, of a depth drawn uniformly.
 
@@ -83,7 +82,7 @@ class UniformDepthDevices(Devices):
         return np.where(straggling, lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class ExponentialLayers(Devices):
     """The model of the paper's analysis: each layer's backward pass takes an independent exponential time.
 

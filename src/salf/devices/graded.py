@@ -3,15 +3,14 @@
 from typing import Literal
 
 import numpy as np
-from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class GradedSpeeds(Devices):
     """Devices that are slow for ever, from one that never answers to one that is just fast enough.
 

@@ -2,16 +2,16 @@
 
 from abc import ABC, abstractmethod
 
-from pydantic.dataclasses import dataclass as validated
-
 from salf.devices.cohort import Cohort
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats
+from salf.values import Floats, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Devices(ABC):
     """A model of how long the devices of a federation take."""
+
+    kind: str
 
     @abstractmethod
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:

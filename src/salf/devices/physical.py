@@ -5,18 +5,17 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
 from salf.devices.cohort import Cohort, straggling
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Fraction, Positive
+from salf.values import Floats, Fraction, Positive, validated
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Physical(Devices):
     """Devices with a speed, a link and an on-off switch.
 

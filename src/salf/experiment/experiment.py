@@ -3,14 +3,13 @@
 Files hold differences from the defaults. Presets are such files, installed with the package.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticKnownError, PydanticSerializationError, to_json
 
 from salf.aggregation import ServerOptimizer
@@ -19,11 +18,15 @@ from salf.devices import AnyDevices, UniformDepthDevices
 from salf.engines import EngineName, OptimizerSettings
 from salf.engines import accelerator as accelerators
 from salf.errors import InvalidSetting
+from salf.experiment.files import preset_names, read
 from salf.experiment.messages import describe
-from salf.experiment.overrides import Section, complete, did_you_mean, override, preset_names, read
+from salf.experiment.origins import NOT_REPRODUCIBLE, origins
+from salf.experiment.overrides import override
+from salf.experiment.sections import Section, complete
+from salf.experiment.wording import one_of
 from salf.methods import METHODS, AnyMethod, Salf, is_asynchronous
 from salf.models import Mlp, Model
-from salf.values import STRICT, Count
+from salf.values import Count, validated
 
 
 def _one_of(names: Collection[str]) -> BeforeValidator:
@@ -45,7 +48,7 @@ def _device(name: str) -> str:
     return name
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class DataSettings:
     """Which data, and how it is divided among how many clients.
 
@@ -63,7 +66,7 @@ class DataSettings:
     size_sigma: Annotated[float, Field(ge=0)] = 0.0
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class ClientSettings(OptimizerSettings):
     """What a client does in a round: `local_steps` optimizer steps on batches of `batch_size` of its own examples.
 
@@ -75,7 +78,7 @@ class ClientSettings(OptimizerSettings):
     cohort: Count | None = None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class EvaluateSettings:
     """When the global model is tested: after `every` that many rounds, and after the last.
 
@@ -88,7 +91,7 @@ class EvaluateSettings:
     target: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Expected:
     """The final test accuracy that a method was measured to reach: the mean over seeds, and how far runs may differ."""
 
@@ -96,7 +99,7 @@ class Expected:
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Experiment:
     """Everything that determines a run; two runs of equal experiments on one machine's CPU give the same bytes.
 
@@ -128,7 +131,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
-            raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
+            most = self.data.clients
+            raise ValueError(
+                f"client.cohort is {self.client.cohort}, more than data.clients = {most}; choose at most {most}"
+            )
         if is_asynchronous(self.method):
             _check_without_rounds(self)
 
@@ -153,13 +159,14 @@ class Experiment:
 
     @classmethod
     def _validate(cls, settings: Mapping[str, object], origin: str, problems: list[str]) -> "Experiment":
-        whole = complete(settings, Section({"": cls}))
-        experiment = None
+        experiment, given, whole, root = None, dict[str, object](), dict[str, object](), Section({"": cls})
         try:
+            whole = complete(settings, root, given)
             # JSON's types are those of a file; anything that Python would convert to them is a mistake there.
-            experiment = TypeAdapter(cls).validate_json(to_json(whole, inf_nan_mode="constants"), strict=True)
+            text = to_json(whole, inf_nan_mode="constants")
+            experiment = TypeAdapter(cls).validate_json(text, strict=True, context=given)
         except ValidationError as error:
-            problems = [*problems, *describe(error, whole, Section({"": cls}))]
+            problems = [*problems, *describe(error, whole, root)]
         except (InvalidSetting, PydanticSerializationError) as error:
             problems = [*problems, str(error)]
         if experiment is None or problems:
@@ -169,10 +176,8 @@ class Experiment:
     def with_method(self, name: str) -> "Experiment":
         """Return the same experiment by another method, which keeps those of the method's settings that it knows."""
         if name not in METHODS:
-            raise InvalidSetting(
-                f"there is no method '{name}'{did_you_mean(name, [*METHODS])}; known are {', '.join(METHODS)}"
-            )
-        if name == self.method.name:
+            raise InvalidSetting(f"there is no method '{name}'; choose {one_of(name, [*METHODS])}")
+        if type(self.method) is METHODS[name]:
             return self
         known = {field.name for field in fields(METHODS[name])} - {"name"}
         kept = {field.name: getattr(self.method, field.name) for field in fields(self.method) if field.name in known}
@@ -180,22 +185,39 @@ class Experiment:
 
     def is_as_published(self) -> bool:
         """Say whether this is a preset but for seed, method, engine, device, data folder and when it is tested."""
-        if self.name not in preset_names():
+        if self.name not in preset_names() or self.method.name not in METHODS:
             return False
         preset = Experiment.load(self.name).with_method(self.method.name)
         own = replace(preset.data, root=self.data.root)
         same = replace(preset, seed=self.seed, engine=self.engine, device=self.device)
         return self == replace(same, evaluate=self.evaluate, data=own)
 
-    def to_toml(self) -> str:
-        """Return the complete experiment as TOML.
+    def unreproducible(self) -> tuple[str, ...]:
+        """Return why the experiment's file alone does not reproduce the run, a phrase each; empty if it does.
+
+        >>> Experiment(data=DataSettings(name="tensors")).unreproducible()
+        ('data was given in Python',)
+        """
+        return (*(("data was given in Python",) if self.data.name == "tensors" else ()), *origins(self))
+
+    def to_toml(self, also: Iterable[str] = ()) -> str:
+        """Return the complete experiment as TOML, after comments that say why it does not reproduce the run.
+
+        Values given in Python appear under the name of their class. `Experiment.load` refuses such a file unless the
+        class is registered.
+
+        Args:
+            also: Further reasons, such as "model was given in Python".
 
         >>> import tomllib
         >>> again = Experiment.parse(tomllib.loads(Experiment(rounds=7).to_toml()), "here")
         >>> again == Experiment(rounds=7)
         True
         """
-        return tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+        reasons = (*self.unreproducible(), *also)
+        comment = "".join(f"# {line}\n" for line in (NOT_REPRODUCIBLE, *(f"- {reason}" for reason in reasons)))
+        text = tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+        return f"{comment}\n{text}" if reasons else text
 
 
 def _check_without_rounds(experiment: Experiment) -> None:
@@ -203,12 +225,11 @@ def _check_without_rounds(experiment: Experiment) -> None:
     method, problems = experiment.method.name, []
     if experiment.engine not in ("auto", "plain"):
         problems.append(
-            f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
+            f"engine is '{experiment.engine}', but clients of method '{method}' train one by one; choose 'auto' or 'plain'"
         )
     if experiment.server != ServerOptimizer():
         problems.append(
-            f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
-            "choose a synchronous method"
+            f"server.* is set, but method '{method}' has no rounds; remove that section, or choose a synchronous method"
         )
     if problems:
         raise InvalidSetting("; ".join(problems))

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from salf.experiment.experiment import Experiment
-from salf.experiment.overrides import Section
+from salf.experiment.sections import Section
 
 _INTRODUCTION = """# Settings
 

@@ -1,8 +1,6 @@
 """The mechanisms against stragglers, each a frozen value whose fields are its hyper-parameters."""
 
-from typing import Annotated, TypeAlias
-
-from pydantic import Field
+from typing import Annotated
 
 from salf.methods.adel import AdelFL as AdelFL
 from salf.methods.deeper import ReachingDeeper as ReachingDeeper
@@ -27,40 +25,29 @@ from salf.methods.salf import Salf as Salf
 from salf.methods.salfplus import SalfPlus as SalfPlus
 from salf.methods.schedules import RoundSchedule as RoundSchedule
 from salf.methods.timelyfl import TimelyFL as TimelyFL
+from salf.values import Choice, Registry
 
-OneMethod: TypeAlias = (
-    FedAvg
-    | DropStragglers
-    | OverSelection
-    | FedProx
-    | FedNova
-    | HeteroFL
-    | TimelyFL
-    | FedAsync
-    | FedBuff
-    | Salf
-    | AdelFL
-    | ReachingDeeper
-    | Remembering
-    | SalfPlus
+# Every method by its name; `salf.register` and installed packages add theirs.
+METHODS: Registry[SynchronousMethod | AsynchronousMethod] = Registry(
+    (SynchronousMethod, AsynchronousMethod),
+    (
+        FedAvg,
+        DropStragglers,
+        OverSelection,
+        FedProx,
+        FedNova,
+        HeteroFL,
+        TimelyFL,
+        FedAsync,
+        FedBuff,
+        Salf,
+        AdelFL,
+        ReachingDeeper,
+        Remembering,
+        SalfPlus,
+    ),
+    what="method",
+    tag="name",
+    group="salf.methods",
 )
-
-AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
-
-# Every method by the name under which experiment files and the command line know it.
-METHODS: dict[str, type[OneMethod]] = {
-    "fedavg": FedAvg,
-    "drop": DropStragglers,
-    "overselection": OverSelection,
-    "fedprox": FedProx,
-    "fednova": FedNova,
-    "heterofl": HeteroFL,
-    "timelyfl": TimelyFL,
-    "fedasync": FedAsync,
-    "fedbuff": FedBuff,
-    "salf": Salf,
-    "adel": AdelFL,
-    "deeper": ReachingDeeper,
-    "memory": Remembering,
-    "salfplus": SalfPlus,
-}
+AnyMethod = Annotated[SynchronousMethod | AsynchronousMethod, Choice(METHODS)]

@@ -5,18 +5,17 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
-from salf.aggregation import Corrected, Rule
+from salf.aggregation import AnyRule, Corrected, Rule
 from salf.errors import InvalidSetting
-from salf.methods.layerwise import LayerWise, NamedRule, shortened
+from salf.methods.layerwise import LayerWise, shortened
 from salf.methods.method import RunContext
 from salf.participation import ObservedReach
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class AdelFL(LayerWise):
     """ADEL-FL (Goren et al., arXiv 2505.23973): deadlines that minimise the convergence bound, and batches to match.
 
@@ -32,7 +31,7 @@ class AdelFL(LayerWise):
     """
 
     name: Literal["adel"] = "adel"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
     total_seconds: Positive | None = None
     deadlines: tuple[Positive, ...] = ()
     smoothness: Positive = 1.0

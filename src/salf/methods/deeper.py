@@ -7,20 +7,19 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Corrected, Rule
+from salf.aggregation import AnyRule, Corrected, Rule
 from salf.devices import CompletionTimes, Workload
-from salf.methods.layerwise import LayerWise, NamedRule
+from salf.methods.layerwise import LayerWise
 from salf.methods.method import Scheduling
 from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
-from salf.values import STRICT, Ints
+from salf.values import Ints, validated
 
 Bools = npt.NDArray[np.bool_]
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class ReachingDeeper(LayerWise):
     """SALF in which slow clients, every second time, leave the output layers alone to get to those near the input.
 
@@ -32,7 +31,7 @@ class ReachingDeeper(LayerWise):
     """
 
     name: Literal["deeper"] = "deeper"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
     covered: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @property

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic.dataclasses import dataclass as validated
-
 from salf.aggregation import Contributors, Everyone, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, until_deadline
-from salf.values import STRICT, Positive
+from salf.values import Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class DropStragglers(SynchronousMethod):
     """Federated averaging with a deadline: a client that has not conveyed its whole job by then is discarded.
 

@@ -4,14 +4,13 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import ClientResult, ServerModel, mix
 from salf.methods.method import AsynchronousMethod
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class FedAsync(AsynchronousMethod):
     """FedAsync (Xie, Koyejo and Gupta, arXiv 1903.03934, algorithm 1): each arriving model is mixed in at once.
 

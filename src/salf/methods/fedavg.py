@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic.dataclasses import dataclass as validated
-
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, wait_for_first
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class FedAvg(SynchronousMethod):
     """Federated averaging without a deadline: a round lasts as long as its slowest client.
 

@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import ClientResult, ServerModel
 from salf.methods.method import AsynchronousMethod
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class FedBuff(AsynchronousMethod):
     """FedBuff (Nguyen et al., arXiv 2106.06639, algorithm 1): the server moves after every K = `buffer` arrivals.
 

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic.dataclasses import dataclass as validated
-
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, whole_steps_by
-from salf.values import STRICT, Positive
+from salf.values import Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class FedNova(SynchronousMethod):
     """FedNova (Wang et al., arXiv 2007.07481, equation 11): fewer steps, and nobody weighs more for having done more.
 

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, whole_steps_by
-from salf.values import STRICT, Positive
+from salf.values import Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class FedProx(SynchronousMethod):
     """FedProx (Li et al., arXiv 1812.06127, algorithm 2): stragglers convey the local steps they have finished.
 

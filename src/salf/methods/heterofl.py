@@ -5,18 +5,17 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import Submodels, SynchronousMethod
 from salf.methods.schedules import RoundSchedule, largest_jobs_by
-from salf.values import STRICT, Positive
+from salf.values import Positive, validated
 
 Width = Annotated[float, Field(gt=0, le=1)]
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class HeteroFL(SynchronousMethod):
     """HeteroFL (Diao, Ding and Tarokh, arXiv 2010.01264): stragglers train a narrower model.
 

@@ -6,27 +6,18 @@ from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass as validated
+from pydantic import Field
 
-from salf.aggregation import AnyRule, Rule
+from salf.aggregation import Rule
 from salf.devices import CompletionTimes
 from salf.errors import InvalidSetting
 from salf.methods.method import RoundContext, SynchronousMethod
 from salf.methods.schedules import RoundSchedule, until_deadline
 from salf.participation import ObservedReach
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
-def _named(value: object) -> object:
-    """Let a rule without options be written as its name alone."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-NamedRule = Annotated[AnyRule, BeforeValidator(_named)]
-
-
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class LayerWise(SynchronousMethod):
     """A method in which each client conveys the layers that it has finished at the deadline.
 
@@ -67,7 +58,7 @@ class LayerWise(SynchronousMethod):
         return known
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class LongRounds(LayerWise):
     """A layer-wise method in which every `long_every`-th round lasts `long_factor` times as long (None: no round).
 

@@ -3,14 +3,13 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Memory, Rule
 from salf.methods.layerwise import LongRounds
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Remembering(LongRounds):
     """Layer-wise updates with memory: who does not reach a layer counts with what it last conveyed for it.
 

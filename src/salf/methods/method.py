@@ -5,14 +5,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from pydantic.dataclasses import dataclass as validated
 from typing_extensions import TypeIs
 
 from salf.aggregation import ClientResult, Rule, ServerModel
 from salf.devices import Cohort, CompletionTimes, Devices, Workload
 from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
 class Scheduling(Protocol):
@@ -64,12 +63,14 @@ class Submodels:
     mask_labels: bool
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Method:
     """A mechanism against stragglers.
 
     `weight_by_examples` weighs clients by their numbers of examples, not equally; asynchronous methods have no weights.
     """
+
+    name: str
 
     @property
     def proximal(self) -> float:
@@ -77,7 +78,7 @@ class Method:
         return 0.0
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class SynchronousMethod(Method, ABC):
     """A method that asks everyone of a round at once, and aggregates once."""
 
@@ -132,7 +133,7 @@ class SynchronousMethod(Method, ABC):
         return None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class AsynchronousMethod(Method, ABC):
     """A method that acts on whatever a client has conveyed, its whole job, at once; nobody waits for anybody.
 

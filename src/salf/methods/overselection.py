@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, wait_for_first
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class OverSelection(SynchronousMethod):
     """Asking more clients than are needed, and keeping the first (Bonawitz et al., arXiv 1902.01046, §2.2 and §9).
 

@@ -3,14 +3,13 @@
 from typing import Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Corrected, Rule
-from salf.methods.layerwise import LayerWise, NamedRule
-from salf.values import STRICT
+from salf.aggregation import AnyRule, Corrected, Rule
+from salf.methods.layerwise import LayerWise
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Salf(LayerWise):
     """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client conveys its finished layers.
 
@@ -19,7 +18,7 @@ class Salf(LayerWise):
     """
 
     name: Literal["salf"] = "salf"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
 
     @property
     def own_rule(self) -> Rule:

@@ -3,15 +3,14 @@
 from typing import Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Corrected, Rule
-from salf.methods.layerwise import LongRounds, NamedRule, shortened
+from salf.aggregation import AnyRule, Corrected, Rule
+from salf.methods.layerwise import LongRounds, shortened
 from salf.participation import ObservedReach, left_behind
-from salf.values import STRICT, Floats
+from salf.values import Floats, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class SalfPlus(LongRounds):
     """SALF for devices that are slow for ever: the slow ones compute on smaller batches.
 
@@ -23,7 +22,7 @@ class SalfPlus(LongRounds):
     """
 
     name: Literal["salfplus"] = "salfplus"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
 
     @property
     def own_rule(self) -> Rule:

@@ -5,16 +5,15 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes, Workload
 from salf.methods.method import SynchronousMethod
 from salf.methods.schedules import RoundSchedule, largest_jobs_by
-from salf.values import STRICT, Positive
+from salf.values import Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class TimelyFL(SynchronousMethod):
     """TimelyFL (Zhang et al., arXiv 2304.06947): the layers nearest to the input are frozen where time is short.
 
