@@ -12,6 +12,7 @@ from command_cases import only_json, plain, refusal, salf, settings, tiny, tiny_
 from rich.console import Console
 
 from salf.cli import console
+from salf.cli.options import parse_settings
 from salf.experiment import preset_names
 from salf.records.rounds import RoundRecord
 from salf.runs.comparison import compare
@@ -119,7 +120,7 @@ def test_an_experiment_file_is_run(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_read_as_toml_or_else_as_text(pair: str, value: object) -> None:
-    assert list(console.parse_settings([pair]).values()) == [value]
+    assert list(parse_settings([pair]).values()) == [value]
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def test_permanently_slow_devices_bring_a_warning() -> None:
     ("options", "message"),
     [
         (["--out", "plan.pdf"], "--out is 'plan.pdf'; name a file that ends in .png or .svg"),
-        (["--deadlines", "1,soon"], "--deadlines is '1,soon'; give positive seconds"),
-        (["--deadlines", "0"], "--deadlines is '0'; give positive seconds"),
+        (["--deadlines", "1,soon"], "--deadlines is '1,soon'; give positive numbers"),
+        (["--deadlines", "0"], "--deadlines is '0'; give positive numbers"),
         (["--budget", "-3"], "--budget is -3; give a positive number of seconds"),
         (["--budget", "0.01"], "the budget of 0.01 s is shorter than a round"),
         (["--steps", "adele"], "--steps is 'adele' (did you mean 'adel'?); choose one of adel, decaying, constant"),

@@ -19,23 +19,12 @@ _BLOCKS, _FEWEST_BLOCKS = 100, 20
 
 def deadline_cases(device: torch.device) -> list[Case]:
     """Return the cases of a deadline's cost and punctuality, with the model on a device."""
+    subject = f"(VGG11, batch {_ROWS})"
+    cost = f"a loop of {_STEPS} steps under a deadline it never meets, against the loop alone {subject}"
+    punctual = f"blocks that end by {_LATE} × their deadline, 10 to 90 % of a step {subject}"
     return [
-        Case(
-            "deadline/cost",
-            f"a loop of {_STEPS} steps under a deadline it never meets, against the loop alone (VGG11, batch {_ROWS})",
-            1.02,
-            "≤",
-            "×",
-            partial(_cost, device),
-        ),
-        Case(
-            "deadline/on-time",
-            f"blocks that end by {_LATE} × their deadline, 10 to 90 % of a step (VGG11, batch {_ROWS})",
-            95,
-            "≥",
-            "%",
-            partial(_punctuality, device),
-        ),
+        Case("deadline/cost", cost, 1.02, "≤", "×", partial(_cost, device)),
+        Case("deadline/on-time", punctual, 95, "≥", "%", partial(_punctuality, device)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import torch
 
 from salf.bench.case import Case, Figure
+from salf.bench.rounds import bench_settings
 from salf.data import Dataset
-from salf.devices import UniformDepthDevices
 from salf.engines import CPU
-from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.experiment import ClientSettings, EvaluateSettings
 from salf.models import Cnn, Mlp, Model
 from salf.simulation import Simulation
 
@@ -55,16 +56,9 @@ def largest_memory(clients: int, asked: int, model: Model, side: int, examples: 
 def _play_rounds(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device) -> int:
     inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-    experiment = Experiment(
-        name="memory",
-        rounds=_ROUNDS,
-        device=str(device),
-        data=DataSettings(name="tensors", clients=clients),
-        model=model,
-        client=ClientSettings(batch_size=_BATCH, cohort=asked),
-        devices=UniformDepthDevices(),
-        evaluate=EvaluateSettings(every=_ROUNDS),
-    )
+    settings = ClientSettings(batch_size=_BATCH, cohort=asked)
+    experiment = replace(bench_settings(model, clients, device=device, client=settings), rounds=_ROUNDS)
+    experiment = replace(experiment, evaluate=EvaluateSettings(every=_ROUNDS))
     simulation = Simulation(experiment, dataset=dataset)
     state = simulation.initial_state()
     for _ in range(_ROUNDS):

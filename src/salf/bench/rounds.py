@@ -51,50 +51,25 @@ SUBJECTS = {
     "residual-30": Subject(ResidualNet(), _CIFAR, 30),
     "transformer-30": Subject(Transformer(), _CIFAR, 30),
 }
-_FUSED = {
-    "mlp-30": 0.8,
-    "mlp-1000": 0.8,
-    "cnn-30": 0.5,
-    "vgg11-30": 0.75,
-    "residual-30": 0.75,
-    "transformer-30": 0.7,
-}
+_FUSED = {"mlp-30": 0.8, "mlp-1000": 0.8, "cnn-30": 0.5, "vgg11-30": 0.75, "residual-30": 0.75, "transformer-30": 0.7}
 _WHOLE = {"mlp-30": 1.5, "mlp-1000": 1.1}
 
 
 def round_cases(device: torch.device) -> list[Case]:
     """Return the cases of the fused engine, of whole rounds, and of the plain loop on a device."""
-    centralised = "one centralised forward and backward pass over the same examples, gathered from the same data"
+    against = "against one centralised forward and backward pass over the same examples, gathered from the same data"
     fused = [
-        Case(
-            f"fused/{name}",
-            f"fused engine against {centralised}",
-            target,
-            "≤",
-            "×",
-            partial(_fused_ratio, device, SUBJECTS[name]),
-        )
-        for name, target in _FUSED.items()
+        Case(f"fused/{name}", f"fused engine {against}", most, "≤", "×", partial(_fused_ratio, device, SUBJECTS[name]))
+        for name, most in _FUSED.items()
     ]
     whole = [
         Case(
-            f"round/{name}",
-            f"whole simulated round against {centralised}",
-            target,
-            "≤",
-            "×",
-            partial(_round_ratio, device, SUBJECTS[name]),
+            f"round/{name}", f"simulated round {against}", most, "≤", "×", partial(_round_ratio, device, SUBJECTS[name])
         )
-        for name, target in _WHOLE.items()
+        for name, most in _WHOLE.items()
     ]
-    loop = Case(
-        "loop/mlp-30",
-        "plain loop of model copies against the fused engine",
-        20,
-        "≥",
-        "×",
-        partial(_copies_ratio, device),
-    )
+    what = "plain loop of model copies against the fused engine"
+    loop = Case("loop/mlp-30", what, 20, "≥", "×", partial(_copies_ratio, device))
     return [*fused, *whole, loop]
 
 
@@ -102,6 +77,27 @@ def growth_case(device: torch.device) -> Case:
     """Return the case of the growth of a round's time with the number of clients."""
     what = "exponent of a round's time in the number of clients, 30 to 3000"
     return Case("growth/mlp", what, 1.05, "≤", "", partial(_growth_exponent, device))
+
+
+def bench_settings(model: Model, clients: int, *, device: torch.device, client: ClientSettings) -> Experiment:
+    """Return an experiment on data given in Python that is never evaluated, with nine stragglers in ten clients.
+
+    Args:
+        model: What the clients train.
+        clients: How many clients are registered.
+        device: Where to compute.
+        client: The clients' settings.
+    """
+    return Experiment(
+        name="bench",
+        rounds=_NEVER,
+        device=str(device),
+        data=DataSettings(name="tensors", clients=clients),
+        model=model,
+        client=client,
+        devices=UniformDepthDevices(),
+        evaluate=EvaluateSettings(every=_NEVER),
+    )
 
 
 class RoundBench:
@@ -129,18 +125,10 @@ class RoundBench:
         inputs = torch.randn(count, *subject.shape, generator=draw)
         labels = torch.arange(count) % _CLASSES
         dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-        experiment = Experiment(
-            name="bench",
-            rounds=_NEVER,
-            engine=engine,
-            device=str(device),
-            data=DataSettings(name="tensors", clients=subject.clients),
-            model=subject.model,
-            client=ClientSettings(batch_size=_BATCH),
-            devices=UniformDepthDevices(),
-            method=method or Salf(),
-            evaluate=EvaluateSettings(every=_NEVER),
+        settings = bench_settings(
+            subject.model, subject.clients, device=device, client=ClientSettings(batch_size=_BATCH)
         )
+        experiment = replace(settings, engine=engine, method=method or Salf())
         self.simulation = Simulation(experiment, dataset=dataset)
         self.state: ServerState = self.simulation.initial_state()
         self.tasks: Tasks = self.simulation.tasks(self.state)

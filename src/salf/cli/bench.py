@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from salf.bench import Case, Figure, all_cases
-from salf.cli.console import (
-    AsJson,
-    counted,
-    path_option,
-    plain_table,
-    print_json,
-    progress_bar,
-    show,
-    tell,
-)
+from salf.cli.console import plain_table, print_json, progress_bar, show, tell
+from salf.cli.options import AsJson, option, path_option
+from salf.cli.quantities import counted
 from salf.engines import find_device, title_of
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import did_you_mean
@@ -31,17 +23,10 @@ from salf.report import plot_growth, save_figure
 from salf.runs import write_atomically
 
 CaseNames = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME,…", help="Measure these only, or those whose names begin so, such as fused/mlp or round."
-    ),
+    str, option("NAME,…", "Measure these only, or those whose names begin so, such as fused/mlp or round.")
 ]
-ComputeDevice = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda or, one of several, cuda:N.")
-]
-MeasuredSeconds = Annotated[
-    float, typer.Option(min=0.0, metavar="S", help="About how long to measure each figure, in seconds.")
-]
+ComputeDevice = Annotated[str, option("NAME", "Where to compute: cpu, cuda or, one of several, cuda:N.", "--device")]
+MeasuredSeconds = Annotated[float, option("S", "About how long to measure each figure, in seconds.", least=0.0)]
 BenchFolder = Annotated[Path | None, path_option("DIR", "Keep bench.json, and a plot of cost against clients.")]
 
 

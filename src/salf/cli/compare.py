@@ -9,45 +9,27 @@ from typing import Annotated
 import typer
 
 from salf.cli.compare_table import comparison_json, comparison_table, footnotes
-from salf.cli.console import (
-    AsJson,
-    Named,
-    Settings,
-    counted,
-    given_arguments,
-    parse_settings,
-    path_option,
-    print_json,
-    progress_bar,
-    resumed_by,
-    show,
-    tell,
-)
-from salf.errors import InvalidSetting
+from salf.cli.console import given_arguments, print_json, progress_bar, resumed_by, show, tell
+from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
+from salf.cli.quantities import counted
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.report import plot_accuracy, save_figure
 from salf.runs import Comparison, Tuning, compare, tune, write_atomically, write_page
 
 MethodNames = Annotated[
-    str,
-    typer.Option(metavar="NAME,…", help=f"The methods to compare, separated by commas, or all: {', '.join(METHODS)}."),
+    str, option("NAME,…", f"The methods to compare, separated by commas, or all: {', '.join(METHODS)}.")
 ]
-SeedCount = Annotated[int, typer.Option(metavar="N", help="How many seeds, counted up from the experiment's own.")]
+SeedCount = Annotated[int, option("N", "How many seeds, counted up from the experiment's own.")]
 ComparisonFolder = Annotated[
     Path | None,
     path_option("DIR", "Keep runs, table, plots and report in this new folder; by default runs/EXPERIMENT-comparison."),
 ]
 ResumesFolder = Annotated[bool, typer.Option("--resume", help="Continue with what the folder already holds.")]
-JobCount = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="How many processes share the runs; by default one per core.")
-]
+JobCount = Annotated[int | None, option("N", "How many processes share the runs; by default one per core.", least=1)]
 TunedRates = Annotated[
     str | None,
-    typer.Option(
-        metavar="LR,…",
-        help="First try these learning rates with each method, on held-out training examples; then compare its best.",
-    ),
+    option("LR,…", "First try these learning rates with each method, on held-out examples; then compare its best."),
 ]
 
 
@@ -70,7 +52,7 @@ def compare_command(
     """
     chosen = Experiment.load(experiment, **parse_settings(settings))
     names = [*METHODS] if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
-    rates = _learning_rates(tune)
+    rates = positive_numbers("--tune", tune or "", "0.03,0.1,0.3")
     folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{chosen.name}-comparison") if out is None else out
     workers = min(jobs or os.cpu_count() or 1, max(1, len(names) * max(seeds, len(rates))))
     again = [*given_arguments(), *([] if out else ["--out", str(folder)]), *([] if resume else ["--resume"])]
@@ -89,14 +71,6 @@ def compare_command(
     if tuning is not None:
         tell(f"learning rate of each method, the best of {tune} on held-out examples: {_best_rates(tuning)}")
     tell(f"report: {folder / 'report.html'} · plot: {folder / 'accuracy.png'} and .svg · everything: {folder}")
-
-
-def _learning_rates(text: str | None) -> list[float]:
-    """Read the learning rates to try."""
-    try:
-        return [float(rate) for rate in (text or "").split(",") if rate.strip()]
-    except ValueError as error:
-        raise InvalidSetting(f"--tune is '{text}'; give numbers separated by commas, such as 0.03,0.1,0.3") from error
 
 
 def _compare(

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from salf.cli.console import counted, finite, megabytes, percent, plain_table, seconds
+from salf.cli.console import plain_table
+from salf.cli.quantities import counted, finite, megabytes, percent, seconds
 from salf.runs import Comparison, Summary, Tuning
 
 
@@ -57,7 +58,7 @@ def footnotes(comparison: Comparison) -> Iterator[str]:
     yield "MB down / up: megabytes that the server sent and received in a run"
     if any(summary.p_value is not None for summary in summaries):
         best = max(tested, key=lambda summary: summary.equal_time_accuracy).method
-        yield f"p: p-value of a paired t-test against the best other method at {equal}, seed by seed; best of all: {best}"
+        yield f"p: p-value of a paired t-test against the best other method at {equal}; best of all: {best}"
     for summary in summaries:
         if summary.starving:
             layers = ", ".join(summary.starving)

@@ -1,17 +1,15 @@
-"""What all commands share: options, settings, progress, errors, tables, and numbers as text."""
+"""The output of all commands: lines, tables, JSON, progress and errors."""
 
 import json
-import math
 import os
 import shlex
 import sys
-import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import click
 import typer
@@ -20,28 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from typer.models import OptionInfo
 
-from salf.errors import InvalidSetting, SalfError
+from salf.errors import SalfError
 
 ARGUMENTS = "salf.arguments"  # the whole command line, in click's `Context.meta`
 
-# The commands' own texts explain arguments: not every pair of typer and click shows an argument's help.
-Named = Annotated[str, typer.Argument(metavar="[PRESET|FILE.toml]", show_default=False)]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as data.clients=100; may be repeated."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, and show no progress.")]
-
 _people = Console()
 _errors = Console(stderr=True, soft_wrap=True)
-
-
-def path_option(metavar: str, help_text: str) -> OptionInfo:
-    """Return an option that takes the path of a file or folder."""
-    option: OptionInfo = typer.Option(parser=given_path, metavar=metavar, help=help_text)
-    return option
 
 
 @contextmanager
@@ -88,13 +71,6 @@ def resumed_by(arguments: Sequence[str], folder: Path) -> Iterator[None]:
 def given_arguments() -> list[str]:
     """Return the command line of the running command, without `salf`."""
     return [*click.get_current_context().meta[ARGUMENTS]]
-
-
-def given_path(text: str) -> Path:
-    """Read the path of a file or folder; refuse an empty one, which an unset variable leaves."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty; name a file or folder, or leave the option out")
-    return Path(text)
 
 
 def _as_line(message: Warning | str, *_: object, **__: object) -> str:
@@ -149,24 +125,6 @@ def show(table: Table) -> None:
     _people.print(table, width=width)
 
 
-def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
-    """Read KEY=VALUE pairs; a value is TOML, or else text.
-
-    >>> parse_settings(["rounds=20", "data.root=../data", "model.hidden=[32, 16]"])
-    {'rounds': 20, 'data.root': '../data', 'model.hidden': [32, 16]}
-    """
-    settings: dict[str, object] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise InvalidSetting(f"--set is '{pair}'; give KEY=VALUE, such as data.clients=100")
-        try:
-            settings[key.strip()] = tomllib.loads(f"value = {text.strip()}")["value"]
-        except ValueError:
-            settings[key.strip()] = text.strip()
-    return settings
-
-
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool) -> Iterator["Bar"]:
     """Show a bar on standard error if that is a terminal.
@@ -199,50 +157,3 @@ class Bar:
 def print_json(value: object) -> None:
     """Print one JSON object on standard output."""
     typer.echo(json.dumps(value, allow_nan=False))
-
-
-def finite(value: float) -> float | None:
-    """Return a number that JSON can hold: None in place of infinity and NaN."""
-    return value if math.isfinite(value) else None
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun, in the plural where needed.
-
-    >>> counted(1, "seed"), counted(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def percent(share: float, deviation: float = math.nan) -> str:
-    """Write a share in per cent, with its deviation if that is known.
-
-    >>> percent(0.9571), percent(0.9571, 0.01), percent(float("nan"))
-    ('95.7 %', '95.7 % ± 1.0', '–')
-    """
-    if not math.isfinite(share):
-        return "–"
-    around = f" ± {100 * deviation:.1f}" if math.isfinite(deviation) else ""
-    return f"{100 * share:.1f} %{around}"
-
-
-def seconds(value: float) -> str:
-    """Write virtual seconds; an infinite time is never.
-
-    >>> seconds(1234.5), seconds(2.25), seconds(float("inf"))
-    ('1234 s', '2.25 s', 'never')
-    """
-    if math.isinf(value):
-        return "never"
-    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
-
-
-def megabytes(size: float) -> str:
-    """Write a number of bytes in MB, without the unit.
-
-    >>> megabytes(1_234_567), megabytes(123_456_789)
-    ('1.2', '123')
-    """
-    value = size / 1e6
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"

@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, Settings, counted, parse_settings, percent, plain_table, print_json, show, tell
+from salf.cli.console import plain_table, print_json, show, tell
 from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
+from salf.cli.options import AsJson, Settings, parse_settings
+from salf.cli.quantities import counted, percent
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.layers import Layers, find_layers, measure_costs

@@ -6,19 +6,17 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from salf.cli.options import option
 from salf.data import load
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.models import build
 
 ExampleShape = Annotated[
-    str | None,
-    typer.Option(metavar="N,…", help="Shape of one example, without the batch dimension, such as 3,32,32."),
+    str | None, option("N,…", "Shape of one example, without the batch dimension, such as 3,32,32.")
 ]
 IntegerExample = Annotated[bool, typer.Option("--integers", help="Examples are integers, such as tokens.")]
-GroupedModules = Annotated[
-    str, typer.Option(metavar="NAME,…", help="Modules that count as one layer each, with everything inside.")
-]
+GroupedModules = Annotated[str, option("NAME,…", "Modules that count as one layer each, with everything inside.")]
 
 
 def model_of(experiment: Experiment) -> tuple[nn.Module, Tensor]:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, Named, Settings, counted, parse_settings, path_option, print_json, show, tell
+from salf.cli.console import print_json, show, tell
 from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
+from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
 from salf.cli.plan_tables import advice, plan_json, plan_tables
+from salf.cli.quantities import counted
 from salf.devices import Workload
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment, did_you_mean
@@ -21,23 +22,19 @@ from salf.report import plot_deadlines, save_figure
 from salf.theory import Constants
 
 OwnModel = Annotated[
-    str | None,
-    typer.Option("--model", metavar="MODULE:CALLABLE", help="A model of your own in place of the experiment's."),
+    str | None, option("MODULE:CALLABLE", "A model of your own in place of the experiment's.", "--model")
 ]
 TimesFile = Annotated[
-    Path | None,
-    path_option("FILE.csv", "Measured times in place of a device model: client,seconds in each row."),
+    Path | None, path_option("FILE.csv", "Measured times in place of a device model: client,seconds in each row.")
 ]
 TimeBudget = Annotated[
-    float | None,
-    typer.Option(metavar="S", help="Virtual time to spend; by default what the experiment's rounds would take."),
+    float | None, option("S", "Virtual time to spend; by default what the experiment's rounds would take.")
 ]
-DeadlineList = Annotated[str, typer.Option(metavar="S,…", help="Consider these deadlines only, in seconds.")]
+DeadlineList = Annotated[str, option("S,…", "Consider these deadlines only, in seconds.")]
 ConstantList = Annotated[
-    list[str] | None,
-    typer.Option("--constant", metavar="NAME=VALUE", help=f"A constant of the bound: {', '.join(ASSUMED)}."),
+    list[str] | None, option("NAME=VALUE", f"A constant of the bound: {', '.join(ASSUMED)}.", "--constant")
 ]
-StepSizes = Annotated[str, typer.Option(metavar="NAME", help=f"How step sizes fall: {', '.join(STEPS)}.")]
+StepSizes = Annotated[str, option("NAME", f"How step sizes fall: {', '.join(STEPS)}.")]
 PlotFile = Annotated[Path | None, path_option("FILE", "Draw the plan into this file, .png or .svg.")]
 
 
@@ -65,7 +62,7 @@ def plan_command(
     """
     if out is not None and out.suffix not in (".png", ".svg"):
         raise InvalidSetting(f"--out is '{out}'; name a file that ends in .png or .svg")
-    wanted, known = _positive_numbers(deadlines), _constants(constants or [])
+    wanted, known = positive_numbers("--deadlines", deadlines, "0.5,1,2"), _constants(constants or [])
     overrides = parse_settings(settings)
     chosen = Experiment.load(experiment, **overrides)
     network, example = _model(chosen, overrides, model, example_shape, integers=integers)
@@ -144,16 +141,6 @@ def _task(
         raise InvalidSetting(f"--constant is wrong: {error_found}; choose other values") from error_found
     time = rounds * fleet.rounds.round_seconds(deadline) if budget is None else budget
     return Task(constants, error, time, steps)
-
-
-def _positive_numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = [0.0]
-    if not all(0 < number < math.inf for number in numbers):
-        raise InvalidSetting(f"--deadlines is '{text}'; give positive seconds, such as 0.5,1,2")
-    return numbers
 
 
 def _constants(pairs: Sequence[str]) -> dict[str, float]:

@@ -7,7 +7,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from salf.cli.console import counted, finite, percent, plain_table, seconds
+from salf.cli.console import plain_table
+from salf.cli.quantities import counted, finite, percent, seconds
 from salf.planning import DeadlinePlan, Fleet, Outlook
 from salf.values import Floats
 

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from salf.cli.console import AsJson, counted, finite, path_option, print_json, tell
+from salf.cli.console import print_json, tell
+from salf.cli.options import AsJson, path_option
+from salf.cli.quantities import counted, finite
 from salf.report import Figures
 from salf.runs import find_runs, write_page
 

@@ -6,25 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.text import Text
 
-from salf.cli.console import (
-    AsJson,
-    Bar,
-    Named,
-    Settings,
-    counted,
-    finite,
-    parse_settings,
-    path_option,
-    percent,
-    print_json,
-    progress_bar,
-    resumed_by,
-    seconds,
-    tell,
-)
+from salf.cli.console import Bar, print_json, progress_bar, resumed_by, tell
+from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option
+from salf.cli.quantities import counted, finite, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
@@ -42,16 +28,13 @@ NewFolder = Annotated[Path | None, path_option("DIR", "Keep settings, records, m
 ResumedFolder = Annotated[Path | None, path_option("DIR", "Resume the interrupted run in this folder.")]
 LogFolder = Annotated[Path | None, path_option("DIR", "Log to TensorBoard in this new folder (extra: tracking).")]
 LogAddress = Annotated[
-    str | None,
-    typer.Option(metavar="URI|DIR", help="Log to an MLflow server, or to a database in a folder (extra: tracking)."),
+    str | None, option("URI|DIR", "Log to an MLflow server, or to a database in a folder (extra: tracking).")
 ]
 MethodName = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help=f"The method, in place of the experiment's own: {', '.join(METHODS)}."),
+    str | None, option("NAME", f"The method, in place of the experiment's own: {', '.join(METHODS)}.")
 ]
 EngineName = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
+    str | None, option("NAME", "What computes the clients' training: auto, plain, fused, stacked, flower.")
 ]
 
 
@@ -100,9 +83,9 @@ def run_command(
 def _overrides(settings: list[str] | None, method: str | None, engine: str | None) -> dict[str, object]:
     """Return the settings that the command line overrides."""
     overrides = parse_settings(settings)
-    for option, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
+    for name, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
         if value is not None and overrides.setdefault(key, value) != value:
-            raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
+            raise InvalidSetting(f"{name} is {value}, but --set says {overrides[key]}; give only one")
     return overrides
 
 

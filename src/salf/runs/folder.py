@@ -22,7 +22,7 @@ from salf.report import ReportedRun, render_report
 from salf.runs.atomic import reason_of, unwritable, write_atomically
 from salf.runs.checkpoint import Attachment, load_checkpoint, plain_tensors, save_checkpoint
 from salf.runs.locks import LOCK_NAME, lock_folder
-from salf.runs.run_files import ELSEWHERE, RunFiles, check_folder, read_missing, read_records, settings_text
+from salf.runs.run_files import ELSEWHERE, RunFiles, check_folder, read_reasons, read_records
 from salf.simulation import ServerState, Simulation
 
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
@@ -48,7 +48,6 @@ class RunFolder:
         self._data = Attachment()
         self._records: BinaryIO | None = None
         self._unsaved: ServerState | None = None
-        self._missing: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -58,7 +57,7 @@ class RunFolder:
         *,
         resume: bool,
         checkpoint_seconds: float = 2.0,
-        missing: Sequence[str] = (),
+        unreproducible: Sequence[str] = (),
     ) -> "RunFolder":
         """Make the folder and write the experiment, or check that it holds this experiment.
 
@@ -67,7 +66,7 @@ class RunFolder:
             experiment: What the run computes.
             resume: Whether a run that is already there continues.
             checkpoint_seconds: The least time between two checkpoints, in seconds of real time.
-            missing: What the run needs besides the settings; see `settings_text`.
+            unreproducible: Why the settings alone do not reproduce the run, such as "model was given in Python".
 
         Raises:
             RunFolderError: The folder cannot take this run, or another process is at work in it.
@@ -81,8 +80,8 @@ class RunFolder:
         try:
             check_folder(path, experiment, resume=resume)  # another process may have come in between
             folder = cls(path, lock, checkpoint_seconds)
-            folder._missing = tuple(dict.fromkeys((*read_missing(path), *missing)))
-            settings = settings_text(_movable(experiment), folder._missing)
+            reasons = dict.fromkeys((*read_reasons(path), *unreproducible))  # those of earlier sessions stay
+            settings = _movable(experiment).to_toml([one for one in reasons if one not in experiment.unreproducible()])
             write_atomically(folder._files.experiment, settings.encode())
         except BaseException:
             lock.release()

@@ -1,70 +1,49 @@
 """The files of a run's folder, and how they are read."""
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from salf.errors import InvalidSetting, RunFolderError
-from salf.experiment import Experiment
+from salf.experiment import Experiment, reasons_in
 from salf.records import RoundRecord, TimeLine
 from salf.report import ReportedRun, flatten
 from salf.runs.atomic import reason_of
 
 ELSEWHERE = "start the run again in another folder"
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that do not change a run's results
-_INCOMPLETE = "# These settings alone do not repeat the run:"
 _MOST_NAMED = 5
 _LONGEST = 80  # characters of a value in an error message
 
 
-@dataclass(frozen=True)
 class RunFiles:
     """The paths of a run's files, which need not exist.
 
     Args:
         folder: The run's folder.
 
+    Attributes:
+        experiment: The complete settings, as TOML.
+        records: One JSON object per round, a line each.
+        checkpoint: The state after some round, from which the run resumes.
+        model: The final model's state dict.
+        timeline: Each client's activities in a typical round, as JSON.
+        report: The page about the run.
+
     >>> RunFiles(Path("runs/first")).records.as_posix()
     'runs/first/records.jsonl'
     """
 
-    folder: Path
-
-    @property
-    def experiment(self) -> Path:
-        """The complete settings, as TOML."""
-        return self.folder / "experiment.toml"
-
-    @property
-    def records(self) -> Path:
-        """One JSON object per round, a line each."""
-        return self.folder / "records.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The state after some round, from which the run resumes."""
-        return self.folder / "checkpoint" / "state.safetensors"
-
-    @property
-    def model(self) -> Path:
-        """The final model's state dict."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def timeline(self) -> Path:
-        """Each client's activities in a typical round, as JSON."""
-        return self.folder / "timeline.json"
-
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.folder / "report.html"
+    def __init__(self, folder: Path) -> None:
+        self.experiment = folder / "experiment.toml"
+        self.records = folder / "records.jsonl"
+        self.checkpoint = folder / "checkpoint" / "state.safetensors"
+        self.model = folder / "model.safetensors"
+        self.timeline = folder / "timeline.json"
+        self.report = folder / "report.html"
 
     def present(self) -> list[Path]:
         """Return the files that exist. Raises `OSError` where the folder cannot be read."""
-        names = (self.experiment, self.records, self.checkpoint, self.model, self.report, self.timeline)
-        return [file for file in names if file.exists()]
+        return [file for file in vars(self).values() if file.exists()]
 
 
 def check_folder(folder: Path, experiment: Experiment, *, resume: bool) -> None:
@@ -154,26 +133,10 @@ def read_run(folder: Path) -> ReportedRun:
         raise RunFolderError(f"{file} is damaged; remove it, and the report shows no time-line") from error
 
 
-def settings_text(experiment: Experiment, missing: Sequence[str]) -> str:
-    """Return the content of `experiment.toml`.
-
-    Args:
-        experiment: The settings.
-        missing: A phrase for each thing that the run needs and the settings do not hold, such as a model that was
-            given in Python. They become comments at the top.
-    """
-    comments = [_INCOMPLETE, *(f"# - {reason}" for reason in missing), ""] if missing else []
-    return "\n".join([*comments, experiment.to_toml()])
-
-
-def read_missing(folder: Path) -> tuple[str, ...]:
-    """Read what the run in a folder needs besides its settings; see `settings_text`."""
+def read_reasons(folder: Path) -> tuple[str, ...]:
+    """Return why the settings of the run in a folder do not reproduce it, a phrase each; see `Experiment.to_toml`."""
     file = RunFiles(folder).experiment
-    heading, *lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else [""]
-    if heading != _INCOMPLETE:
-        return ()
-    end = lines.index("") if "" in lines else len(lines)
-    return tuple(line.removeprefix("# - ") for line in lines[:end])
+    return reasons_in(file.read_text(encoding="utf-8")) if file.exists() else ()
 
 
 def _differences(known: Experiment, wanted: Experiment) -> list[str]:
