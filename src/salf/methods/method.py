@@ -69,7 +69,7 @@ class Submodels:
     Attributes:
         widths: Shares of the channels of hidden layers, each in (0, 1], from the widest to the narrowest.
         scaler: Whether hidden layers of a sub-model are multiplied by 1/width in training.
-        mask_labels: Whether a client's loss ignores classes of which the client has no examples.
+        mask_labels: Whether a client's loss ignores classes without examples at that client.
     """
 
     widths: tuple[float, ...]
@@ -165,7 +165,7 @@ class SynchronousMethod(Method, ABC):
 
     @abstractmethod
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
-        """Decide when a round ends and which steps of which layers count.
+        """Decide when a round ends and how many steps of each layer count.
 
         Args:
             options: The clients' times for each of the `workloads`.

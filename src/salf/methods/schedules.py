@@ -1,4 +1,4 @@
-"""When a round ends, and which steps of which layer count in it."""
+"""When a round ends, and how many steps of each layer count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
