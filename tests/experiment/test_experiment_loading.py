@@ -375,7 +375,9 @@ def test_with_method_keeps_what_the_other_method_knows() -> None:
     assert salf.with_method("drop").method == DropStragglers(deadline=2.5, weight_by_examples=True)
     assert salf.with_method("fedavg").method == FedAvg(weight_by_examples=True)
     assert salf.with_method("drop").data == salf.data
-    with pytest.raises(InvalidSetting, match=r"there is no method 'slaf'; choose one of fedavg, .* \(did you mean 'salf'\?\)"):
+    with pytest.raises(
+        InvalidSetting, match=r"there is no method 'slaf'; choose one of fedavg, .* \(did you mean 'salf'\?\)"
+    ):
         salf.with_method("slaf")
 
 

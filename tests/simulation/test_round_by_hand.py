@@ -131,7 +131,7 @@ class Naive:
             return [0] * len(self.simulation.layers)
         if experiment.method.name == "fedavg" and times.whole[0] == np.inf:
             return [0] * len(self.simulation.layers)
-        return [int((times.conveyed[0, :, layer] <= limit).sum()) for layer in range(len(self.simulation.layers))]
+        return [int((times.sent[0, :, layer] <= limit).sum()) for layer in range(len(self.simulation.layers))]
 
     def deadline(self) -> float:
         method = self.simulation.experiment.method

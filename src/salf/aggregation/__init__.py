@@ -16,6 +16,7 @@ from salf.aggregation.rules import Contributors as Contributors
 from salf.aggregation.rules import Corrected as Corrected
 from salf.aggregation.rules import Everyone as Everyone
 from salf.aggregation.rules import InverseProbability as InverseProbability
+from salf.aggregation.rules import LayerShare as LayerShare
 from salf.aggregation.rules import Memory as Memory
 from salf.aggregation.rules import Rule as Rule
 from salf.aggregation.server_optimizer import OptimizerState as OptimizerState

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from salf.aggregation.client_memory import ClientMemory, Recollection, Remembered
-from salf.aggregation.rules import InverseProbability, Memory, Rule, Share
+from salf.aggregation.rules import InverseProbability, LayerShare, Memory, Rule
 from salf.aggregation.sums import LayerSum, PartialSum, mean_of
 from salf.errors import InvalidSetting, check_type
 from salf.layers import Layer, Layers
@@ -209,7 +209,7 @@ class Aggregation:
             if total.contributors < self._rule.min_contributors:
                 idle |= total.scaled() | total.buffers
                 continue
-            factor = self._rule.factor(Share(asked, total.contributors, moved.weight, weight_all, chance))
+            factor = self._rule.factor(LayerShare(asked, total.contributors, moved.weight, weight_all, chance))
             if self._rule.normalise == "steps":
                 factor *= moved.weighted_steps / moved.weight
             factor *= moved.scale

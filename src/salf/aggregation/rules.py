@@ -16,7 +16,7 @@ from salf.values import STRICT, Choice, Registry
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerShare:
     """What a rule is told of one layer in one round."""
 
     clients: int
@@ -40,7 +40,7 @@ class Rule(ABC):
     normalise: Literal["steps"] | None = None
 
     @abstractmethod
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_{U_l} a_u Δ_{u,l} is multiplied."""
 
 
@@ -55,7 +55,7 @@ class Corrected(Rule):
     max_correction: Annotated[float, Field(ge=1)] = 2.0
     name: Literal["corrected"] = "corrected"
 
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_{U_l} a_u Δ_{u,l} is multiplied."""
         conveyed = 1 - share.empty_probability
         correction = 1 / conveyed if conveyed * self.max_correction > 1 else self.max_correction
@@ -68,7 +68,7 @@ class Contributors(Rule):
 
     name: Literal["contributors"] = "contributors"
 
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_{U_l} a_u Δ_{u,l} is multiplied."""
         return 1 / share.weight
 
@@ -79,7 +79,7 @@ class Everyone(Rule):
 
     name: Literal["everyone"] = "everyone"
 
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_{U_l} a_u Δ_{u,l} is multiplied."""
         return 1 / share.weight_all
 
@@ -95,7 +95,7 @@ class InverseProbability(Rule):
     least_probability: Annotated[float, Field(gt=0, le=1)] = 0.01
     name: Literal["inverse-probability"] = "inverse-probability"
 
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_{U_l} (a_u/π_{u,l}) Δ_{u,l} is multiplied."""
         return 1 / share.weight_all
 
@@ -112,7 +112,7 @@ class Memory(Rule):
     budget_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
     name: Literal["memory"] = "memory"
 
-    def factor(self, share: Share) -> float:
+    def factor(self, share: LayerShare) -> float:
         """Return the number by which Σ_all a_u M_{u,l} is multiplied."""
         return 1 / share.weight
 

@@ -1,8 +1,8 @@
-"""How long devices take: device models for the virtual clock. No torch, no clock, no state.
+"""Device models: how long devices take, on the virtual clock. No torch, no real clock, no state.
 
-A device model draws, for the clients of one round, when each layer of each local step would be conveyed. What a
-deadline makes of it is a matter of comparing times. All arrays over layers run from input to output; backpropagation
-completes the last one first.
+A device model draws, for the clients of one round, when each layer of each local step is complete and sent. A deadline
+is then compared with these times. All arrays over layers run from input to output; backpropagation completes the last
+layer first.
 """
 
 from typing import Annotated

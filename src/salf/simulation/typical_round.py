@@ -85,7 +85,7 @@ class _Day:
             received=0.0 if times.received is None else float(times.received[place]),
             forwarded=None if times.forwarded is None else times.forwarded[place],
             ready=times.ready[place],
-            conveyed=times.conveyed[place],
+            conveyed=times.sent[place],
             steps=schedule.steps[place],
             end=schedule.seconds,
         )

@@ -30,7 +30,7 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
     are listed. An entry point that fails is reported with an `ExtensionWarning`; the others still work.
 
     Args:
-        bases: The dataclasses from one of which every member derives.
+        bases: The dataclasses; every member derives from one of them.
         members: The built-in classes, in the order of listings.
         what: What a member is, in messages: "method".
         tag: The field whose default is the name of a class: "name" or "kind".
