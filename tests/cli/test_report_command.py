@@ -62,7 +62,7 @@ def test_a_folder_without_a_time_line_is_reported_without(tmp_path: Path) -> Non
     tiny_run(tmp_path / "old")
     (tmp_path / "old" / "timeline.json").unlink()
     assert salf("report", tmp_path / "old").code == 0
-    assert "No time-line was kept" in (tmp_path / "old" / "report.html").read_text()
+    assert "No timeline was kept" in (tmp_path / "old" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,11 @@ def test_a_record_of_wrong_values_is_damaged(field: str, value: str, tmp_path: P
     assert f"this is not the record of a round: {field}" in refusal("report", tmp_path / "run")
 
 
-def test_runs_of_different_experiments_are_one_message(tmp_path: Path) -> None:
+def test_runs_that_differ_in_any_setting_are_compared(tmp_path: Path) -> None:
     tiny_run(tmp_path / "a")
     tiny_run(tmp_path / "b", data__clients=5)
-    message = refusal("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "page.html")
-    assert "different experiments (data.clients differ)" in message
-    assert not (tmp_path / "page.html").exists()
+    result = only_json(salf("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "page.html", "--json"))
+    assert [one["method"] for one in result["methods"]] == ["salf · data.clients = 4", "salf · data.clients = 5"]
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
