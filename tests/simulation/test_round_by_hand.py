@@ -217,7 +217,7 @@ def test_a_clients_part_does_not_depend_on_who_else_is_asked() -> None:
         cohort = Cohort(np.array(clients), 8, 3, experiment.seed)
         times = experiment.devices.times(simulation.workload, cohort)
         steps = times.steps_by(1.0)
-        tasks = simulation.federation.tasks(cohort, steps)
+        tasks = simulation.sampler.tasks(cohort, steps)
         return {
             task.client: (task.batches.tolist(), task.seed, task.num_examples, row.tolist(), late)
             for task, row, late in zip(tasks, steps, times.whole.tolist(), strict=True)
@@ -236,7 +236,7 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
     sizes = simulation.federation.partition.sizes.tolist()
     assert min(sizes) < 8 < max(sizes)
     layers = len(simulation.layers)
-    for task in simulation.federation.tasks(cohort, np.ones((20, layers), dtype=np.int64)):
+    for task in simulation.sampler.tasks(cohort, np.ones((20, layers), dtype=np.int64)):
         own = sorted(simulation.federation.partition[task.client].tolist())
         batch = min(8, len(own))
         assert task.batches.shape == (3, batch)
@@ -253,23 +253,21 @@ def test_every_local_step_draws_a_batch_of_the_clients_own_examples() -> None:
 def test_drawing_for_several_rounds_at_once_changes_nothing(setup: str, asked: int | None) -> None:
     some = {} if asked is None else {"client.cohort": asked}
     simulation = Simulation(small_experiment({**SETUPS[setup], "data.clients": 30, **some}), dataset=DATA)
-    federation = simulation.federation
-    for turn in (40, 1, 2, federation.rounds_ahead, federation.rounds_ahead + 1):
-        drawn, alone = federation.draw_cohort(turn), federation._draw_cohort(turn)
+    sampler = simulation.sampler
+    for turn in (40, 1, 2, sampler.rounds_ahead, sampler.rounds_ahead + 1):
+        drawn, alone = sampler.draw_cohort(turn), sampler.draw_single_cohort(turn)
         assert (drawn.cohort_batch is None, alone.cohort_batch is None, drawn.round) == (False, True, turn)
         assert np.array_equal(drawn.clients, alone.clients)
         steps = np.ones((len(alone.clients), len(simulation.layers)), dtype=np.int64)
-        assert np.array_equal(federation.tasks(drawn, steps).batches, federation.tasks(alone, steps).batches)
-        found, expected = (
-            federation.experiment.devices.times(simulation.workload, cohort) for cohort in (drawn, alone)
-        )
+        assert np.array_equal(sampler.tasks(drawn, steps).batches, sampler.tasks(alone, steps).batches)
+        found, expected = (sampler.times(simulation.workload, cohort) for cohort in (drawn, alone))
         assert np.array_equal(found.ready, expected.ready)
         assert np.array_equal(found.whole, expected.whole)
 
 
 def test_cohorts_are_drawn_without_replacement_and_anew_each_round() -> None:
     simulation = Simulation(small_experiment({"data.clients": 30, "client.cohort": 10}), dataset=DATA)
-    drawn = [simulation.federation.draw_cohort(turn).clients.tolist() for turn in range(1, 200)]
+    drawn = [simulation.sampler.draw_cohort(turn).clients.tolist() for turn in range(1, 200)]
     assert all(len(set(clients)) == 10 and clients == sorted(clients) for clients in drawn)
     times_asked = np.bincount(np.concatenate(drawn), minlength=30) / len(drawn)
     assert abs(times_asked - 1 / 3).max() < 0.12

@@ -191,7 +191,7 @@ def _fused(device: torch.device, subject: Subject, seconds: float) -> Figure:
 def _whole(device: torch.device, subject: Subject, seconds: float) -> Figure:
     """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
     bench = RoundBench(subject, device=device)
-    return _both(bench, bench.play, bench.simulation.federation.rounds_ahead, seconds)
+    return _both(bench, bench.play, bench.simulation.sampler.rounds_ahead, seconds)
 
 
 def _both(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
