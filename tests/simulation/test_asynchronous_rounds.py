@@ -148,7 +148,7 @@ def test_where_all_take_part_the_same_client_goes_on() -> None:
 
 
 def one_unlucky_client() -> Dataset:
-    """Data of which client 2's examples overflow in the first layer."""
+    """Data in which the examples of client 2 overflow in the first layer."""
     good = small_data()
     inputs = good.inputs.clone()
     partition = Simulation(small_experiment(), dataset=good).federation.partition

@@ -30,7 +30,7 @@ def filled(value: float, hidden: int = 4) -> dict[str, Tensor]:
 
 
 def test_two_widths_by_hand() -> None:
-    # Two clients train all 4 neurons and come to 3 and 5, one trains the first 2 and comes to 10; it was 1 before.
+    # From 1, two clients train all 4 neurons to 3 and 5, and one trains the first 2 to 10.
     wide, narrow = (Aggregation(filled(1.0, hidden), LAYERS, Contributors()) for hidden in (4, 2))
     for delta in (2.0, 4.0):
         wide.add(Update(filled(delta, 4), steps=1, num_examples=7))
@@ -118,7 +118,7 @@ def test_a_server_optimizer_neither_moves_nor_forgets_what_nobody_held(server: S
     for moment, value in kept["w"].items():
         assert value[:2].equal(forgotten["w"][moment][:2])
         assert value[2].equal(memory["w"][moment][2])
-    # What nobody ever held is remembered as if nothing had been.
+    # The moments of elements that no client held are those of the first step.
     _, fresh = server.step(before, {"w": before["w"] + 1}, ["w"], {}, held=some)
     _, later = server.step(before, {"w": before["w"] + 1}, ["w"], fresh)
     _, never = server.step(before, {"w": before["w"] + 1}, ["w"], {})

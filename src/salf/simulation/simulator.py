@@ -142,7 +142,7 @@ def with_method(experiment: Experiment, method: Method | None) -> Experiment:
     if method is None:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
-    return replace(experiment, method=method)  # type: ignore[arg-type] - its type names the built-in methods
+    return replace(experiment, method=method)  # type: ignore[arg-type]  # built-in methods - not yet any
 
 
 def simulate(
