@@ -52,12 +52,12 @@ def test_a_smaller_batch_takes_its_share_of_the_time(devices: Devices) -> None:
 
 
 def test_batches_are_as_large_as_the_effort() -> None:
-    federation = Simulation(small_experiment({"client.batch_size": 10}), dataset=small_data()).federation
+    simulation = Simulation(small_experiment({"client.batch_size": 10}), dataset=small_data())
     shares = np.array([1.0, 0.5, 0.26, 0.04, 0.001, 0.8])
-    cohort = replace(everyone(6), batch_fraction=federation.in_examples(np.arange(6), shares))
-    batches = federation.tasks(cohort, np.ones((6, len(federation.layers)), dtype=np.int64)).batches
+    cohort = replace(everyone(6), batch_fraction=simulation.sampler.to_whole_examples(np.arange(6), shares))
+    batches = simulation.sampler.tasks(cohort, np.ones((6, len(simulation.layers)), dtype=np.int64)).batches
     assert (batches[:, 0] >= 0).sum(axis=1).tolist() == [10, 5, 3, 1, 1, 8]
-    whole = federation.tasks(everyone(6), np.ones((6, len(federation.layers)), dtype=np.int64)).batches
+    whole = simulation.sampler.tasks(everyone(6), np.ones((6, len(simulation.layers)), dtype=np.int64)).batches
     assert batches[1, 0, :5].tolist() == whole[1, 0, :5].tolist()
 
 

@@ -135,6 +135,6 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_time_that_runs_out_of_numbers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="round 2 would never end: choose faster devices, or a shorter deadline"):
+    with pytest.raises(InvalidSetting, match="round 2 never ends; choose faster devices, or a shorter deadline"):
         tiny_run(tmp_path, devices__seconds=1e308, devices__stragglers=0)
     assert len(read_records(tmp_path)) == 1

@@ -195,7 +195,7 @@ def _fused_ratio(device: torch.device, subject: Subject, seconds: float) -> Figu
 def _round_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
     """Compare as many rounds as are drawn at once with as many passes, so the drawing counts."""
     bench = RoundBench(subject, device=device)
-    return _against_centralised(bench, bench.play, bench.simulation.federation.rounds_ahead, seconds)
+    return _against_centralised(bench, bench.play, bench.simulation.sampler.rounds_ahead, seconds)
 
 
 def _against_centralised(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:

@@ -109,7 +109,7 @@ def _metadata(state: ServerState, notes: Mapping[str, Any]) -> str:
 def _active_jobs_metadata(active_jobs: ActiveJobs) -> dict[str, object]:
     return {
         "under_way": [asdict(active_job) for active_job in active_jobs.under_way],
-        "jobs": dict(active_jobs.workloads),
+        "jobs": dict(active_jobs.begun),
         "version": active_jobs.version,
         "buffer": [active_jobs.buffer.scale, active_jobs.buffer.count],
     }
