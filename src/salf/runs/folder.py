@@ -18,11 +18,11 @@ from salf.data import Dataset
 from salf.errors import RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord
-from salf.report import ReportedRun, render_report
+from salf.report import render_report
 from salf.runs.atomic import reason_of, unwritable, write_atomically
 from salf.runs.checkpoint import Attachment, load_checkpoint, plain_tensors, save_checkpoint
 from salf.runs.locks import LOCK_NAME, lock_folder
-from salf.runs.run_files import ELSEWHERE, RunFiles, check_folder, read_reasons, read_records
+from salf.runs.run_files import ELSEWHERE, RunFiles, check_folder, read_reasons, read_records, reported_run
 from salf.simulation import ServerState, Simulation
 
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
@@ -48,6 +48,7 @@ class RunFolder:
         self._data = Attachment()
         self._records: BinaryIO | None = None
         self._unsaved: ServerState | None = None
+        self._settings = ""
 
     @classmethod
     def open(
@@ -81,8 +82,9 @@ class RunFolder:
             check_folder(path, experiment, resume=resume)  # another process may have come in between
             folder = cls(path, lock, checkpoint_seconds)
             reasons = dict.fromkeys((*read_reasons(path), *unreproducible))  # those of earlier sessions stay
-            settings = _movable(experiment).to_toml([one for one in reasons if one not in experiment.unreproducible()])
-            write_atomically(folder._files.experiment, settings.encode())
+            also = [reason for reason in reasons if reason not in experiment.unreproducible()]
+            folder._settings = _movable(experiment).to_toml(also)
+            write_atomically(folder._files.experiment, folder._settings.encode())
         except BaseException:
             lock.release()
             raise
@@ -130,7 +132,7 @@ class RunFolder:
         """Write the final model, then the page about the run."""
         self._save()
         write_atomically(self._files.model, save_tensors(plain_tensors(state.weights)))
-        run = ReportedRun(_movable(simulation.experiment).to_toml(), tuple(records), simulation.timeline())
+        run = reported_run(self._settings, records, simulation.timeline())
         write_atomically(self._files.report, render_report([run]).encode())
 
     def __enter__(self) -> "RunFolder":

@@ -87,7 +87,11 @@ def run_experiment(
     if out is None:
         simulation = prepare()
         return _finish_rounds(simulation, simulation.initial_state(), [], watch)
-    with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
+    given = {"model": model, "data": dataset}
+    reasons = [f"{name} was given in Python" for name, value in given.items() if value is not None]
+    with RunFolder.open(
+        Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds, unreproducible=reasons
+    ) as folder:
         simulation = prepare()
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)

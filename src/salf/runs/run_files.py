@@ -1,12 +1,14 @@
 """The files of a run's folder, and how they are read."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment, reasons_in
+from salf.methods import METHODS
 from salf.records import RoundRecord, TimeLine
-from salf.report import ReportedRun, flatten
+from salf.report import ReportedRun, explanation_of, flatten
 from salf.runs.atomic import reason_of
 
 ELSEWHERE = "start the run again in another folder"
@@ -71,7 +73,7 @@ def check_folder(folder: Path, experiment: Experiment, *, resume: bool) -> None:
         )
     if files.experiment not in present:
         raise RunFolderError(f"{folder} holds {present[0].name} but no experiment.toml; {ELSEWHERE}")
-    differing = _differences(read_experiment(folder), experiment)
+    differing = _differences(_read_settings(folder), experiment.to_toml())
     if differing:
         raise RunFolderError(
             f"{folder} holds a run of another experiment, in which {'; '.join(differing)}; "
@@ -120,28 +122,57 @@ def read_run(folder: Path) -> ReportedRun:
     Raises:
         RunFolderError: There is no run, no round of it has ended, or a file is damaged.
     """
-    experiment, records = read_experiment(folder), read_records(folder)
+    settings, records = _read_settings(folder), read_records(folder)
     if not records:
         raise RunFolderError(f"no round of the run in {folder} has ended; wait for the first, then report it")
     file = RunFiles(folder).timeline
     try:
         timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
-        return ReportedRun(experiment.to_toml(), tuple(records), timeline)
+        return reported_run(settings, records, timeline)
     except OSError as error:
         raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
     except ValueError as error:
         raise RunFolderError(f"{file} is damaged; remove it, and the report shows no time-line") from error
 
 
+def reported_run(settings: str, records: Sequence[RoundRecord], timeline: TimeLine | None) -> ReportedRun:
+    """Return a run as a report needs it.
+
+    Args:
+        settings: The content of `experiment.toml`, with the comments of `Experiment.to_toml`.
+        records: One per round that has ended.
+        timeline: A typical round, if known.
+    """
+    method = METHODS.get(tomllib.loads(settings)["method"]["name"])
+    explanation = "" if method is None else explanation_of(method)
+    return ReportedRun(settings, tuple(records), timeline, explanation, reasons_in(settings))
+
+
+def _read_settings(folder: Path) -> str:
+    """Return the complete settings of the run in a folder, as TOML.
+
+    Where they do not reproduce the run they are not validated: they may name classes that are unknown here.
+    """
+    file = RunFiles(folder).experiment
+    if not read_reasons(folder):
+        return read_experiment(folder).to_toml()
+    try:
+        text = file.read_text(encoding="utf-8")
+        tomllib.loads(text)["method"]["name"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
+    return text
+
+
 def read_reasons(folder: Path) -> tuple[str, ...]:
     """Return why the settings of the run in a folder do not reproduce it, a phrase each; see `Experiment.to_toml`."""
     file = RunFiles(folder).experiment
-    return reasons_in(file.read_text(encoding="utf-8")) if file.exists() else ()
+    return reasons_in(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else ()
 
 
-def _differences(known: Experiment, wanted: Experiment) -> list[str]:
-    """Name the settings that differ and on which results depend."""
-    before, after = (flatten(tomllib.loads(experiment.to_toml())) for experiment in (known, wanted))
+def _differences(known: str, wanted: str) -> list[str]:
+    """Name the settings that differ and on which results depend; both are TOML."""
+    before, after = (flatten(tomllib.loads(settings)) for settings in (known, wanted))
     changed = [
         f"{key} is {_shown(before.get(key))}, not {_shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
