@@ -58,7 +58,7 @@ def resumed_by(arguments: Sequence[str], folder: Path) -> Iterator[None]:
 
     Args:
         arguments: The command line that resumes, without `salf`.
-        folder: Where the command keeps its runs; if nothing is there yet, there is nothing to resume.
+        folder: Where the command keeps its runs; an empty one means that no run can be resumed.
     """
     try:
         yield
