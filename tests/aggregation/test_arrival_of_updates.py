@@ -139,7 +139,7 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
         (Corrected(), {"reach": [[0.5, 0.5], [0.5]]}, "reach cannot be used"),
         (Corrected(), {"reach": [0.5, 1.5]}, "not probabilities between 0 and 1"),
         (Corrected(), {"reach": [float("nan"), 0.5]}, "not probabilities between 0 and 1"),
-        (Corrected(), {"reach": UniformDepth(lowest=3)}, "lowest depth 3 is not between 0 and the 2 layers"),
+        (Corrected(), {"reach": UniformDepth(lowest=3)}, "lowest is 3; choose a depth between 0 and num_layers = 2"),
         (InverseProbability(), {}, "InverseProbability needs reach"),
         (InverseProbability(), {"reach": [[1.0, 1.0]]}, "reach has 1 rows, but update 2 arrived"),
         (InverseProbability(), {"reach": [0.0, 1.0]}, "never reaches"),

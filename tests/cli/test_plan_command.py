@@ -74,7 +74,7 @@ def test_permanently_slow_devices_bring_a_warning() -> None:
         (["--constant", "smoothness=steep"], "--constant smoothness is 'steep'; give a number of at least 0"),
         (
             ["--constant", "smoothness=0.5"],
-            "--constant is wrong: strong_convexity must be positive and at most smoothness",
+            "--constant: strong_convexity is 1.0; choose a number greater than 0 and at most smoothness",
         ),
         (["--example-shape", "3,4"], "describe the input of a model of your own"),
         (["--model", "torch.nn:Identity"], "--model torch.nn:Identity needs the shape of an input"),

@@ -138,7 +138,7 @@ def _task(
     try:
         constants = Constants(num_clients=fleet.asked, **values)
     except ValueError as error_found:
-        raise InvalidSetting(f"--constant is wrong: {error_found}; choose other values") from error_found
+        raise InvalidSetting(f"--constant: {error_found}") from error_found
     time = rounds * fleet.rounds.round_seconds(deadline) if budget is None else budget
     return Task(constants, error, time, steps)
 

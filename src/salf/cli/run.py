@@ -2,7 +2,6 @@
 
 import math
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from salf.cli.quantities import counted, finite, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
+from salf.participation import Starving
 from salf.records import RoundRecord, mean_work_kept
 from salf.runs import (
     RecordObserver,
@@ -149,9 +149,14 @@ def _run_json(run: Run) -> dict[str, object]:
         "accuracy": finite(run.accuracy),
         "loss": last.loss,
         "work_kept": finite(mean_work_kept(run.records)),
-        "starving": [asdict(one) for one in run.starving],
+        "starving": [_starving_json(one) for one in run.starving],
         "folder": None if run.folder is None else str(run.folder),
     }
+
+
+def _starving_json(layer: Starving) -> dict[str, object]:
+    """Return a layer that starves; `nobody` is the key that earlier versions print."""
+    return {"layer": layer.layer, "absent": layer.absent, "known": layer.known, "nobody": layer.unreached}
 
 
 def _tell_result(run: Run) -> None:
