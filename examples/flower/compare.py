@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation import HERE, LocalDeployment
+from local_deployment import HERE, LocalDeployment
 
 FAST, SLOW = 0.07, 0.35  # seconds for which a node's layer keeps it waiting, forwards and again backwards
 LAYERS = NODES = 4

@@ -14,13 +14,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from salf.flower.server.exchange import Exchange
-from salf.flower.server.federation import FlowerServer
-from salf.flower.server.loop import Evaluate, Loop
-from salf.flower.server.server_state import FederationFolder
+from salf.flower.server.federation_folder import FederationFolder
+from salf.flower.server.flower_server import FlowerServer
+from salf.flower.server.round_loop import Evaluate, RoundLoop
 from salf.flower.server.strategy import SalfStrategy
-from salf.flower.wire.instructions import TrainInstructions
-from salf.flower.wire.replies import ClientReport, write_reply
-from salf.layers.find import Layers, find_layers
+from salf.flower.wire import ClientReport, TrainInstructions, write_reply
+from salf.layers import Layers, find_layers
 from salf.update import Update
 
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages can be made only in a run
@@ -159,10 +158,10 @@ def a_loop(
     *,
     folder: FederationFolder | None = None,
     evaluate: Evaluate | None = None,
-) -> Loop:
+) -> RoundLoop:
     """Return the loop of `strategy.start`, on the grid's clock."""
     exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
-    return Loop(FlowerServer(strategy.terms), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
+    return RoundLoop(FlowerServer(strategy.config), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
 
 
 def initial(model: nn.Module) -> ArrayRecord:

@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import salf
-from salf.aggregation.rules import Corrected
+from salf.aggregation import Corrected
 from salf.flower import FederationRecord
-from salf.flower.server.server_state import FederationFolder
-from salf.participation.reach import ObservedReach
+from salf.flower.server.federation_folder import FederationFolder
+from salf.participation import ObservedReach
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "flower"
 APP = Path(__file__).parent / "deployed"
 sys.path[:0] = [str(EXAMPLES), str(APP)]
 
 from deployed.task import a_model, update_of  # noqa: E402 - found only now
-from federation import LocalDeployment, kill  # noqa: E402
+from local_deployment import LocalDeployment, kill  # noqa: E402
 
 DEPTHS = (3, 1)
 # On a machine with nothing else to do a round takes about seven seconds; where it takes longer nothing may fail.

@@ -6,8 +6,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deployed.task import update_of
-from salf.flower.wire.instructions import TrainInstructions
-from salf.flower.wire.replies import ClientReport, write_reply
+from salf.flower.wire import ClientReport, TrainInstructions, write_reply
 
 app = ClientApp()
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from salf.layers.find import Layers, find_layers
+from salf.layers import Layers, find_layers
 from salf.update import Update
 
 
