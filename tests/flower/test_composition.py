@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flower_cases import MemoryGrid, a_loop, answer, conveying, initial, inner, update_of, wrapped
+from flower_cases import MemoryGrid, a_loop, answer, initial, inner, sending, update_of, wrapped
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp import strategy as flower
@@ -85,7 +85,7 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], reason: str) -> No
 
 
 def test_a_model_without_the_layers_is_refused() -> None:
-    grid = MemoryGrid({1: conveying(2), 2: conveying(2)})
+    grid = MemoryGrid({1: sending(2), 2: sending(2)})
     with pytest.raises(InvalidSetting, match=r"initial_arrays lacks 0\.weight"):
         a_loop(grid, wrapped(inner(2), LAYERS)).run(initial(nn.Linear(1, 1)), 1)
 
@@ -182,7 +182,7 @@ def test_a_server_optimizer_takes_its_step_from_the_layerwise_mean(name: str) ->
 
 
 def test_a_proximal_term_still_reaches_the_clients() -> None:
-    grid = MemoryGrid({1: conveying(1), 2: conveying(1)})
+    grid = MemoryGrid({1: sending(1), 2: sending(1)})
     a_loop(grid, wrapped(flower.FedProx(proximal_mu=0.3, **OPTIONS), LAYERS)).run(initial(MODEL), 1)
     config = grid.sent[0].content.config_records["config"]
     assert config["proximal-mu"] == 0.3
@@ -207,7 +207,7 @@ def test_a_centre_withstands_what_moves_the_mean(centre: Any) -> None:
         far = {name: torch.full_like(delta, 9.0) for name, delta in update.deltas.items()}
         return [(1.0, answer(message, type(update)(far, update.steps, 10)))]
 
-    nodes = {1: conveying(2, seed=1), 2: conveying(2, seed=2), 3: conveying(2, seed=3), 4: hostile}
+    nodes = {1: sending(2, seed=1), 2: sending(2, seed=2), 3: sending(2, seed=3), 4: hostile}
     moved, _ = change_of(nodes, inner(4), robust=centre)
     mean, _ = change_of(nodes, inner(4))
     assert max(float(tensor.abs().max()) for tensor in moved.values()) < 0.5

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner
+from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ def test_a_schedule_continues_when_a_run_is_resumed(tmp_path: Path) -> None:
     strategy = SalfStrategy(inner(2), deadline=DeadlineSchedule(chosen), layers=layers)
     folder = FederationFolder(tmp_path)
     for rounds in (2, 55, 62):  # a resumed run knows the last 50 rounds
-        grid = MemoryGrid({node: conveying(3) for node in (1, 2)})
+        grid = MemoryGrid({node: sending(3) for node in (1, 2)})
         a_loop(grid, strategy, folder=folder).run(initial(model), rounds)
     used = [record.deadline_s for record in folder.records()]
     assert used == pytest.approx([*chosen, chosen[-1], chosen[-1]])
@@ -86,7 +86,7 @@ def test_rounds_without_clients_are_ignored() -> None:
 
 def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({node: conveying(3) for node in (1, 2)})  # each reports that it took one second
+    grid = MemoryGrid({node: sending(3) for node in (1, 2)})  # each reports that it took one second
     strategy = SalfStrategy(inner(2), deadline=Quantile(q=1.0, first=10.0), layers=layers)
     result = a_loop(grid, strategy).run(initial(model), 3)
     given_seconds = [result.train_metrics_clientapp[number]["salf-deadline-s"] for number in (1, 2, 3)]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 import pytest
-from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner, wrapped
+from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending, wrapped
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -40,7 +40,7 @@ def test_a_malformed_message_is_logged_and_does_not_end_the_run(caplog: pytest.L
     class Grid(DecodingGrid):
         damage = staticmethod(lambda content: content[: len(content) // 2])
 
-    nodes = {node: conveying(3, after=1.0 + node / 100, seed=node) for node in (1, HOSTILE, 3)}
+    nodes = {node: sending(3, after=1.0 + node / 100, seed=node) for node in (1, HOSTILE, 3)}
     with caplog.at_level(logging.WARNING, "flwr.salf"):
         result = a_loop(Grid(nodes), wrapped(inner(3), LAYERS)).run(initial(MODEL), 3)
     counted = [result.train_metrics_clientapp[number]["salf-contributors"] for number in (1, 2, 3)]
@@ -59,7 +59,7 @@ def test_no_damaged_message_ends_a_round(data: st.DataObject) -> None:
             place = data.draw(st.integers(0, max(len(content) - 1, 0)))
             return content[:place] + data.draw(st.binary(max_size=30)) + content[place + data.draw(st.integers(0, 3)) :]
 
-    grid = Grid({1: conveying(3, after=0.5), HOSTILE: conveying(3, after=1.0)})
+    grid = Grid({1: sending(3, after=0.5), HOSTILE: sending(3, after=1.0)})
     result = a_loop(grid, wrapped(inner(2), LAYERS)).run(initial(MODEL), 1)
     assert result.train_metrics_clientapp[1]["salf-depths"] in ([1, 0, 0, 1], [0, 0, 0, 2], [2, 0, 0, 0])
 
@@ -73,7 +73,7 @@ def test_a_reply_that_cannot_be_fetched_is_an_error_reply(error: Exception) -> N
                 raise error
             return super().pull_messages(identities)
 
-    loop = a_loop(Grid({node: conveying(3, after=0.0) for node in (1, 2, 3)}), wrapped(inner(3), LAYERS))
+    loop = a_loop(Grid({node: sending(3, after=0.0) for node in (1, 2, 3)}), wrapped(inner(3), LAYERS))
     metrics = loop.run(initial(MODEL), 1).train_metrics_clientapp[1]
     assert (metrics["salf-contributors"], metrics["salf-failed"]) == ([2, 2, 2], 1)
 
@@ -86,7 +86,7 @@ def test_a_round_ends_in_time_even_if_fetching_replies_is_slow() -> None:
             self.clock.sleep(0.2)
             return super().pull_messages(message_ids)
 
-    nodes = {node: conveying(3, after=14.9, seed=node) for node in range(1, 11)}
+    nodes = {node: sending(3, after=14.9, seed=node) for node in range(1, 11)}
     loop = a_loop(Grid(nodes), wrapped(inner(10), LAYERS, deadline=10.0, grace_seconds=5.0))
     loop.exchange._one_by_one = True
     metrics = loop.run(initial(MODEL), 1).train_metrics_clientapp[1]
@@ -104,7 +104,7 @@ def test_losing_the_superlink_is_no_reply() -> None:
             raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        a_loop(Grid({1: conveying(3), 2: conveying(3)}), wrapped(inner(2), LAYERS)).run(initial(MODEL), 1)
+        a_loop(Grid({1: sending(3), 2: sending(3)}), wrapped(inner(2), LAYERS)).run(initial(MODEL), 1)
 
 
 @pytest.mark.parametrize("absent", ["left out", "None"])
@@ -114,7 +114,7 @@ def test_a_message_that_cannot_be_sent_shifts_no_other(absent: str) -> None:
             identities = list(super().push_messages(messages))
             return identities[1:] if absent == "left out" else [None, *identities[1:]]  # type: ignore[list-item]
 
-    grid = Grid({node: conveying(3) for node in (5, 6, 7)})
+    grid = Grid({node: sending(3) for node in (5, 6, 7)})
     loop = a_loop(grid, wrapped(inner(3), LAYERS))
     loop.run(initial(MODEL), 1)
     first, *others = [message.metadata.dst_node_id for message in grid.sent]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flower_cases import MemoryGrid, Node, a_loop, a_model, conveying, initial, inner
+from flower_cases import MemoryGrid, Node, a_loop, a_model, initial, inner, sending
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvgM, Strategy
 
@@ -21,7 +21,7 @@ from salf.flower.server.round_loop import RoundLoop
 from salf.layers import Layer, Layers
 
 MODEL, LAYERS = a_model()
-NODES = {node: conveying(node % 4, seed=node) for node in (1, 2, 3, 2**64 - 1)}
+NODES = {node: sending(node % 4, seed=node) for node in (1, 2, 3, 2**64 - 1)}
 
 
 class Killed(BaseException):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flower_cases import MemoryGrid, a_loop, a_model, answer, conveying, initial, inner, update_of, wrapped
+from flower_cases import MemoryGrid, a_loop, a_model, answer, initial, inner, sending, update_of, wrapped
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -164,7 +164,7 @@ NODES = len(HONEST) + len(HOSTILE)
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
     """Return the model when the hostile nodes are silent."""
-    honest = {node: conveying(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
+    honest = {node: sending(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
     grid = MemoryGrid({**honest, **{node: lambda _: () for node in HOSTILE}})
     return a_loop(grid, wrapped(inner(NODES), LAYERS)).run(initial(MODEL), 1).arrays.to_torch_state_dict()
 
@@ -191,7 +191,7 @@ def test_a_thousand_hostile_replies_change_nothing_and_are_logged(
         reply = hostile[message.metadata.dst_node_id](message, data)
         return [(0.5, reply), (0.5, reply)] if twice else [(0.5, reply)]
 
-    honest = {node: conveying(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
+    honest = {node: sending(depth, seed=seed) for node, (depth, seed) in HONEST.items()}
     grid = MemoryGrid({**honest, **dict.fromkeys(hostile, attack)})
     loop = a_loop(grid, wrapped(inner(NODES), LAYERS))
     result = loop.run(initial(MODEL), 1)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner, wrapped
+from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending, wrapped
 from flwr.app import Message
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "flower_aggregation.py"
@@ -23,7 +23,7 @@ class CountingGrid(MemoryGrid):
     """Notes how many replies are fetched at once."""
 
     def __init__(self) -> None:
-        super().__init__({node: conveying(3, after=0.0) for node in range(1, 9)})
+        super().__init__({node: sending(3, after=0.0) for node in range(1, 9)})
         self.together: list[int] = []
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

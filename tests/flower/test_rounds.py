@@ -14,9 +14,9 @@ from flower_cases import (
     a_loop,
     a_model,
     answer,
-    conveying,
     initial,
     inner,
+    sending,
     stock_answer,
     update_of,
     wrapped,
@@ -38,7 +38,7 @@ from salf.participation import ObservedReach
 def test_a_round_gives_what_aggregate_gives(rule: Rule) -> None:
     model, layers = a_model()
     depths = {5: 3, 6: 1, 7: 0, 8: 2}
-    grid = MemoryGrid({node: conveying(depth, seed=node, examples=node) for node, depth in depths.items()})
+    grid = MemoryGrid({node: sending(depth, seed=node, examples=node) for node, depth in depths.items()})
     result = a_loop(grid, wrapped(inner(4), layers, rule=rule)).run(initial(model), 1)
     state = model.state_dict()
     order = [message.metadata.dst_node_id for message in grid.sent]
@@ -53,7 +53,7 @@ def test_a_round_gives_what_aggregate_gives(rule: Rule) -> None:
 
 def test_reach_is_observed_and_corrects_later_rounds() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({node: conveying(3 if node == 1 else 1, seed=node) for node in (1, 2)})
+    grid = MemoryGrid({node: sending(3 if node == 1 else 1, seed=node) for node in (1, 2)})
     loop = a_loop(grid, wrapped(inner(2), layers))
     loop.run(initial(model), 3)
     observed = loop.server.state.server.observed
@@ -68,7 +68,7 @@ def test_reach_is_observed_and_corrects_later_rounds() -> None:
 def test_rounds_give_what_aggregate_gives_one_after_another(rule: Rule) -> None:
     model, layers = a_model()
     depths = (3, 2, 1)
-    grid = MemoryGrid({2**63 + node: conveying(depth, seed=node) for node, depth in enumerate(depths)})
+    grid = MemoryGrid({2**63 + node: sending(depth, seed=node) for node, depth in enumerate(depths)})
     loop = a_loop(grid, wrapped(inner(3), layers, rule=rule))
     made = loop.run(initial(model), 4).arrays.to_torch_state_dict()
     assert loop.server.state.server.round == 4
@@ -85,10 +85,10 @@ def test_rounds_give_what_aggregate_gives_one_after_another(rule: Rule) -> None:
 
 def test_a_round_ends_when_all_clients_have_replied_or_at_deadline_plus_grace() -> None:
     model, layers = a_model()
-    quick = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=3.1)})
+    quick = MemoryGrid({1: sending(3, after=2.0), 2: sending(3, after=3.1)})
     a_loop(quick, wrapped(inner(2), layers)).run(initial(model), 1)
     assert 3.1 <= quick.clock() - 100 <= 3.1 + 0.25
-    late = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=15.5)})
+    late = MemoryGrid({1: sending(3, after=2.0), 2: sending(3, after=15.5)})
     result = a_loop(late, wrapped(inner(2), layers, grace_seconds=4.0)).run(initial(model), 1)
     assert 14.0 <= late.clock() - 100 <= 14.0 + 0.25
     assert result.train_metrics_clientapp[1]["salf-missing"] == 1
@@ -97,7 +97,7 @@ def test_a_round_ends_when_all_clients_have_replied_or_at_deadline_plus_grace() 
 
 def test_messages_expire_with_their_round_and_name_it() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3), 2: conveying(3)})
+    grid = MemoryGrid({1: sending(3), 2: sending(3)})
     a_loop(grid, wrapped(inner(2), layers, deadline=7.0, grace_seconds=2.0)).run(initial(model), 2)
     assert [message.metadata.ttl for message in grid.sent] == [9.0] * 4
     assert [message.metadata.group_id for message in grid.sent] == ["1", "1", "2", "2"]
@@ -106,9 +106,9 @@ def test_messages_expire_with_their_round_and_name_it() -> None:
 
 def test_a_late_reply_is_logged_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     model, layers = a_model()
-    twin = a_loop(MemoryGrid({1: conveying(3), 2: lambda _: ()}), wrapped(inner(2), layers))
+    twin = a_loop(MemoryGrid({1: sending(3), 2: lambda _: ()}), wrapped(inner(2), layers))
     grid = MemoryGrid(
-        {1: conveying(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
+        {1: sending(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
     )
     with caplog.at_level(logging.WARNING, "flwr.salf"):
         result = a_loop(grid, wrapped(inner(2), layers)).run(initial(model), 2)
@@ -136,8 +136,8 @@ def test_unusable_replies_are_logged_and_change_nothing(reason: str, caplog: pyt
         return [(1.0, honest), (1.0, stray)]
 
     honest_too = reason in ("duplicate", "unknown")
-    grid = MemoryGrid({1: conveying(3, seed=1), 2: node})
-    twin = MemoryGrid({1: conveying(3, seed=1), 2: conveying(2, seed=2) if honest_too else lambda _: ()})
+    grid = MemoryGrid({1: sending(3, seed=1), 2: node})
+    twin = MemoryGrid({1: sending(3, seed=1), 2: sending(2, seed=2) if honest_too else lambda _: ()})
     with caplog.at_level(logging.WARNING, "flwr.salf"):
         result = a_loop(grid, wrapped(inner(2), layers)).run(initial(model), 1)
     expected = a_loop(twin, wrapped(inner(2), layers)).run(initial(model), 1)
@@ -159,7 +159,7 @@ def test_a_client_without_salf_counts_with_its_whole_model() -> None:
 
 def test_a_round_without_enough_nodes_ends_too() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3)})
+    grid = MemoryGrid({1: sending(3)})
     strategy = wrapped(inner(2), layers, deadline=1.5, grace_seconds=1.0)
     result = SalfStrategy.start(strategy, grid, initial(model), num_rounds=1)
     metrics = result.train_metrics_clientapp[1]
@@ -173,7 +173,7 @@ def test_a_round_without_enough_nodes_ends_too() -> None:
 def test_waiting_for_nodes_shortens_the_round() -> None:
     model, layers = a_model()
     clock = Clock()
-    grid = MemoryGrid({1: conveying(3), 2: conveying(3)}, clock)
+    grid = MemoryGrid({1: sending(3), 2: sending(3)}, clock)
 
     class Slow(FedAvg):
         def configure_train(self, *arguments: object) -> Iterable[Message]:
@@ -187,7 +187,7 @@ def test_waiting_for_nodes_shortens_the_round() -> None:
 
 def test_the_flower_interface_gives_the_same_as_start() -> None:
     model, layers = a_model()
-    nodes = {node: conveying(node % 4, seed=node) for node in (1, 2, 3)}
+    nodes = {node: sending(node % 4, seed=node) for node in (1, 2, 3)}
     expected = a_loop(MemoryGrid(nodes), wrapped(inner(3), layers)).run(initial(model), 2)
     strategy = wrapped(inner(3), layers)
     arrays, grid = initial(model), MemoryGrid(nodes)
@@ -216,7 +216,7 @@ def test_metrics_of_clients_are_averaged_and_odd_ones_left_out() -> None:
 
 def test_a_layer_that_too_few_clients_sent_stays() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3, seed=1), 2: conveying(1, seed=2), 3: conveying(0)})
+    grid = MemoryGrid({1: sending(3, seed=1), 2: sending(1, seed=2), 3: sending(0)})
     strategy = wrapped(inner(3), layers, rule=Corrected(min_contributors=2))
     result = a_loop(grid, strategy).run(initial(model), 1)
     before, after = model.state_dict(), result.arrays.to_torch_state_dict()
@@ -246,7 +246,7 @@ def test_flowers_metrics_and_the_records_agree(tmp_path: Path) -> None:
     def hostile(message: Message) -> Iterable[tuple[float, Message]]:
         return [(1.0, answer(message, update_of(1, layers, model.state_dict(), examples=0)))]
 
-    grid = MemoryGrid({1: conveying(3), 2: late, 3: failing, 4: hostile, 5: conveying(2, after=16.0)})
+    grid = MemoryGrid({1: sending(3), 2: late, 3: failing, 4: hostile, 5: sending(2, after=16.0)})
     folder = FederationFolder(tmp_path)
     result = a_loop(grid, wrapped(inner(5), layers), folder=folder).run(initial(model), 2)
     for record in folder.records():
@@ -292,7 +292,7 @@ def test_the_upload_rate_of_a_node_is_observed_and_sent_to_it(counted_from: str,
         report = ClientReport(TrainInstructions.read(message).round, 3.0, 0.0, interrupted=False)
         return [(5.0, answer(message, update_of(2, layers, model.state_dict()), report))]
 
-    grid = MemoryGrid({1: node, 2: conveying(0)})
+    grid = MemoryGrid({1: node, 2: sending(0)})
     strategy = wrapped(inner(2), layers, deadline=60.0, counted_from=counted_from)
     a_loop(grid, strategy).run(initial(model), 2)
     instructions = {(m.metadata.group_id, m.metadata.dst_node_id): TrainInstructions.read(m) for m in grid.sent}
@@ -307,7 +307,7 @@ def test_a_low_upload_rate_leaves_half_of_the_deadline_for_training() -> None:
     loop = a_loop(MemoryGrid({}), wrapped(inner(1), layers, deadline=10.0))
     loop.server.begin(model.state_dict())
     loop.server.resume(replace(loop.server.state, upload_rates={1: 1e-3}))
-    grid = MemoryGrid({1: conveying(3)})
+    grid = MemoryGrid({1: sending(3)})
     [message] = loop.server.open_round(1, initial(model), ConfigRecord(), grid, 10.0)
     size = sum(len(array.data) for array in initial(model).values())
     assert TrainInstructions.read(message).upload_bytes_per_second == pytest.approx(2 * size / 10.0)
@@ -326,7 +326,7 @@ def test_unusable_evaluations_are_left_out(caplog: pytest.LogCaptureFixture) -> 
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
         if message.metadata.message_type == "train":
-            return conveying(3)(message)
+            return sending(3)(message)
         place = message.metadata.dst_node_id
         honest = RecordDict({"metrics": MetricRecord({"accuracy": 0.25 * place, "weight": place})})
         return [(1.0, Message(wrong.get(place, honest), reply_to=message))] * 2
@@ -345,7 +345,7 @@ def test_the_wrapped_strategy_evaluates_within_the_time_of_a_round() -> None:
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
         if message.metadata.message_type == "train":
-            return conveying(3)(message)
+            return sending(3)(message)
         if message.metadata.dst_node_id == 3:
             return []
         value = float("nan") if message.metadata.dst_node_id == 2 else 0.75
