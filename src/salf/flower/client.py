@@ -78,8 +78,7 @@ def reply(message: Message, work: Work, *, num_examples: int, metrics: Mapping[s
     own = dict(metrics or {})
     _check_metrics(own)
     update = work.update(num_examples)
-    counts_all = instructions.counted_from == "message"
-    seconds = _elapsed(message, instructions) if counts_all else work.seconds
+    seconds = _elapsed(message, instructions) if instructions.counted_from == "message" else work.seconds
     overshoot = max(0.0, seconds - instructions.deadline_seconds)
     report = ClientReport(instructions.round, seconds, overshoot, work.interrupted)
     key, received = _received_model(message)

@@ -195,6 +195,7 @@ def _trainer(settings: str) -> PlainEngine:
 
 
 def _write_task(task: ClientTask, layers: Layers) -> ConfigRecord:
+    """Return a task as the configuration of a message."""
     return ConfigRecord(
         {
             "client": task.client,

@@ -37,6 +37,7 @@ def mean_metrics(strategy: Strategy, reported: Sequence[tuple[Metrics, int]]) ->
 
 
 def _mean(reported: Sequence[tuple[Metrics, int]], key: str) -> float:
+    """Return the mean of one metric, weighted by the numbers of examples."""
     total = sum(examples for _, examples in reported)
     numbers = [(metrics[key], examples) for metrics, examples in reported]
     return sum(number * examples / total for number, examples in numbers if not isinstance(number, list))
@@ -93,6 +94,7 @@ def _check_numbers(record: MetricRecord, weighted_by: str | None) -> None:
 
 
 def _refuse(reply: Message, reason: str) -> None:
+    """Log an evaluation that does not count."""
     warn_of_node("evaluation", reply.metadata.src_node_id, reason)
 
 

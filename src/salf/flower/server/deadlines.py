@@ -113,7 +113,26 @@ class DeadlineSchedule(RoundDeadline):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantile(RoundDeadline):
+class _BoundedDeadline(RoundDeadline):
+    """A deadline that follows the observed rounds, between two bounds."""
+
+    first: float
+    lowest: float = 0.1
+    highest: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("first", "lowest", "highest"):
+            check_positive(name, getattr(self, name))
+        if not self.lowest <= self.first <= self.highest:
+            bounds = f"lowest = {self.lowest!r} and highest = {self.highest!r}"
+            raise InvalidSetting(f"first is {self.first!r}; choose seconds between {bounds}")
+
+    def _bounded(self, seconds: float) -> float:
+        return min(max(seconds, self.lowest), self.highest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantile(_BoundedDeadline):
     """The time in which a share of the clients finished all layers in the last rounds.
 
     A client that did not finish counts as slower than any that did. If too few clients finished to know the quantile,
@@ -136,13 +155,10 @@ class Quantile(RoundDeadline):
     """
 
     q: float
-    first: float
-    lowest: float = 0.1
-    highest: float = 3600.0
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        _check_range(self.first, self.lowest, self.highest)
+        super().__post_init__()
         if not 0 < self.q <= 1:
             raise InvalidSetting(f"q is {shown(self.q)}; choose a share of the clients, above 0 and at most 1")
         if self.rounds < 1:
@@ -156,11 +172,11 @@ class Quantile(RoundDeadline):
         whole = sorted(seconds for times in recent for seconds in times.whole)
         rank = math.ceil(self.q * sum(times.num_clients for times in recent))
         wanted = whole[rank - 1] * _MARGIN if rank <= len(whole) else recent[-1].deadline_seconds * _GROWTH
-        return min(max(wanted, self.lowest), self.highest)
+        return self._bounded(wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(RoundDeadline):
+class Adaptive(_BoundedDeadline):
     """The deadline at which clients finish a given share of the layers on average, found by stochastic approximation.
 
     After each round the logarithm of the deadline moves by `gain` times the difference between `aim` and the share that
@@ -181,13 +197,10 @@ class Adaptive(RoundDeadline):
     """
 
     aim: float
-    first: float
     gain: float = 0.5
-    lowest: float = 0.1
-    highest: float = 3600.0
 
     def __post_init__(self) -> None:
-        _check_range(self.first, self.lowest, self.highest)
+        super().__post_init__()
         if not 0 < self.aim < 1:
             raise InvalidSetting(f"aim is {shown(self.aim)}; choose the mean share of layers to send, between 0 and 1")
         check_positive("gain", self.gain)
@@ -198,13 +211,4 @@ class Adaptive(RoundDeadline):
         if not known:
             return float(self.first)
         wanted = known[-1].deadline_seconds * math.exp(self.gain * (self.aim - known[-1].share))
-        return min(max(wanted, self.lowest), self.highest)
-
-
-def _check_range(first: float, lowest: float, highest: float) -> None:
-    for name, value in (("first", first), ("lowest", lowest), ("highest", highest)):
-        check_positive(name, value)
-    if not float(lowest) <= float(first) <= float(highest):
-        raise InvalidSetting(
-            f"first is {first!r}; choose seconds between lowest = {lowest!r} and highest = {highest!r}"
-        )
+        return self._bounded(wanted)

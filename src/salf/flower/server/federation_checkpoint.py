@@ -65,6 +65,7 @@ def unpack(server: ServerState, attachment: Attachment, strategy: Strategy) -> t
 
 
 def _metrics(result: Result) -> tuple[dict[int, MetricRecord], ...]:
+    """Return the metrics of a result, each by round."""
     return result.train_metrics_clientapp, result.evaluate_metrics_clientapp, result.evaluate_metrics_serverapp
 
 
@@ -97,6 +98,7 @@ def _arrays_of(value: object) -> dict[str, Tensor]:
 def _unpack_strategy(
     strategy: Strategy, prefix: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
+    """Restore what `_pack_strategy` described."""
     for name, description in described.items():
         place = f"{prefix}/{name}"
         [(kind, keys)] = description.items()

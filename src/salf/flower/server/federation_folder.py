@@ -50,6 +50,7 @@ class FederationFolder:
             lock.release()
 
     def _lock(self) -> FolderLock:
+        """Lock the folder, with a line in the log if another app holds it."""
         try:
             return FolderLock(self.path, patience_seconds=0)
         except RunFolderError:

@@ -112,13 +112,12 @@ class FlowerServer:
         self._message, self._deadline_seconds = None, seconds
 
     def _update_sum(self, positions: list[int]) -> UpdateSum:
-        config, server = self.config, self.state.server
+        """Return an empty sum for the clients at some positions in the state's nodes."""
+        server, layers, rule = self.state.server, self.config.layers, self.config.rule
         reach = server.observed.probability(positions) if positions else None
-        if isinstance(config.robust, Centre):
-            return RobustAggregation(server.weights, config.layers, config.rule, config.robust, reach=reach)
-        return Aggregation(
-            server.weights, config.layers, config.rule, reach=reach, clients=positions, memory=server.memory
-        )
+        if isinstance(self.config.robust, Centre):
+            return RobustAggregation(server.weights, layers, rule, self.config.robust, reach=reach)
+        return Aggregation(server.weights, layers, rule, reach=reach, clients=positions, memory=server.memory)
 
     def _with_instructions(self, message: Message, instructions: TrainInstructions) -> Message:
         """Return the strategy's message with a node's own instructions, expiring with the round."""
@@ -162,7 +161,7 @@ class FlowerServer:
         return record, MetricRecord({**metrics, **_round_metrics(record)})
 
     def _after_strategy(self, training: TrainingRound, result: Aggregated) -> tuple[Mapping[str, Tensor], MetricRecord]:
-        """Return the new global model and the clients' metrics, after the wrapped strategy has done its part."""
+        """Let the wrapped strategy do its part; return the new global model and the clients' metrics."""
         strategy = self.config.strategy
         reported = [(row.metrics, row.num_examples) for row in training.rows if row.metrics is not None]
         metrics = mean_metrics(strategy, reported)
@@ -173,6 +172,14 @@ class FlowerServer:
         return aggregated.finish(strategy)
 
     def _record(self, training: TrainingRound, result: Aggregated, seconds: float, reach: Floats) -> FederationRecord:
+        """Return the record of a round.
+
+        Args:
+            training: The round.
+            result: The layer-wise mean.
+            seconds: How long the round lasted.
+            reach: How likely each client was to finish each layer, shape (clients, layers).
+        """
         depths = training.reached().sum(axis=1)
         chances = Chances.of(reach, self.config.rule.min_contributors)
         return FederationRecord(

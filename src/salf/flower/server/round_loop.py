@@ -167,6 +167,7 @@ class RoundLoop:
             _store(result.evaluate_metrics_serverapp, number, self.evaluate(number, arrays))
 
     def _evaluation_messages(self, number: int, arrays: ArrayRecord, limit: float, until: float) -> list[Message]:
+        """Return the messages of an evaluation by the nodes, which expire with it; none without enough nodes."""
         strategy, grid = self.server.config.strategy, PatientGrid(self.exchange, until)
         try:
             messages = list(strategy.configure_evaluate(number, arrays, self.evaluate_config, grid))

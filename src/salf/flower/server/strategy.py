@@ -72,11 +72,13 @@ class SalfStrategy(Strategy):
         folder: Path | str | None = None,
         poll_seconds: float = 0.25,
     ) -> None:
+        deadline = deadline if isinstance(deadline, RoundDeadline) else Fixed(deadline)
+        rule = Corrected() if rule is None else rule
         self.config = StrategyConfig(
             strategy,
-            deadline if isinstance(deadline, RoundDeadline) else Fixed(deadline),
+            deadline,
             layers,
-            Corrected() if rule is None else rule,
+            rule,
             robust,
             grace_seconds,
             counted_from,
@@ -120,15 +122,9 @@ class SalfStrategy(Strategy):
         """
         log.info("Starting %s strategy:", type(self).__name__)
         self.summary()
-        loop = RoundLoop(
-            self._server,
-            Exchange(grid, self.config.poll_seconds),
-            ConfigRecord() if train_config is None else train_config,
-            ConfigRecord() if evaluate_config is None else evaluate_config,
-            evaluate_fn,
-            timeout,
-            self._folder,
-        )
+        exchange = Exchange(grid, self.config.poll_seconds)
+        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        loop = RoundLoop(self._server, exchange, *configs, evaluate_fn, timeout, self._folder)
         return loop.run(initial_arrays, num_rounds)
 
     def configure_train(

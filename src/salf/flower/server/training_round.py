@@ -99,6 +99,7 @@ class TrainingRound:
             self._add(reply, position, seconds)
 
     def _add(self, reply: Message, position: int, seconds: float | None) -> None:
+        """Add a reply to the sum if it is valid."""
         row, validator = self.rows[position], self._validator
         try:
             read = read_reply(reply.content, validator.layers, validator.state)
@@ -112,6 +113,7 @@ class TrainingRound:
         self._note(row, read, seconds)
 
     def _note(self, row: ClientRow, read: ClientReply, seconds: float | None) -> None:
+        """Note what a valid reply contains, with its times limited by the server's clock."""
         row.reached = np.array([read.update.conveys(layer) for layer in self._validator.layers])
         row.report = read.report if seconds is None else read.report.within(seconds)
         row.seconds, row.num_bytes = seconds, read.num_bytes

@@ -67,6 +67,7 @@ class UpdateValidator:
         return update if self._clipping is None else self._clipping.clip(update, self.layers)
 
     def _changes(self, update: Update) -> Iterator[str]:
+        """Yield the layers that change too much; values that are not finite have no norm within the limit."""
         for layer in self.layers:
             if not update.conveys(layer):
                 continue
@@ -79,6 +80,7 @@ class UpdateValidator:
 
 
 def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the buffers that are no statistics: too large, not finite, or a negative variance."""
     for name, value in update.buffers.items():
         if not value.numel():
             continue

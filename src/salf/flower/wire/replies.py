@@ -110,6 +110,7 @@ def write_reply(
 
 
 def _write_metrics(update: Update, report: ClientReport, layers: Layers, metrics: Mapping[str, float]) -> MetricRecord:
+    """Return the steps of each layer, 0 for one that was not sent, with the report and the user's own metrics."""
     record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
     record[NUM_EXAMPLES] = update.num_examples
     record[_STEPS] = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in layers]
@@ -174,6 +175,7 @@ def _read_steps(record: MetricRecord, layers: Layers, problems: list[str]) -> di
 
 
 def _read_report(record: MetricRecord, problems: list[str]) -> ClientReport:
+    """Return what the client reports of its round; an empty report if it does not use salf."""
     if _ROUND not in record:
         return ClientReport()
     number = record[_ROUND]
@@ -212,6 +214,7 @@ def _read_arrays(
 
 
 def _read_array(array: Array, known: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values of an array. Raises `ValueError` unless shape and type are those of `known`."""
     values = array_view(array)
     if values.shape != known.shape:
         raise ValueError(f"its shape is {values.shape}, not {known.shape}")
