@@ -7,7 +7,9 @@ from salf.aggregation.client_memory import ClientMemory as ClientMemory
 from salf.aggregation.client_memory import Remembered as Remembered
 from salf.aggregation.robust import Centre as Centre
 from salf.aggregation.robust import ClippedLayers as ClippedLayers
+from salf.aggregation.robust import Median as Median
 from salf.aggregation.robust import RobustAggregation as RobustAggregation
+from salf.aggregation.robust import TrimmedMean as TrimmedMean
 from salf.aggregation.robust import check_rule as check_rule
 from salf.aggregation.robust import norm_of as norm_of
 from salf.aggregation.rules import RULES as RULES
