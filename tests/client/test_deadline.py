@@ -209,7 +209,7 @@ def test_there_is_no_update_inside_the_block() -> None:
     optimizer = SGD(task.model.parameters(), lr=0.1)
     with deadline(task.model, optimizer, 1, clock=Clock()) as work:
         train(task, optimizer, steps=1)
-        with pytest.raises(SalfError, match=r"work\.update\(\) must be called after"):
+        with pytest.raises(SalfError, match=r"work\.update\(\) is called inside .*; call it after the block"):
             work.update(num_examples=1)
     assert work.update(num_examples=1).deltas
 

@@ -25,9 +25,7 @@ def block(steps: int = 2) -> tuple[Work, torch.nn.Module, dict[str, torch.Tensor
 def test_an_update_asked_for_after_the_model_was_reset_is_refused() -> None:
     work, model, before = block()
     model.load_state_dict(before)
-    with pytest.raises(
-        SalfError, match=r"was written to since the block ended \(.*, …\), .*; call work.update\(\) first"
-    ):
+    with pytest.raises(SalfError, match=r"has changed since the block ended \(.*, …\), .*; call work.update\(\) first"):
         work.update(5)
 
 
