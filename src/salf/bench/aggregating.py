@@ -27,6 +27,7 @@ def aggregation_cases(device: torch.device) -> list[Case]:
 
 
 def _aggregation_speed(device: torch.device, seconds: float) -> Figure:
+    """Compare with copying the same bytes into memory that exists."""
     state, layers, update = _parts(device)
     room = {name: torch.empty_like(value) for name, value in state.items()}
 
@@ -82,6 +83,7 @@ def _most_allocated_on(act: Callable[[], object], device: torch.device) -> int:
 
 
 def _parts(device: torch.device) -> tuple[dict[str, Tensor], Layers, Update]:
+    """Return a model's state, its layers and a client's update, all random."""
     names = [f"layer{number}" for number in range(_LAYERS)]
     state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH, device=device) for name in names}
     layers = Layers(tuple(Layer(name, (f"{name}.weight",)) for name in names))

@@ -57,10 +57,12 @@ class DeadlineLoop:
 
 @cache
 def _loop(device: torch.device) -> DeadlineLoop:
+    """Return the loop on a device, which both cases share."""
     return DeadlineLoop(device)
 
 
 def _cost(device: torch.device, seconds: float) -> Figure:
+    """Compare a loop under a deadline that it never meets with the loop alone."""
     loop = _loop(device)
     return time_in_turn(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
 

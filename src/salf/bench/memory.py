@@ -54,6 +54,7 @@ def largest_memory(clients: int, asked: int, model: Model, side: int, examples: 
 
 
 def _play_rounds(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device) -> int:
+    """Play the rounds on random images; return the most memory that was held, in bytes."""
     inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
     settings = ClientSettings(batch_size=_BATCH, cohort=asked)
@@ -77,10 +78,12 @@ def _most_held() -> int:
 
 
 def _round_memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Measure a round of 1000 clients that all take part."""
     taken = largest_memory(1000, 1000, Cnn(), 28, 1000 * _BATCH, device)
     return Figure(taken / _MIB, {"bytes": taken})
 
 
 def _registered_memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Measure how much more memory clients take that are registered but not asked."""
     many, few = (largest_memory(clients, _ASKED, Mlp(), 4, _REGISTERED) for clients in (_REGISTERED, _ASKED))
     return Figure((many - few) / _MIB, {"bytes": many, "against_bytes": few})

@@ -166,6 +166,7 @@ class RoundBench:
             self._train_centrally()
 
     def _train_centrally(self) -> None:
+        """Compute one gradient from all gathered examples."""
         self.model.zero_grad(set_to_none=True)
         _backward_pass(self.model, self.at_hand, self.labels_at_hand)
 
@@ -184,10 +185,12 @@ class RoundBench:
 
 
 def _backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    """Compute the gradients of the mean loss."""
     nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
 
 
 def _fused_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
+    """Compare the training of a round's clients with one centralised pass."""
     bench = RoundBench(subject, device=device)
     return _against_centralised(bench, bench.train, 1, seconds)
 
@@ -206,6 +209,8 @@ def _against_centralised(bench: RoundBench, act: Callable[[], None], times: int,
 
 
 def _times(act: Callable[[], None], times: int) -> Callable[[], None]:
+    """Return a function that calls `act` so many times."""
+
     def repeat() -> None:
         for _ in range(times):
             act()
@@ -214,6 +219,7 @@ def _times(act: Callable[[], None], times: int) -> Callable[[], None]:
 
 
 def _copies_ratio(device: torch.device, seconds: float) -> Figure:
+    """Compare a loop over copies of the model with the fused engine."""
     bench = RoundBench(_MLP, device=device)
     with bench.simulation.federation.suitable_threads():
         return time_in_turn(bench.copies, bench.train, seconds, device)

@@ -37,12 +37,14 @@ def _repeated(measure: Callable[[], float], seconds: float) -> Figure:
 
 
 def _help() -> float:
+    """Return the seconds from the start of `salf --help` to its end."""
     began = time.perf_counter()
     _python("-m", "salf", "--help")
     return time.perf_counter() - began
 
 
 def _import() -> float:
+    """Return the seconds that `import salf` takes in a process that has imported torch."""
     return float(_python("-c", _IMPORT))
 
 

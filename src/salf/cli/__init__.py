@@ -26,22 +26,27 @@ class _CommandsOnDemand(TyperGroup):
     """The group of all commands, which knows their names and short helps, and loads a command to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
         return [*COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a stand-in with the short help, which is all that `salf --help` needs."""
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the real command, which is imported now."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, None if command is None else load_command(str(name)), rest
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the whole command line, from which a resuming one is made."""
         ctx.meta[ARGUMENTS] = tuple(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
+        """Run the command with its errors reported."""
         with mistakes_reported():
             return super().invoke(ctx)
 
@@ -69,12 +74,14 @@ def load_command(name: str) -> click.Command:
 
 
 def _presets() -> str:
+    """Return the line below the help of commands that take a preset."""
     from salf.experiment import preset_names  # noqa: PLC0415 - seconds that other commands need not spend
 
     return f"Presets: {', '.join(preset_names())}."
 
 
 def _show_version(wanted: bool) -> None:
+    """Print the version and exit, if the option was given."""
     if wanted:
         typer.echo(f"salf {version('salf')}")
         raise typer.Exit
@@ -86,7 +93,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    """Take the options before the command's name."""
 
 
 def main() -> None:

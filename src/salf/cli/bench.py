@@ -83,6 +83,7 @@ def _chosen_cases(only: str, device: torch.device) -> tuple[list[Case], list[str
 
 
 def _make_folder(folder: Path) -> None:
+    """Make the folder for the results before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,6 +91,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
+    """Write the results, and a plot of the growth with the number of clients if that was measured."""
     write_atomically(folder / "bench.json", (json.dumps(result, indent=2) + "\n").encode())
     growth = figures.get("growth/mlp")
     if growth is not None:
@@ -102,6 +104,7 @@ def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -
 def _bench_json(
     cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device, left_out: Sequence[str]
 ) -> dict[str, object]:
+    """Return the machine and the figures as what JSON can hold."""
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -129,6 +132,7 @@ def _bench_json(
 
 
 def _bench_table(cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device) -> Table:
+    """Return the table of figures and targets."""
     where = "" if device.type == "cpu" else f"{title_of(device)}, "
     threads = counted(torch.get_num_threads(), "thread")
     title = f"{where}{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}"

@@ -11,7 +11,7 @@ import typer
 from salf.cli.compare_table import comparison_json, comparison_table, footnotes
 from salf.cli.console import given_arguments, print_json, progress_bar, resumed_by, show, tell
 from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
-from salf.cli.quantities import counted
+from salf.cli.quantities import counted, json_value
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.report import plot_accuracy, save_figure
@@ -108,7 +108,9 @@ def _compare(
 
 def _keep(comparison: Comparison, result: object, folder: Path) -> None:
     """Write the table, the plots and the report beside the runs."""
-    write_atomically(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(
+        folder / "comparison.json", (json.dumps(json_value(result), indent=2, allow_nan=False) + "\n").encode()
+    )
     curves = {method: [run.records for run in runs] for method, runs in comparison.runs.items()}
     seeds = counted(len(next(iter(comparison.runs.values()))), "seed")
     figure = plot_accuracy(curves, f"{comparison.experiment.name}: {seeds}", comparison.target)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from rich.table import Table
 
 from salf.cli.console import plain_table
-from salf.cli.quantities import counted, finite, megabytes, percent, seconds
+from salf.cli.quantities import counted, megabytes, percent, seconds
 from salf.runs import Comparison, Summary, Tuning
 
 
@@ -92,7 +93,7 @@ def _p_value(value: float) -> str:
 
 
 def comparison_json(comparison: Comparison, tuning: Tuning | None) -> dict[str, object]:
-    """Return what JSON can hold; None stands for numbers that are not finite."""
+    """Return the comparison under the keys of `comparison.json`, which docs/records.md describes."""
     return {
         "experiment": comparison.experiment.name,
         "seeds": [run.experiment.seed for run in next(iter(comparison.runs.values()))],
@@ -104,27 +105,22 @@ def comparison_json(comparison: Comparison, tuning: Tuning | None) -> dict[str, 
 
 
 def _summary_json(comparison: Comparison, summary: Summary) -> dict[str, object]:
+    """Return a method's row; docs/records.md describes the keys."""
+    known = asdict(summary)
+    del known["times_to_target"]
     return {
-        "method": summary.method,
+        **known,
         "lr": comparison.runs[summary.method][0].experiment.client.lr,
-        "accuracies": list(summary.accuracies),
         "accuracy": summary.accuracy,
-        "deviation": finite(summary.deviation),
-        "equal_time_accuracies": [finite(accuracy) for accuracy in summary.equal_time_accuracies],
-        "equal_time_accuracy": finite(summary.equal_time_accuracy),
-        "time_s": summary.time_s,
-        "time_to_target_s": finite(summary.time_to_target),
+        "deviation": summary.deviation,
+        "equal_time_accuracy": summary.equal_time_accuracy,
+        "time_to_target_s": summary.time_to_target,
         "speed_up": comparison.speed_up(summary),
-        "work_kept": finite(summary.work_kept),
-        "bytes_down": summary.bytes_down,
-        "bytes_up": summary.bytes_up,
-        "starving": list(summary.starving),
-        "rival": summary.rival,
-        "p_value": summary.p_value,
     }
 
 
 def _tuning_json(tuning: Tuning) -> list[dict[str, object]]:
+    """Return one object for each learning rate that was tried."""
     return [
         {"method": method, "lr": rate, "held_out_accuracy": accuracy}
         for method, tried in tuning.accuracies.items()

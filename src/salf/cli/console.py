@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
+from salf.cli.quantities import json_value
 from salf.errors import SalfError
 
 ARGUMENTS = "salf.arguments"  # the whole command line, in click's `Context.meta`
@@ -155,5 +156,5 @@ class Bar:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON object on standard output."""
-    typer.echo(json.dumps(value, allow_nan=False))
+    """Print one JSON object on standard output; see `json_value`."""
+    typer.echo(json.dumps(json_value(value), allow_nan=False))

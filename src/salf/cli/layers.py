@@ -81,6 +81,7 @@ def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> 
 
 
 def _layers_json(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
+    """Return what JSON can hold of a model's layers."""
     return {
         "layers": _layer_rows(network, found, costs),
         "forward_flops": None if costs is None else costs.forward,
@@ -91,6 +92,7 @@ def _layers_json(network: nn.Module, found: Layers, costs: LayerCosts | None) ->
 
 
 def _layers_table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
+    """Return the table of layers, without operations where no example was given."""
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
     counts = "" if costs is None else "backward FLOP: operations per example; complete after: of the backward pass"
     unused = f"no gradient reaches {', '.join(found.unused)}: clients never send them" if found.unused else ""

@@ -8,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from salf.cli.console import plain_table
-from salf.cli.quantities import counted, finite, percent, seconds
+from salf.cli.quantities import counted, percent, seconds
 from salf.planning import DeadlinePlan, Fleet, Outlook
-from salf.values import Floats
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12
 _UNEQUAL = 0.25  # imbalance that brings a warning: a fifth of the clients never take part, the others equally
@@ -49,6 +48,7 @@ def plan_tables(
 
 
 def _sent_table(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> Table:
+    """Return what clients send by each deadline; of many layers a few are shown."""
     shown = _some(len(layers), _MOST_LAYERS)
     missed = [f"P(missed)\n{layers[index]}" for index in shown]
     headings = ["\ndeadline", "layers\nsent", *missed, "work\nkept", "kept by\ndropping"]
@@ -65,6 +65,7 @@ def _sent_table(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> T
 
 
 def _value_table(title: str, rows: Sequence[Outlook], plan: DeadlinePlan, own_deadline: float) -> Table:
+    """Return what the sent layers are worth, and how long rounds last."""
     headings = ("\ndeadline", "variance\nfactor", "\nimbalance", "mean\nround", "error\nbound", "error\nestimate", "")
     result = plain_table(title, headings, caption=_VALUE_CAPTION)
     for outlook in rows:
@@ -107,7 +108,7 @@ def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
 def plan_json(
     name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
 ) -> dict[str, object]:
-    """Return what JSON can hold; None stands for numbers that are infinite or unknown."""
+    """Return the plan as one object."""
     task = plan.task
     return {
         "plan": name,
@@ -118,7 +119,7 @@ def plan_json(
         "own_deadline_s": own_deadline,
         "steps": task.steps,
         "constants": {**vars(task.constants), "initial_error": task.initial_error},
-        "waiting": {"round_s": finite(plan.waiting_seconds), "estimate": finite(plan.waiting_estimate)},
+        "waiting": {"round_s": plan.waiting_seconds, "estimate": plan.waiting_estimate},
         "deadlines": [_outlook_json(outlook) for outlook in plan.outlooks],
         "recommended": _outlook_json(plan.best),
         "adaptive": {
@@ -129,22 +130,20 @@ def plan_json(
 
 
 def _outlook_json(outlook: Outlook) -> dict[str, object]:
-    def listed(values: Floats) -> list[float | None]:
-        return [finite(value) for value in values.tolist()]
-
+    """Return one deadline; lists run over layers, input to output."""
     return {
         "deadline_s": outlook.deadline_seconds,
         "mean_depth": outlook.mean_depth,
-        "empty": listed(outlook.empty),
-        "work_kept": finite(outlook.kept),
-        "work_kept_by_dropping": finite(outlook.kept_by_dropping),
-        "variance_factor": listed(outlook.variance_factor),
-        "imbalance": listed(outlook.imbalance),
-        "out_of_reach": listed(outlook.out_of_reach),
+        "empty": outlook.empty.tolist(),
+        "work_kept": outlook.kept,
+        "work_kept_by_dropping": outlook.kept_by_dropping,
+        "variance_factor": outlook.variance_factor.tolist(),
+        "imbalance": outlook.imbalance.tolist(),
+        "out_of_reach": outlook.out_of_reach.tolist(),
         "round_s": outlook.round_seconds,
         "rounds": outlook.rounds,
-        "bound": finite(outlook.bound),
-        "estimate": finite(outlook.estimate),
+        "bound": outlook.bound,
+        "estimate": outlook.estimate,
     }
 
 

@@ -1,11 +1,20 @@
 """Numbers as text, and as values that JSON can hold."""
 
 import math
+from collections.abc import Mapping
 
 
-def finite(value: float) -> float | None:
-    """Return a number that JSON can hold: None in place of infinity and NaN."""
-    return value if math.isfinite(value) else None
+def json_value(value: object) -> object:
+    """Return what JSON can hold: None stands for numbers that are not finite, lists for tuples.
+
+    >>> json_value({"mean": math.nan, "values": (1, 2.5, math.inf)})
+    {'mean': None, 'values': [1, 2.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: json_value(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,8 +8,7 @@ import typer
 
 from salf.cli.console import print_json, tell
 from salf.cli.options import AsJson, path_option
-from salf.cli.quantities import counted, finite
-from salf.report import Figures
+from salf.cli.quantities import counted
 from salf.runs import find_runs, write_page
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)]
@@ -32,10 +31,6 @@ def report_command(folders: Folders, out: PageFile = None, as_json: AsJson = Fal
     file = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     figures = write_page(runs, file)
     if as_json:
-        print_json({"page": str(file), "methods": [_figures_json(one) for one in figures]})
+        print_json({"page": str(file), "methods": [asdict(one) for one in figures]})
     else:
         tell(f"report on {counted(len(runs), 'run')} ({', '.join(one.method for one in figures)}): {file}")
-
-
-def _figures_json(figures: Figures) -> dict[str, object]:
-    return {key: finite(value) if isinstance(value, float) else value for key, value in asdict(figures).items()}

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from salf.cli.console import Bar, print_json, progress_bar, resumed_by, tell
 from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option
-from salf.cli.quantities import counted, finite, percent, seconds
+from salf.cli.quantities import counted, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
@@ -138,6 +138,7 @@ def _run_on_engine(experiment: Experiment, folder: Path | None, resume: bool, wa
 
 
 def _run_json(run: Run) -> dict[str, object]:
+    """Return the run's results as what JSON can hold."""
     last = run.records[-1]
     return {
         "experiment": run.experiment.name,
@@ -146,9 +147,9 @@ def _run_json(run: Run) -> dict[str, object]:
         "seed": run.experiment.seed,
         "rounds": last.round,
         "time_s": last.time_s,
-        "accuracy": finite(run.accuracy),
+        "accuracy": run.accuracy,
         "loss": last.loss,
-        "work_kept": finite(mean_work_kept(run.records)),
+        "work_kept": mean_work_kept(run.records),
         "starving": [_starving_json(one) for one in run.starving],
         "folder": None if run.folder is None else str(run.folder),
     }
@@ -160,6 +161,7 @@ def _starving_json(layer: Starving) -> dict[str, object]:
 
 
 def _tell_result(run: Run) -> None:
+    """Print the results in a few lines."""
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
     tell(

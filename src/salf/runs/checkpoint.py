@@ -107,6 +107,7 @@ def _metadata(state: ServerState, notes: Mapping[str, Any]) -> str:
 
 
 def _active_jobs_metadata(active_jobs: ActiveJobs) -> dict[str, object]:
+    """Return what JSON holds of the jobs in progress; the names of the keys are those of the file format."""
     return {
         "under_way": [asdict(active_job) for active_job in active_jobs.under_way],
         "jobs": dict(active_jobs.begun),
@@ -116,6 +117,7 @@ def _active_jobs_metadata(active_jobs: ActiveJobs) -> dict[str, object]:
 
 
 def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a state under names that say where they belong."""
     for name, tensor in plain_tensors(state.weights).items():
         yield f"weights/{name}", tensor
     for name, array in state.observed.to_arrays().items():
@@ -134,6 +136,7 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
 
 
 def _flatten_active_jobs(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
+    """Yield the models from which the jobs in progress started, and the sums of the buffer."""
     for version, weights in active_jobs.starts.items():
         for name, tensor in plain_tensors(weights).items():
             yield f"start/{version}/{name}", tensor
@@ -142,6 +145,7 @@ def _flatten_active_jobs(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]
 
 
 def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ServerState:
+    """Build the state again from what `_flatten` and `_metadata` returned."""
     memory = {
         int(client): {
             layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, turn)
@@ -168,10 +172,12 @@ def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> Serve
 
 
 def _observed(tensors: Mapping[str, Tensor]) -> ObservedReach:
+    """Return how often each client reached each layer."""
     return ObservedReach.from_arrays({name: one.numpy() for name, one in _below("observed/", tensors).items()})
 
 
 def _unflatten_active_jobs(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ActiveJobs:
+    """Build the jobs in progress again; only jobs that answer need their model."""
     scale, count = metadata["buffer"]
     under_way = tuple(ActiveJob(**active_job) for active_job in metadata["under_way"])
     versions = {active_job.version for active_job in under_way if active_job.answers}

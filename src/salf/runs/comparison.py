@@ -108,6 +108,7 @@ class Comparison:
         return waiting.time_to_target / summary.time_to_target
 
     def _summarise(self, method: str, runs: Sequence[Run]) -> Summary:
+        """Summarise a method's runs, one per seed, without its rival."""
         return Summary(
             method,
             tuple(run.accuracy for run in runs),

@@ -202,4 +202,5 @@ def _movable(experiment: Experiment) -> Experiment:
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return the shape and type of each tensor."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}

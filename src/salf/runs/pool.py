@@ -83,6 +83,7 @@ def _read_all(assignments: Sequence[Assignment]) -> list[Run] | None:
 
 
 def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Run]:
+    """Do the runs one after another, on one thread."""
     done = count(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -93,6 +94,7 @@ def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Ru
 
 
 def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jobs: int) -> list[Run]:
+    """Share the runs among `jobs` new processes, and wait for all of them."""
     # Processes are spawned, not forked: torch's threads do not survive a fork.
     context = get_context("spawn")
     stop, done = context.Event(), context.Value("q", 0)
@@ -141,6 +143,7 @@ _shared: _SharedState | None = None  # set in worker processes, where initialise
 
 
 def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
+    """Prepare a new process: it ignores Ctrl-C, computes on one thread, and counts its rounds for all."""
     global _shared  # noqa: PLW0603 - see its definition
     _shared = _SharedState(stop, done)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the workers stops them
@@ -148,10 +151,12 @@ def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
 
 
 def _run_in_worker(assignment: Assignment) -> Run:
+    """Do a run in a worker process."""
     return _run(assignment, _count_round)
 
 
 def _run(assignment: Assignment, watch: Callable[[RoundRecord], None]) -> Run:
+    """Do a run; with `validate` on data whose test examples are a tenth of the training examples."""
     dataset = None
     if assignment.validate:
         settings = assignment.experiment.data

@@ -183,5 +183,6 @@ def _differences(known: str, wanted: str) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    """Write a setting's value, a long one cut short."""
     text = "not set" if value is None else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

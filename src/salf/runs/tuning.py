@@ -92,6 +92,7 @@ def tune(
 
 
 def _folder(experiment: Experiment, out: Path | None) -> Path | None:
+    """Return where the run with this learning rate is kept."""
     return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr!r}"
 
 
