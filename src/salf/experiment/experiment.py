@@ -225,7 +225,7 @@ def _check_without_rounds(experiment: Experiment) -> None:
     method, problems = experiment.method.name, []
     if experiment.engine not in ("auto", "plain"):
         problems.append(
-            f"engine is '{experiment.engine}', but clients of method '{method}' train one by one; choose 'auto' or 'plain'"
+            f"engine is '{experiment.engine}', but clients of '{method}' train one by one; choose 'auto' or 'plain'"
         )
     if experiment.server != ServerOptimizer():
         problems.append(
