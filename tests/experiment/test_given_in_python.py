@@ -1,6 +1,5 @@
 """Methods, rules and device models of users: registered, or given as values."""
 
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 from language import problems_of
+from simulator_cases import small_data, small_experiment
 
 import salf
 from salf.aggregation import RULES, Corrected, LayerShare
@@ -58,10 +58,8 @@ class WithFunction(LayerWise):
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered() -> None:
     """Register the classes for one test."""
-    for registry in (METHODS, RULES, DEVICES):
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     salf.register(Mine)
     salf.register(WithFunction)
 
@@ -183,15 +181,15 @@ def test_what_is_no_extension_cannot_be_registered() -> None:
 
 def test_a_run_is_that_of_the_value() -> None:
     """Half steps end elsewhere; the class by the same name would end where the built-in rule does."""
-    shorter = {"rounds": 1, "data.clients": 2, "engine": "plain", "model.name": "mlp"}
+    small = small_experiment({"rounds": 1, "evaluate.every": 1, "engine": "plain"})
     runs = [
-        [record.loss for record in salf.simulate(Experiment.load("digits", **shorter, **{"method.rule": rule}))]
+        [record.loss for record in salf.simulate(replace(small, method=Salf(rule=rule)), dataset=small_data())]
         for rule in (Corrected(), Halved())
     ]
     assert runs[0] != runs[1]
 
 
-def test_installed_packages_are_found_by_their_entry_points(tmp_path: Path) -> None:
+def test_installed_packages_are_found_by_their_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an installed package: a module and its metadata in a folder of the search path."""
     example = Path(__file__).parents[2] / "examples" / "own_method"
     (tmp_path / "own_method.py").write_bytes((example / "own_method.py").read_bytes())
@@ -199,20 +197,22 @@ def test_installed_packages_are_found_by_their_entry_points(tmp_path: Path) -> N
     info = tmp_path / "salf_own_method-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
-    entries = (
-        f"[{group}]\n" + "".join(f"{name} = {place}\n" for name, place in names.items())
-        for group, names in project["entry-points"].items()
-    )
+    groups = project["entry-points"].items()
+    entries = [f"[{group}]\n{name} = {place}\n" for group, names in groups for name, place in names.items()]
     (info / "entry_points.txt").write_text("\n".join(entries))
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from salf import Experiment\n"
-        "names = {'method.name': 'mine', 'method.rule.temper': 1, 'devices.kind': 'two-speeds'}\n"
-        "experiment = Experiment.load('digits', **names)\n"
-        "assert experiment.unreproducible() == (), experiment\n"
-        "print(experiment.method.rule, experiment.devices.kind)"
-    )
-    told = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stderr) == (0, "")
-    assert "temper=1.0" in told.stdout
-    assert told.stdout.endswith("two-speeds\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_method", raising=False)
+    for registry in (METHODS, RULES, DEVICES):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+        monkeypatch.setattr(registry, "_portable", set(registry._portable))
+        monkeypatch.setattr(registry, "_installed", None)
+    names = {"method.name": "mine", "method.rule.temper": 1, "devices.kind": "two-speeds"}
+    experiment = Experiment.load("digits", **names)
+    assert experiment.unreproducible() == ()
+    assert (experiment.method.name, experiment.devices.kind) == ("mine", "two-speeds")
+    assert [*METHODS][-1] == "mine"
+    assert [record.deadline_s for record in salf.simulate(tiny(experiment), dataset=small_data())] == [1.0]
+
+
+def tiny(experiment: Experiment) -> Experiment:
+    return replace(small_experiment({"rounds": 1}), method=experiment.method, devices=experiment.devices)

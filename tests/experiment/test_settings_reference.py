@@ -13,7 +13,6 @@ from salf.experiment.reference import settings_reference
 from salf.experiment.sections import Section
 from salf.runs.run import run_experiment
 
-
 DOCS = Path(__file__).parents[2] / "docs"
 ROOT = Section({"": Experiment})
 PAGE = settings_reference()

@@ -75,6 +75,10 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         self._classes[self._checked_name(cls)] = cls
         return cls
 
+    def clear(self) -> None:
+        """Forget all classes but the built-in ones and those of installed packages; for tests."""
+        self._classes = {name: cls for name, cls in self._classes.items() if cls in self._portable}
+
     def name_of(self, value: Value) -> str:
         """Return the registered name of a value's class, or its `module:QualName` if it is not registered."""
         return str(getattr(value, self.tag)) if self.is_registered(value) else _path(type(value))
