@@ -49,12 +49,12 @@ def test_digits_go_the_way_of_their_preset() -> None:
 @needs_mnist
 @pytest.mark.parametrize("name", ["mnist-cnn", "mnist-cnn-shards"])
 def test_mnist_goes_the_way_of_its_preset(name: str) -> None:
-    # A quarter of the preset's rounds.
-    shortened = {"rounds": 75, "evaluate.every": 75, "data.root": os.fspath(MNIST.parent)}
+    # Half of the preset's rounds. There the three seeds of the full runs lay above 0.88 for salf, and below 0.56 for drop
+    # on shards.
+    shortened = {"rounds": 150, "evaluate.every": 150, "data.root": os.fspath(MNIST.parent)}
     experiment = salf.Experiment.load(name, **shortened)
-    layerwise, dropping = (salf.run_experiment(experiment.with_method(name)).accuracy for name in ("salf", "drop"))
-    assert layerwise > 0.75
-    assert name == "mnist-cnn" or dropping < 0.65
+    assert salf.run_experiment(experiment).accuracy > 0.85
+    assert name == "mnist-cnn" or salf.run_experiment(experiment.with_method("drop")).accuracy < 0.65
 
 
 @cache
