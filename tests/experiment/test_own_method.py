@@ -19,7 +19,16 @@ def test_the_example_is_installed_and_compared(tmp_path: Path) -> None:
     source.mkdir()
     for file in ("pyproject.toml", "own_method.py"):
         (source / file).write_bytes((EXAMPLE / file).read_bytes())
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, source]
+    install = [
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        str(target),
+        str(source),
+    ]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True)
     path = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
     outcome = subprocess.run(

@@ -133,7 +133,7 @@ def test_chances_are_observed_or_known() -> None:
 
 
 def test_chances_without_a_closed_form_are_refused_with_a_remedy() -> None:
-    with pytest.raises(InvalidSetting, match=r"reach_from is 'known'.*no closed form.*set method.reach_from to 'observed'"):
+    with pytest.raises(InvalidSetting, match=r"reach_from is 'known'.*no closed form.*; set method.reach_from to"):
         reach(Salf(reach_from="known"), Physical(availability="on-off"))
 
 

@@ -208,8 +208,8 @@ def test_equal_rounds_are_equal_times(method: str) -> None:
     [
         ({"engine": "fused"}, r"engine is 'fused', but the clients of '{}' train one by one; choose 'auto' or 'plain'"),
         ({"engine": "stacked"}, r"engine is 'stacked', but"),
-        ({"server.optimizer": "adam"}, r"server\.\* is for methods with rounds, .*; leave that section out, or choose"),
-        ({"server.momentum": 0.9, "engine": "fused"}, r"engine is 'fused'.*; server\.\* is for methods with rounds"),
+        ({"server.optimizer": "adam"}, r"server\.\* is set, but .*; remove that section, or choose"),
+        ({"server.momentum": 0.9, "engine": "fused"}, r"engine is 'fused'.*; server\.\* is set, but"),
     ],
 )
 def test_what_it_cannot_heed_is_refused_with_a_remedy(method: str, settings: dict[str, object], problem: str) -> None:

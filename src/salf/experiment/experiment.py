@@ -1,6 +1,6 @@
 """An experiment: everything that determines a run, as one validated value that is read from and written to TOML.
 
-Files hold differences from the defaults. Presets are such files, installed with the package.
+Files hold differences from the defaults. Presets are files that are installed with the package.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -30,7 +30,7 @@ from salf.values import Count, validated
 
 
 def _one_of(names: Collection[str]) -> BeforeValidator:
-    """Return a validator that lets only these names through."""
+    """Return a validator that accepts only these names."""
 
     def check(name: object) -> object:
         if name not in names:
@@ -41,7 +41,7 @@ def _one_of(names: Collection[str]) -> BeforeValidator:
 
 
 def _device(name: str) -> str:
-    """Let only the names of devices through that can compute; whether one is here shows when a run begins."""
+    """Accept names of devices; whether this machine has the device is checked when a run begins."""
     if not accelerators.is_device_name(name):
         expected = ", ".join(f"'{known}'" for known in accelerators.NAMES)
         raise PydanticKnownError("literal_error", {"expected": expected})
@@ -50,11 +50,16 @@ def _device(name: str) -> str:
 
 @validated
 class DataSettings:
-    """Which data, and how it is divided among how many clients.
+    """The data set, and how it is divided among the clients.
 
-    `name` is one of `salf.data.NAMES`, or "tensors" for data given in Python; `root` the folder with its files (None:
-    fetched once to the user's cache). `alpha` belongs to `partition="dirichlet"`, `shards_per_client` to "shards",
-    `size_sigma`, the log-normal spread of client sizes, to "iid" and "label-order".
+    Attributes:
+        name: The data set; "tensors" stands for data given in Python.
+        root: The folder with its files; None fetches them once into the user's cache.
+        clients: The number of clients, the population.
+        partition: How the training examples are divided.
+        alpha: The concentration of `partition="dirichlet"`; smaller values divide the classes less evenly.
+        shards_per_client: The number of label-sorted slices for each client, of `partition="shards"`.
+        size_sigma: The log-normal spread of client sizes, of `partition="iid"` and "label-order".
     """
 
     name: Annotated[str, _one_of((*NAMES, "tensors"))] = "digits"
@@ -68,9 +73,12 @@ class DataSettings:
 
 @validated
 class ClientSettings(OptimizerSettings):
-    """What a client does in a round: `local_steps` optimizer steps on batches of `batch_size` of its own examples.
+    """What a client does in a round: optimizer steps on batches of its own examples.
 
-    `cohort` clients are asked in each round, drawn without replacement; None asks all.
+    Attributes:
+        batch_size: Examples in a batch; a client with fewer uses all it has.
+        local_steps: Optimizer steps in a round.
+        cohort: How many clients take part in each round, drawn without replacement; None for all.
     """
 
     batch_size: Count = 16
@@ -80,10 +88,12 @@ class ClientSettings(OptimizerSettings):
 
 @validated
 class EvaluateSettings:
-    """When the global model is tested: after `every` that many rounds, and after the last.
+    """When and how the global model is tested.
 
-    `examples` of the test data are used, the same in every run; None: all.
-    `target` is the accuracy whose virtual time `salf compare` reports.
+    Attributes:
+        every: Rounds between two tests; the last round is always tested.
+        examples: How many test examples are used, the same in every run; None for all.
+        target: The accuracy that the time to accuracy of `salf compare` refers to.
     """
 
     every: Count = 10
@@ -93,7 +103,12 @@ class EvaluateSettings:
 
 @validated
 class Expected:
-    """The final test accuracy that a method was measured to reach: the mean over seeds, and how far runs may differ."""
+    """The measured final test accuracy of a method.
+
+    Attributes:
+        accuracy: The mean over seeds.
+        tolerance: How far a single run may differ from it.
+    """
 
     accuracy: Annotated[float, Field(ge=0, le=1)]
     tolerance: Annotated[float, Field(gt=0, le=1)]
@@ -103,12 +118,11 @@ class Expected:
 class Experiment:
     """Everything that determines a run; two runs of equal experiments on one machine's CPU give the same bytes.
 
-    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once, "flower" in
-    clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
+    `engine` computes the training of the clients: "plain" one after another, "fused" and "stacked" many at once,
+    "flower" in clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
 
-    `device` is where it does so, the CPU or a CUDA device ("cuda:N" with its number for N), which must be there when
-    the run begins. Who is asked, how far each client gets and what the clock says do not depend on it; the weights do,
-    by rounding.
+    `device` is the CPU or a CUDA device ("cuda:N" with its number for N), which must exist when the run begins. The
+    cohorts, the depth of each client and the virtual time do not depend on it. The weights do, by rounding.
 
     >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
     >>> experiment.rounds, experiment.data.clients, experiment.method.name
@@ -142,8 +156,18 @@ class Experiment:
     def load(cls, path_or_preset: str | Path, **dotted_overrides: object) -> "Experiment":
         """Read a TOML file, or the preset of that name, and override single settings by their dotted names.
 
-        Naming another method, model or kind of devices keeps only those settings of the file that the new one knows.
-        Raises `InvalidSetting`, which lists every problem: the key, where it stands and what to write instead.
+        Another method, model or device model keeps only those settings of the file that it knows. A method, rule or
+        device model may be given as an instance, which is kept as it is.
+
+        Args:
+            path_or_preset: The path of a file, or the name of a preset.
+            dotted_overrides: Values by dotted names; a table sets what is in it, and no more.
+
+        Raises:
+            InvalidSetting: Lists every problem: the key, where it stands and what to write instead.
+
+        >>> Experiment.load("digits", **{"method.name": "drop", "method.deadline": 2}).method.name
+        'drop'
         """
         settings, origin = read(path_or_preset)
         settings.setdefault("name", Path(path_or_preset).stem)
@@ -154,7 +178,11 @@ class Experiment:
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], origin: str) -> "Experiment":
-        """Validate settings nested as in a file. `origin` says where they come from, for the error's sake."""
+        """Validate settings nested as in a file; `origin` names them in an error.
+
+        >>> Experiment.parse({"data": {"clients": 5}}, "here").data.clients
+        5
+        """
         return cls._validate(settings, origin, [])
 
     @classmethod
@@ -174,7 +202,11 @@ class Experiment:
         return experiment
 
     def with_method(self, name: str) -> "Experiment":
-        """Return the same experiment by another method, which keeps those of the method's settings that it knows."""
+        """Return the experiment with another method, which keeps the current method's settings that it knows.
+
+        >>> Experiment(method=Salf(deadline=2.0)).with_method("drop").method.deadline
+        2.0
+        """
         if name not in METHODS:
             raise InvalidSetting(f"there is no method '{name}'; choose {one_of(name, [*METHODS])}")
         if type(self.method) is METHODS[name]:
@@ -184,7 +216,7 @@ class Experiment:
         return replace(self, method=METHODS[name](**kept))
 
     def is_as_published(self) -> bool:
-        """Say whether this is a preset but for seed, method, engine, device, data folder and when it is tested."""
+        """Return whether this is a preset, except for seed, method, engine, device, data folder and evaluation."""
         if self.name not in preset_names() or self.method.name not in METHODS:
             return False
         preset = Experiment.load(self.name).with_method(self.method.name)
@@ -221,11 +253,11 @@ class Experiment:
 
 
 def _check_without_rounds(experiment: Experiment) -> None:
-    """Raise `InvalidSetting` for what an asynchronous method cannot heed."""
+    """Raise `InvalidSetting` for settings that an asynchronous method would ignore."""
     method, problems = experiment.method.name, []
     if experiment.engine not in ("auto", "plain"):
         problems.append(
-            f"engine is '{experiment.engine}', but clients of method '{method}' train one by one; choose 'auto' or 'plain'"
+            f"engine is '{experiment.engine}', but the clients of '{method}' train one by one; choose 'auto' or 'plain'"
         )
     if experiment.server != ServerOptimizer():
         problems.append(

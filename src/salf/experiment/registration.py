@@ -43,4 +43,4 @@ def register(cls: Cls) -> Cls:
             registry.register(cls)
             return cls
     bases = ", ".join(base.__name__ for registry in registries for base in registry.bases)
-    raise InvalidSetting(f"{cls.__qualname__} is no method, rule or device model; derive it from one of {bases}")
+    raise InvalidSetting(f"{cls.__qualname__} is no method, rule or device model; make it a subclass of one of {bases}")

@@ -42,6 +42,7 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
     ) -> None:
         self.bases, self.what, self.tag, self.group = bases, what, tag, group
         self._classes = {self._default_name(cls): cls for cls in members}
+        self.built_in = tuple(self._classes)
         self._portable = set(members)  # every process with the same packages knows these by name
         self._installed: list[EntryPoint] | None = None
 
@@ -71,22 +72,12 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         Raises:
             InvalidSetting: The class does not derive from `bases`, is abstract, or has no name of its own.
         """
-        if not issubclass(cls, self.bases):
-            bases = " or ".join(map(_path, self.bases))
-            raise InvalidSetting(f"{_path(cls)} is not a {self.what}; derive it from {bases}")
-        if "__pydantic_validator__" not in vars(cls):
-            validated(cls)  # changes the class itself
-        missing = sorted(getattr(cls, "__abstractmethods__", ()))
-        if missing:
-            raise InvalidSetting(f"{_path(cls)} is abstract; define {', '.join(missing)}")
-        name = self._default_name(cls)
-        known = self._classes.get(name, cls)
-        if _path(known) != _path(cls):  # a class that is defined a second time, in a notebook, replaces the first
-            raise InvalidSetting(
-                f"{_path(cls)} has the {self.tag} '{name}' of {_path(known)}; choose a {self.tag} that is not in use"
-            )
-        self._classes[name] = cls
+        self._classes[self._checked_name(cls)] = cls
         return cls
+
+    def clear(self) -> None:
+        """Forget all classes but the built-in ones and those of installed packages; for tests."""
+        self._classes = {name: cls for name, cls in self._classes.items() if cls in self._portable}
 
     def name_of(self, value: Value) -> str:
         """Return the registered name of a value's class, or its `module:QualName` if it is not registered."""
@@ -111,6 +102,24 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         """Say whether a value's class is the one of its name."""
         return self._classes.get(getattr(value, self.tag, "")) is type(value)
 
+    def _checked_name(self, cls: type) -> str:
+        """Return the name of a class; raise `InvalidSetting` if it cannot be a member."""
+        if not issubclass(cls, self.bases):
+            bases = " or ".join(map(_path, self.bases))
+            raise InvalidSetting(f"{cls!r} is not a {self.what}; make it a subclass of {bases}")
+        if "__pydantic_validator__" not in vars(cls):
+            validated(cls)  # changes the class itself
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise InvalidSetting(f"{_path(cls)} is abstract; define {', '.join(missing)}")
+        name = self._default_name(cls)
+        known = self._classes.get(name, cls)
+        if _path(known) != _path(cls):  # a class that is defined a second time, in a notebook, replaces the first
+            raise InvalidSetting(
+                f"{_path(cls)} has the {self.tag} '{name}' of {_path(known)}; choose a {self.tag} that is not in use"
+            )
+        return name
+
     def _default_name(self, cls: type) -> str:
         """Return the name of a class, the default of its field `tag`."""
         field = getattr(cls, "__pydantic_fields__", {}).get(self.tag)
@@ -118,8 +127,8 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
             given = f"the {self.tag} {name!r}" if isinstance(name, str) else f"no {self.tag}"
             raise InvalidSetting(
-                f'{_path(cls)} has {given}; add a field such as {self.tag}: Literal["mine"] = "mine" to it, with a name '
-                "of lower-case letters, digits and hyphens"
+                f'{_path(cls)} has {given}; add a field such as {self.tag}: Literal["mine"] = "mine", with a name of '
+                "lower-case letters, digits and hyphens"
             )
         return name
 
@@ -130,9 +139,11 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         self._installed = sorted(entry_points(group=self.group), key=lambda entry: entry.name)
         for entry in self._installed:
             try:
-                cls = self.register(entry.load())
-                if self._default_name(cls) != entry.name:
-                    raise InvalidSetting(f"its {self.tag} is '{self._default_name(cls)}'; use one name for both")
+                cls = entry.load()
+                name = self._checked_name(cls)
+                if name != entry.name:
+                    raise InvalidSetting(f"its {self.tag} is '{name}'; use one name for both")
+                self._classes[name] = cls
                 self._portable.add(cls)
             except Exception as error:  # noqa: BLE001 - importing another package may raise anything
                 package = "" if entry.dist is None else f" of the package {entry.dist.name}"
