@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation.rules import Memory
-from salf.bench.case import Figure, compare
+from salf.bench.case import Figure, time_in_turn
 from salf.bench.rounds import SUBJECTS, RoundBench, Subject
 from salf.engines import EngineName, FusedEngine
 from salf.methods import Salf
@@ -51,12 +51,12 @@ def _layout(subject: Subject) -> Figure:
     if not isinstance(engine, FusedEngine):
         raise TypeError(f"the {engine.name} engine was chosen")
     engine._channels_last = not engine._channels_last  # noqa: SLF001
-    return compare(other.train, usual.train, _SECONDS)
+    return time_in_turn(other.train, usual.train, _SECONDS)
 
 
 def _threads(subject: Subject, few: int, many: int) -> Figure:
     bench = RoundBench(subject)
-    return compare(_on_threads(few, bench.train_cohort), _on_threads(many, bench.train_cohort), _SECONDS)
+    return time_in_turn(_on_threads(few, bench.train_cohort), _on_threads(many, bench.train_cohort), _SECONDS)
 
 
 def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:
@@ -72,7 +72,7 @@ def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:
 def _memory(subject: Subject, engine: EngineName) -> Figure:
     """Compare whole rounds by the rule `memory` with those of the same by the paper's rule."""
     remembering = RoundBench(subject, engine=engine, method=Salf(rule=Memory()))
-    return compare(remembering.play, RoundBench(subject).play, _SECONDS)
+    return time_in_turn(remembering.play, RoundBench(subject).play, _SECONDS)
 
 
 def _compiled(subject: Subject) -> Figure:
@@ -89,7 +89,7 @@ def _compiled(subject: Subject) -> Figure:
 
     centralised()
     print(f"compiling took {time.perf_counter() - start:.0f} s", flush=True)
-    return compare(centralised, bench.train, _SECONDS)
+    return time_in_turn(centralised, bench.train, _SECONDS)
 
 
 if __name__ == "__main__":

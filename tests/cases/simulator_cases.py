@@ -27,7 +27,15 @@ MODELS: dict[str, Model] = {
     "transformer": Transformer(width=8, depth=1, heads=2, patch=4),
 }
 RESIDUAL = {"model.name": "residual", "model.width": 3, "model.blocks": [1, 1]}
+NORMALIZED = {"model.name": "factory", "model.call": "simulator_cases:normalized_mlp"}
 RULES = ("corrected", "contributors", "everyone", "inverse-probability", "memory")
+
+
+def normalized_mlp() -> nn.Module:
+    """A small model with batch normalization."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, CLASSES)
+    )
 
 
 def small_data(examples: int = 96, seed: int = 0) -> Dataset:
@@ -67,12 +75,8 @@ def play(
 ) -> tuple[ServerState, list[RoundRecord]]:
     """Play a small experiment to its end."""
     simulation = Simulation(small_experiment(settings), model=model, dataset=dataset or small_data())
-    state = simulation.initial_state()
-    records = []
-    while state.round < simulation.experiment.rounds:
-        state, record = simulation.play(state)
-        records.append(record)
-    return state, records
+    played = list(simulation.run())
+    return played[-1][0], [record for _, record in played]
 
 
 def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

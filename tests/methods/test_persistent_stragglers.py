@@ -24,7 +24,7 @@ GRADED = {"devices.kind": "graded", "data.partition": "label-order", "data.clien
 @pytest.mark.parametrize(("layers", "population"), [(4, 30), (4, 8), (7, 11), (1, 3)])
 def test_graded_clients_complete_layers_in_proportion_to_their_number(layers: int, population: int) -> None:
     times = GradedSpeeds(seconds=2.0).times(workload(layers), everyone(population))
-    depths = (times.conveyed[:, 0] <= 2.0).sum(axis=1)
+    depths = (times.sent[:, 0] <= 2.0).sum(axis=1)
     exact = layers * np.arange(population) / (population - 1)
     assert depths.tolist() == np.floor(exact + 0.5).astype(int).tolist()
     assert np.isinf(times.whole[0])
@@ -52,12 +52,12 @@ def test_a_smaller_batch_takes_its_share_of_the_time(devices: Devices) -> None:
 
 
 def test_batches_are_as_large_as_the_effort() -> None:
-    federation = Simulation(small_experiment({"client.batch_size": 10}), dataset=small_data()).federation
+    simulation = Simulation(small_experiment({"client.batch_size": 10}), dataset=small_data())
     shares = np.array([1.0, 0.5, 0.26, 0.04, 0.001, 0.8])
-    cohort = replace(everyone(6), batch_fraction=federation.in_examples(np.arange(6), shares))
-    batches = federation.tasks(cohort, np.ones((6, len(federation.layers)), dtype=np.int64)).batches
+    cohort = replace(everyone(6), batch_fraction=simulation.sampler.to_whole_examples(np.arange(6), shares))
+    batches = simulation.sampler.tasks(cohort, np.ones((6, len(simulation.layers)), dtype=np.int64)).batches
     assert (batches[:, 0] >= 0).sum(axis=1).tolist() == [10, 5, 3, 1, 1, 8]
-    whole = federation.tasks(everyone(6), np.ones((6, len(federation.layers)), dtype=np.int64)).batches
+    whole = simulation.sampler.tasks(everyone(6), np.ones((6, len(simulation.layers)), dtype=np.int64)).batches
     assert batches[1, 0, :5].tolist() == whole[1, 0, :5].tolist()
 
 
@@ -127,7 +127,7 @@ def test_after_a_round_everyone_who_can_reaches_every_layer() -> None:
 def test_what_is_known_of_speeds_survives_a_checkpoint(tmp_path: Path) -> None:
     state, _ = play({**GRADED, "method.name": "salfplus"})
     save_checkpoint(tmp_path / "state", state)
-    assert load_checkpoint(tmp_path / "state").speeds == state.speeds
+    assert load_checkpoint(tmp_path / "state")[0].speeds == state.speeds
     assert len(state.speeds.known) == 8
 
 

@@ -62,13 +62,13 @@ def test_a_buffer_counts_moves_not_arrivals(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_is_done_together_comes_in_the_order_of_numbers(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     landed: list[int] = []
     simulation = scripted((1.0,) * 4, {"method.name": method, "method.deadline": 3.0})
-    tasks = simulation.federation.tasks
+    tasks = simulation.sampler.tasks
 
     def listening(cohort, steps, proximal=0.0):  # type: ignore[no-untyped-def]
         landed.extend(cohort.clients.tolist())
         return tasks(cohort, steps, proximal)
 
-    monkeypatch.setattr(simulation.federation, "tasks", listening)
+    monkeypatch.setattr(simulation.sampler, "tasks", listening)
     simulation.play(simulation.initial_state())
     assert landed == [0, 1, 2, 3] * 3
 
@@ -120,7 +120,7 @@ def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
     )
     simulation = Simulation(experiment, dataset=small_data())
     state, begun = simulation.initial_state(), Counter[int]()
-    first = simulation.federation.draw_cohort(1).clients.tolist()
+    first = simulation.sampler.draw_cohort(1).clients.tolist()
     for _ in range(experiment.rounds):
         state, record = simulation.play(state)
         assert state.active_jobs is not None
@@ -131,7 +131,7 @@ def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
         # One model for each version in use, and no other.
         assert set(state.active_jobs.starts) == {active_job.version for active_job in state.active_jobs.under_way}
     assert state.active_jobs is not None
-    begun.update(state.active_jobs.workloads)
+    begun.update(state.active_jobs.begun)
     assert set(first) <= set(begun)
     assert set(begun) == set(range(20))
     # About 3 clients a round for 40 rounds, shared by 20: 6 each; one alone would have 120.
@@ -143,13 +143,12 @@ def test_where_all_take_part_the_same_client_goes_on() -> None:
     assert state.active_jobs is not None
     assert [active_job.client for active_job in state.active_jobs.under_way] == list(range(6))
     assert all(
-        active_job.workload == state.active_jobs.workloads[active_job.client]
-        for active_job in state.active_jobs.under_way
+        active_job.job == state.active_jobs.begun[active_job.client] for active_job in state.active_jobs.under_way
     )
 
 
 def one_unlucky_client() -> Dataset:
-    """Data of which client 2's examples overflow in the first layer."""
+    """Data in which the examples of client 2 overflow in the first layer."""
     good = small_data()
     inputs = good.inputs.clone()
     partition = Simulation(small_experiment(), dataset=good).federation.partition
@@ -188,7 +187,7 @@ def test_a_run_goes_on_from_any_checkpoint_to_the_last_bit(method: str, kind: st
         path = tmp_path / f"state-{number}"
         save_checkpoint(path, state)
         written = path.read_bytes()
-        state = load_checkpoint(path)
+        state, _ = load_checkpoint(path)
         save_checkpoint(path, state)
         assert path.read_bytes() == written
     assert again == records
@@ -209,8 +208,8 @@ def test_equal_rounds_are_equal_times(method: str) -> None:
     [
         ({"engine": "fused"}, r"engine is 'fused', but the clients of '{}' train one by one; choose 'auto' or 'plain'"),
         ({"engine": "stacked"}, r"engine is 'stacked', but"),
-        ({"server.optimizer": "adam"}, r"server\.\* is for methods with rounds, .*; leave that section out, or choose"),
-        ({"server.momentum": 0.9, "engine": "fused"}, r"engine is 'fused'.*; server\.\* is for methods with rounds"),
+        ({"server.optimizer": "adam"}, r"server\.\* is set, but .*; remove that section, or choose"),
+        ({"server.momentum": 0.9, "engine": "fused"}, r"engine is 'fused'.*; server\.\* is set, but"),
     ],
 )
 def test_what_it_cannot_heed_is_refused_with_a_remedy(method: str, settings: dict[str, object], problem: str) -> None:
@@ -222,7 +221,9 @@ def test_what_it_cannot_heed_is_refused_with_a_remedy(method: str, settings: dic
 
 def test_nobody_is_asked_together() -> None:
     simulation = Simulation(small_experiment({"method.name": "fedasync"}), dataset=small_data())
-    with pytest.raises(InvalidSetting, match="by 'fedasync' nobody is asked together; choose another method"):
+    with pytest.raises(
+        InvalidSetting, match="the method 'fedasync' is asynchronous and has no cohorts; choose a synchronous one"
+    ):
         simulation.tasks(simulation.initial_state())
 
 

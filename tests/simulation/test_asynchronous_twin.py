@@ -34,6 +34,7 @@ class Twin:
     def __init__(self, settings: dict[str, object]) -> None:
         self.simulation = Simulation(small_experiment(settings), dataset=small_data())
         self.experiment, self.federation = self.simulation.experiment, self.simulation.federation
+        self.sampler = self.simulation.sampler
         self.weights: State = self.federation.initial_weights()
         self.moves, self.applied = 0, 0
         self.waiting: list[tuple[State, State, float]] = []
@@ -42,7 +43,7 @@ class Twin:
 
     def play(self) -> State:
         end = self.experiment.rounds * self.experiment.devices.typical_seconds(self.federation.workload)
-        for client in self.federation.draw_cohort(1).clients.tolist():
+        for client in self.sampler.draw_cohort(1).clients.tolist():
             self.begin(client, 0.0)
         while True:
             done = min(self.working, key=lambda workload: (workload.done_s, workload.client))
@@ -71,7 +72,7 @@ class Twin:
         model, client = copy.deepcopy(self.federation.model).train(), self.experiment.client
         model.load_state_dict(workload.start)
         steps = np.full((1, len(self.simulation.layers)), client.local_steps)
-        batches = self.federation.tasks(self.cohort(workload.client), steps).task(0).batches
+        batches = self.sampler.tasks(self.cohort(workload.client), steps).task(0).batches
         data, proximal = self.federation.dataset, getattr(self.experiment.method, "rho", 0.0)
         for batch in batches:
             index = torch.from_numpy(batch)

@@ -12,7 +12,7 @@ from salf.errors import InvalidSetting, SalfError, UnsuitableModel
 from salf.simulation.simulator import Simulation
 
 DATA = small_data()
-pytestmark = pytest.mark.filterwarnings("ignore:simulated one client after another")  # for want of independent rows
+pytestmark = pytest.mark.filterwarnings("ignore:simulated one client after another")  # their rows depend on each other
 
 
 class OutOfOrder(nn.Module):

@@ -15,6 +15,7 @@ from salf.models import Mlp
 from salf.simulation.simulator import Simulation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", memory_cases(CPU), ids=lambda case: case.name)
 def test_memory_keeps_to_its_targets(case: Case) -> None:
     figure = case.measure(0.0)
@@ -46,6 +47,7 @@ def test_only_who_was_asked_is_remembered() -> None:
     assert np.all(np.diff(simulation.tasks(state).clients) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell a process's largest memory")
 def test_what_is_measured_is_a_process_of_its_own() -> None:
     held = torch.ones(2**28)  # 1 GiB, more than a small simulation takes

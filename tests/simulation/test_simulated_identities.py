@@ -1,11 +1,11 @@
-"""Where nobody is slow, or there is time enough, every method is federated averaging, to the last bit."""
+"""Without stragglers, or with time enough, every method is federated averaging, to the last bit."""
 
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import pytest
-from simulator_cases import RESIDUAL, RULES, play, same_weights, small_data, small_experiment
+from simulator_cases import NORMALIZED, RULES, play, same_weights, small_data, small_experiment
 
 from salf.records.rounds import RoundRecord
 from salf.simulation.server_state import ServerState
@@ -14,7 +14,7 @@ from salf.simulation.simulator import Simulation
 SETUPS: dict[str, dict[str, Any]] = {
     "one step": {"client.lr": 0.3},
     "momentum": {"client.local_steps": 3, "client.momentum": 0.9, "client.weight_decay": 0.01},
-    "batchnorm": {**RESIDUAL, "client.local_steps": 2, "client.momentum": 0.5, "data.clients": 4},
+    "batchnorm": {**NORMALIZED, "client.local_steps": 2, "client.momentum": 0.5, "data.clients": 4},
     "adam": {"client.optimizer": "adam", "client.lr": 0.01, "client.local_steps": 2},
     "by examples": {"data.size_sigma": 1.0, "method.weight_by_examples": True},
 }
@@ -99,10 +99,10 @@ def test_where_nobody_gets_anything_done_nothing_changes(settings: dict[str, Any
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_round_that_nobody_contributes_to_leaves_every_bit(rule: str) -> None:
-    simulation = Simulation(small_experiment({**RESIDUAL, "method.rule": rule}), dataset=small_data())
+    simulation = Simulation(small_experiment({**NORMALIZED, "method.rule": rule}), dataset=small_data())
     state, _ = simulation.play(simulation.initial_state())
     waiting = Simulation(
-        small_experiment({**RESIDUAL, "method.rule": rule, "method.deadline": 1e-9}), dataset=small_data()
+        small_experiment({**NORMALIZED, "method.rule": rule, "method.deadline": 1e-9}), dataset=small_data()
     )
     after, _ = waiting.play(state)
     assert same_weights(after.weights, state.weights)

@@ -13,7 +13,7 @@ from salf.aggregation.rules import Contributors
 from salf.aggregation.server_optimizer import ServerOptimizer
 from salf.layers.find import Layer, Layers
 from salf.models import prefixes
-from salf.simulation.submodel_mean import Overlap
+from salf.simulation.submodel_mean import SubmodelMean
 from salf.update import Update
 
 # An MLP of 2 inputs, 4 hidden neurons and 3 classes.
@@ -30,15 +30,15 @@ def filled(value: float, hidden: int = 4) -> dict[str, Tensor]:
 
 
 def test_two_widths_by_hand() -> None:
-    # Two clients train all 4 neurons and come to 3 and 5, one trains the first 2 and comes to 10; it was 1 before.
+    # From 1, two clients train all 4 neurons to 3 and 5, and one trains the first 2 to 10.
     wide, narrow = (Aggregation(filled(1.0, hidden), LAYERS, Contributors()) for hidden in (4, 2))
     for delta in (2.0, 4.0):
         wide.add(Update(filled(delta, 4), steps=1, num_examples=7))
     narrow.add(Update(filled(9.0, 2), steps=1, num_examples=7))
-    overlap = Overlap(filled(1.0))
-    overlap.add(wide.finish().state, weight=2.0)
-    overlap.add(narrow.finish().state, weight=1.0)
-    new = overlap.state()
+    mean = SubmodelMean(filled(1.0))
+    mean.add(wide.finish().state, weight=2.0)
+    mean.add(narrow.finish().state, weight=1.0)
+    new = mean.state()
     assert new["fc1.weight"].tolist() == [[6.0, 6.0], [6.0, 6.0], [4.0, 4.0], [4.0, 4.0]]
     assert new["fc1.bias"].tolist() == [6.0, 6.0, 4.0, 4.0]
     assert new["fc2.weight"].tolist() == [[6.0, 6.0, 4.0, 4.0]] * 3
@@ -47,10 +47,10 @@ def test_two_widths_by_hand() -> None:
 
 def test_what_nobody_holds_stays_to_the_last_bit() -> None:
     before = {name: torch.randn(shape) for name, shape in SHAPES.items()} | {"seen": torch.tensor(3)}
-    overlap = Overlap(before)
+    mean = SubmodelMean(before)
     rows = torch.tensor([True, False, True])
-    overlap.add(filled(5.0, 2), weight=3.0, rows={"fc2.weight": rows, "fc2.bias": rows})
-    new, held = overlap.state(), overlap.held()
+    mean.add(filled(5.0, 2), weight=3.0, rows={"fc2.weight": rows, "fc2.bias": rows})
+    new, held = mean.state(), mean.held()
     assert held["fc1.bias"].tolist() == [True, True, False, False]
     assert held["fc2.weight"].tolist() == [[True, True, False, False], [False] * 4, [True, True, False, False]]
     for name, which in held.items():
@@ -76,7 +76,7 @@ def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
         st.lists(st.sampled_from([(0,), (1, 2), (0, 1, 2)]), min_size=len(hidden), max_size=len(hidden))
     )
     deltas = [{name: torch.randn(shape, generator=draw) for name, shape in shapes(size).items()} for size in hidden]
-    rule, overlap = Contributors(weight_by_examples=by_examples), Overlap(before)
+    rule, mean = Contributors(weight_by_examples=by_examples), SubmodelMean(before)
     for size, own in sorted(set(zip(hidden, classes, strict=True))):
         running = Aggregation(prefixes(before, filled(0, size)), LAYERS, rule)
         members = [client for client, key in enumerate(zip(hidden, classes, strict=True)) if key == (size, own)]
@@ -84,8 +84,8 @@ def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
             running.add(Update(deltas[client], steps=1, num_examples=examples[client]))
         rows = torch.tensor([label in own for label in range(3)])
         weight = running.sums.weights([examples[client] for client in members]).sum()
-        overlap.add(running.finish().state, float(weight), {"fc2.weight": rows, "fc2.bias": rows})
-    new = overlap.state()
+        mean.add(running.finish().state, float(weight), {"fc2.weight": rows, "fc2.bias": rows})
+    new = mean.state()
     for name, shape in SHAPES.items():
         for place in product(*map(range, shape)):
             total = weights = 0.0
@@ -118,7 +118,7 @@ def test_a_server_optimizer_neither_moves_nor_forgets_what_nobody_held(server: S
     for moment, value in kept["w"].items():
         assert value[:2].equal(forgotten["w"][moment][:2])
         assert value[2].equal(memory["w"][moment][2])
-    # What nobody ever held is remembered as if nothing had been.
+    # The moments of elements that no client held are those of the first step.
     _, fresh = server.step(before, {"w": before["w"] + 1}, ["w"], {}, held=some)
     _, later = server.step(before, {"w": before["w"] + 1}, ["w"], fresh)
     _, never = server.step(before, {"w": before["w"] + 1}, ["w"], {})

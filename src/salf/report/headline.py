@@ -59,12 +59,15 @@ def _of_winner(winner: Outcome, outcomes: Sequence[Outcome], goal: str) -> str:
     if ties:
         names = _joined([one.label for one in (winner, *ties)])
         return f"{names} were the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
-    named = [one for one in rivals if one is rivals[0] or one.label == "fedavg"]
+    place = "the first" if rivals else "the only one"
+    where = " in every run" if not rivals and any(one.reached for one in others) else ""
+    after = f"{winner.label} was {place} to reach {goal}{where}, after {_seconds(winner.seconds)} of virtual time"
     faster = " and ".join(
-        f"{one.seconds / winner.seconds:.2f} times as fast as {one.label} ({_seconds(one.seconds)})" for one in named
+        f"{one.seconds / winner.seconds:.2f} times as fast as {one.label} ({_seconds(one.seconds)})"
+        for one in rivals
+        if one is rivals[0] or one.label == "fedavg"
     )
-    first = f"{winner.label} was the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
-    return _listed([f"{first}, {faster or 'and the only one'}", *_work(winner, others)])
+    return _listed([f"{after}, {faster}" if faster else after, *_work(winner, others)])
 
 
 def _of_best(tested: Sequence[Outcome], goal: str) -> str:
@@ -80,7 +83,8 @@ def _work(outcome: Outcome, others: Sequence[Outcome]) -> list[str]:
     """Return the share of work that was kept, beside that of a few others; nothing if it is not known."""
     if not math.isfinite(outcome.figures.work_kept):
         return []
-    beside = [f"{one.label}: {100 * one.figures.work_kept:.3g} %" for one in others[: _MOST_NAMED - 1]]
+    shares = [(one.label, one.figures.work_kept) for one in others[: _MOST_NAMED - 1]]
+    beside = [f"{label}: {100 * share:.3g} %" for label, share in shares if math.isfinite(share)]
     kept = f"kept {100 * outcome.figures.work_kept:.3g} % of its clients' finished work"
     return [f"{kept} ({', '.join(beside)})" if beside else kept]
 

@@ -162,9 +162,10 @@ def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
                 f"two runs of {same[0].method} with seed {max(seeds, key=seeds.count)} have the same settings; "
                 "pass only one of their folders"
             )
-    firsts = [same[0] for same in found.values()]
+    labels = _labels([same[0] for same in found.values()])
     return tuple(
-        Group(_label(same[0], firsts), tuple(sorted(same, key=lambda run: run.seed))) for same in found.values()
+        Group(label, tuple(sorted(same, key=lambda run: run.seed)))
+        for label, same in zip(labels, found.values(), strict=True)
     )
 
 
@@ -173,16 +174,24 @@ def _compared(run: ReportedRun) -> dict[str, object]:
     return {key: value for key, value in run.flat.items() if not key.startswith(_NOT_COMPARED)}
 
 
-def _label(run: ReportedRun, firsts: Sequence[ReportedRun]) -> str:
-    """Name a group by its method and the settings in which it differs.
+def _labels(runs: Sequence[ReportedRun], *, optional: bool = False) -> list[str]:
+    """Name each run by its method and the settings in which it differs from the others.
 
-    A method's own settings are named only where several groups have this method.
+    Args:
+        runs: One run of each group.
+        optional: Whether to name settings that only some of the runs have, such as those of another model. They are
+            named if the labels would be equal without them.
     """
-    own = _compared(run)
-    among_all = differing_keys([_compared(one) for one in firsts])
-    of_method = differing_keys([_compared(one) for one in firsts if one.method == run.method])
-    keys = [key for key in among_all if key in of_method or not key.startswith("method.")]
-    return " · ".join([run.method, *(f"{key} = {_shortened(own.get(key, 'not set'))}" for key in keys)])
+    settings = [_compared(run) for run in runs]
+    labels = []
+    for run, own in zip(runs, settings, strict=True):
+        of_method = [one for one in settings if one["method.name"] == run.method]
+        keys = [key for key in differing_keys(settings) if not key.startswith("method.")]
+        keys += [key for key in differing_keys(of_method) if key.startswith("method.")]
+        common = set(settings[0]).intersection(*settings) | set(own).intersection(*of_method)
+        shown = (f"{key} = {_shortened(own.get(key, 'not set'))}" for key in keys if optional or key in common)
+        labels.append(" · ".join([run.method, *shown]))
+    return labels if optional or len(set(labels)) == len(labels) else _labels(runs, optional=True)
 
 
 def _shortened(value: object, length: int = 40) -> str:

@@ -1,25 +1,32 @@
-"""A run."""
+"""One run of an experiment, kept in a folder or not."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from salf.data import Dataset
 from salf.engines import Engine, Training
-from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.participation import StarvationMonitor, Starving, starving
+from salf.methods import Method
+from salf.participation import Starving, starving
 from salf.records import RoundRecord, final_accuracy
 from salf.runs.folder import RunFolder
-from salf.simulation import ServerState, Simulation
+from salf.simulation import ServerState, Simulation, with_method
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its experiment, one record per round, its folder if it was kept, and the layers that starved."""
+    """A finished run.
+
+    Attributes:
+        experiment: What was run.
+        records: One per round.
+        folder: Where the run was kept, if it was.
+        starving: The layers that starve at the end of the run, input to output.
+    """
 
     experiment: Experiment
     records: tuple[RoundRecord, ...]
@@ -42,54 +49,72 @@ def run_experiment(
     out: Path | str | None = None,
     resume: bool = False,  # noqa: FBT001, FBT002 - part of the contract of names
     *,
+    method: Method | None = None,
     watch: Callable[[RoundRecord], None] | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     checkpoint_seconds: float = 2.0,
     build_engine: Callable[[Training], Engine] | None = None,
 ) -> Run:
-    """Run an experiment, keeping it in the folder `out` if one is given. Warns as `simulate` does.
+    """Run an experiment, and keep it in a folder if one is given.
 
-    `resume` goes on with a run that was interrupted in that folder, or starts it if it had not got that far. `watch` is
-    called with every record, those of earlier rounds included. A crash costs the work of `checkpoint_seconds` of real
-    time at most, or more where saving takes so long that a tenth of the time would go into it. `build_engine` makes an
-    engine that the experiment cannot choose by itself. Raises `RunFolderError`
-    when the folder cannot be written, is in use by another process, already holds a run, or holds one of another
-    experiment or on other data.
+    Args:
+        experiment: What to run.
+        out: The folder; None keeps nothing.
+        resume: Continue a run that was interrupted in that folder, or start it if its first round had not ended.
+        method: A method that replaces the experiment's.
+        watch: Is called with every record, those of earlier rounds included.
+        model: A model that replaces the experiment's; it is copied, never changed.
+        dataset: Data that replaces the experiment's.
+        checkpoint_seconds: How much work, in seconds of real time, a crash may cost. It costs more where saving would
+            otherwise take over a tenth of the time.
+        build_engine: Builds an engine that the experiment cannot choose by itself.
+
+    Raises:
+        RunFolderError: The folder cannot be written, is in use by another process, already holds a run, or holds one of
+            another experiment or on other data.
+        SalfError: As for `simulate`.
+
+    Warns:
+        StarvationWarning: A layer is sent by hardly any client, or by always the same ones.
 
     >>> run = run_experiment(Experiment.load("digits", rounds=2, **{"data.clients": 4}))
     >>> len(run.records), run.time_s
     (2, 2.0)
     """
+    experiment = with_method(experiment, method)
+    prepare = partial(Simulation, experiment, model=model, dataset=dataset, build_engine=build_engine)
     if out is None:
-        simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
-        return _play(simulation, simulation.initial_state(), [], watch)
-    with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
-        simulation = Simulation(experiment, model=model, dataset=dataset, build_engine=build_engine)
+        simulation = prepare()
+        return _finish_rounds(simulation, simulation.initial_state(), [], watch)
+    given = {"model": model, "data": dataset}
+    reasons = [f"{name} was given in Python" for name, value in given.items() if value is not None]
+    with RunFolder.open(
+        Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds, unreproducible=reasons
+    ) as folder:
+        simulation = prepare()
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)
-        return _play(simulation, state.to(simulation.federation.device), records, watch, folder)
+        return _finish_rounds(simulation, state.to(simulation.federation.device), records, watch, folder)
 
 
-def _play(
+def _finish_rounds(
     simulation: Simulation,
-    state: ServerState,
+    start: ServerState,
     records: list[RoundRecord],
     watch: Callable[[RoundRecord], None] | None,
     folder: RunFolder | None = None,
 ) -> Run:
-    tell, hunger = watch or _ignore, StarvationMonitor(simulation.layers.names)
+    """Play the rounds after the state `start`, save and watch them, and return the whole run."""
+    watched = watch or _ignore
     for record in records:
-        tell(record)
-    while state.round < simulation.experiment.rounds:
-        state, record = simulation.play(state)
-        if not math.isfinite(record.time_s):
-            raise InvalidSetting(f"round {record.round} would never end: choose faster devices, or a shorter deadline")
+        watched(record)
+    state = start
+    for state, record in simulation.run(start):
         records.append(record)
         if folder is not None:
             folder.append(record, state)
-        tell(record)
-        hunger.warn(state.round, state.observed, record.clients)
+        watched(record)
     if folder is not None:
         folder.finish(simulation, state, records)
     return Run(

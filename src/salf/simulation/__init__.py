@@ -1,7 +1,12 @@
-"""TODO."""
+"""Experiments on a virtual clock: a generator of records, for methods with rounds and for asynchronous ones.
+
+Clients train in this process, but the time that they take comes from a device model. `SimulatedFederation` is the
+set-up of a run, `Sampler` draws each round, `Evaluator` tests the global model, and `Simulation` loops over the rounds.
+"""
 
 from salf.simulation.async_jobs import ActiveJob as ActiveJob
 from salf.simulation.async_jobs import ActiveJobs as ActiveJobs
 from salf.simulation.server_state import ServerState as ServerState
 from salf.simulation.simulator import Simulation as Simulation
 from salf.simulation.simulator import simulate as simulate
+from salf.simulation.simulator import with_method as with_method

@@ -1,4 +1,4 @@
-"""Clients at work where there are no rounds: who is, since when, until when, and from which weights."""
+"""The clients at work under an asynchronous method: since when, until when, and from which weights."""
 
 import heapq
 import math
@@ -15,14 +15,19 @@ from salf.devices import Cohort, CompletionTimes, Devices, Workload
 
 @dataclass(frozen=True)
 class ActiveJob:
-    """A client at work on its `workload`-th job, from the server's weights of `version`.
+    """A client at work.
 
-    It began at `began_s` and conveys its whole job at `ends_s`, or is given up then if it never `answers`; infinite if
-    nobody ever gives it up.
+    Attributes:
+        client: The client's number.
+        job: Which job of the client it is, counted from 1.
+        version: The version of the global model from which it began.
+        began_s: When it began, in virtual seconds.
+        ends_s: When the whole model reaches the server, or the server gives the client up; infinite for neither.
+        answers: Whether the model reaches the server.
     """
 
     client: int
-    workload: int
+    job: int
     version: int
     began_s: float
     ends_s: float
@@ -31,67 +36,83 @@ class ActiveJob:
 
 @dataclass(frozen=True)
 class ActiveJobs:
-    """All that an asynchronous method hands on from one round to the next, beside the server's weights.
+    """What an asynchronous method hands to the next round, beside the global weights.
 
-    `under_way` are the flights in the order of their clients, `starts` the weights, by version, from which those began
-    who will answer. `workloads` counts the jobs that each client has begun. `version` and `buffer` are the server's.
+    Attributes:
+        under_way: The active jobs in the order of their clients.
+        starts: The weights from which jobs that answer began, by version.
+        begun: How many jobs each client has begun.
+        version: How often the global model has moved.
+        buffer: Results that wait to move it.
     """
 
     under_way: tuple[ActiveJob, ...]
     starts: Mapping[int, Weights]
-    workloads: Mapping[int, int]
+    begun: Mapping[int, int]
     version: int = 0
     buffer: Buffer = field(default_factory=Buffer)
 
 
 class Dispatcher:
-    """Sends clients to work, and tells who is done next.
+    """Starts jobs and returns them in the order in which they end.
 
-    The draws of a client's n-th job have n for their round, so that every draw has an address.
+    Draws for the n-th job of a client have n as their round, so each draw has an address.
+
+    Args:
+        devices: The device model.
+        workload: What every job computes.
+        population: The number of clients.
+        seed: The seed of the run.
     """
 
     def __init__(self, devices: Devices, workload: Workload, population: int, seed: int) -> None:
-        self._devices, self._job, self._population, self._seed = devices, workload, population, seed
+        self._devices, self._workload, self._population, self._seed = devices, workload, population, seed
         self._queue: list[tuple[float, int, ActiveJob]] = []
         self._starts: dict[int, Weights] = {}
         self._users: Counter[int] = Counter()
-        self._jobs: dict[int, int] = {}
+        self._begun: dict[int, int] = {}
 
     def restore(self, active_jobs: ActiveJobs) -> None:
-        """Go on from where flights were handed on."""
+        """Continue from an earlier `snapshot`."""
         self._queue = [(active_job.ends_s, active_job.client, active_job) for active_job in active_jobs.under_way]
         heapq.heapify(self._queue)
-        self._starts, self._jobs = dict(active_jobs.starts), dict(active_jobs.workloads)
+        self._starts, self._begun = dict(active_jobs.starts), dict(active_jobs.begun)
         self._users = Counter(active_job.version for active_job in active_jobs.under_way if active_job.answers)
 
     def snapshot(self, server: ServerModel) -> ActiveJobs:
-        """Return all that is to be handed on."""
+        """Return the jobs as a value, with the version and the buffer of the server's model."""
         under_way = sorted((active_job for _, _, active_job in self._queue), key=lambda active_job: active_job.client)
-        return ActiveJobs(tuple(under_way), dict(self._starts), dict(self._jobs), server.version, server.buffer)
+        return ActiveJobs(tuple(under_way), dict(self._starts), dict(self._begun), server.version, server.buffer)
 
     @property
     def next_s(self) -> float:
-        """When the next flight ends."""
+        """When the next job ends, in virtual seconds."""
         return self._queue[0][0]
 
     def send(self, clients: Sequence[int], now_s: float, server: ServerModel) -> None:
-        """Let clients begin their next job from the server's weights."""
+        """Start the next job of some clients.
+
+        Args:
+            clients: Clients that are idle.
+            now_s: The virtual time in seconds.
+            server: The model that they receive.
+        """
         for client in clients:
-            workload = self._jobs.get(client, 0) + 1
-            times = self.times(client, workload)
+            job = self._begun[client] = self._begun.get(client, 0) + 1
+            times = self.times(client, job)
             answers = math.isfinite(times.whole[0])
             lasts = float(times.whole[0]) if answers else times.give_up_seconds
-            active_job = ActiveJob(client, workload, server.version, now_s, now_s + lasts, answers)
-            self._jobs[client] = workload
+            active_job = ActiveJob(client, job, server.version, now_s, now_s + lasts, answers)
             heapq.heappush(self._queue, (active_job.ends_s, client, active_job))
             if answers:
                 self._starts[server.version] = server.weights
                 self._users[server.version] += 1
 
     def pop(self) -> tuple[ActiveJob, Weights]:
-        """Take out the flight that ends next, of several the lowest client's, and the weights from which it began.
+        """Remove the job that ends next, of several at once the one of the client with the lowest number.
 
-        There are no weights where the client never answered.
+        Returns:
+            The job and the weights from which it began; no weights if the client never answered.
         """
         _, _, active_job = heapq.heappop(self._queue)
         if not active_job.answers:
@@ -101,18 +122,18 @@ class Dispatcher:
         return active_job, self._starts[active_job.version] if in_use else self._starts.pop(active_job.version)
 
     def successor(self, active_job: ActiveJob) -> int:
-        """Draw who begins in place of a flight that has landed, among those who are idle."""
+        """Draw the client that begins when a job has ended, among the idle ones."""
         busy = sorted(client for _, client, _ in self._queue)
         idle = self._population - len(busy)
-        place = int(seeds.stream(self._seed, "successor", active_job.workload, active_job.client).integers(idle))
-        for client in busy:  # count on, past those who are at work
+        place = int(seeds.stream(self._seed, "successor", active_job.job, active_job.client).integers(idle))
+        for client in busy:  # turn the place among the idle clients into a client's number
             place += client <= place
         return place
 
-    def times(self, client: int, workload: int) -> CompletionTimes:
-        """Draw when a client finishes what of its `workload`-th job."""
-        return self._devices.times(self._job, self.cohort(client, workload))
+    def times(self, client: int, job: int) -> CompletionTimes:
+        """Draw when a client finishes each layer of a job."""
+        return self._devices.times(self._workload, self.cohort(client, job))
 
-    def cohort(self, client: int, workload: int) -> Cohort:
-        """Return a client on its `workload`-th job, alone."""
-        return Cohort(np.array([client]), self._population, workload, self._seed)
+    def cohort(self, client: int, job: int) -> Cohort:
+        """Return the cohort of one client, with the number of its job as the round."""
+        return Cohort(np.array([client]), self._population, job, self._seed)

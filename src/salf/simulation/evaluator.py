@@ -1,15 +1,82 @@
-"""Loss and accuracy of a classifier on held-out data."""
+"""Tests of the global model: when, on which examples, and with which BatchNorm statistics."""
 
+import copy
+import math
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from salf import seeds
+from salf.data import Dataset
+from salf.engines import use_fast_pooling
+from salf.experiment import Experiment
+from salf.methods import is_synchronous
+from salf.simulation.static_batchnorm import static_statistics
 
 _BATCH = 2048
 
 
-def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the accuracy, between 0 and 1, and the mean cross-entropy of `model` on labelled examples.
+class Evaluator:
+    """Tests the global model during a run.
 
-    The model is used in evaluation mode; each of its modules is left in the mode it was in.
+    Clients that train sub-models keep no BatchNorm statistics, so for their methods the server measures them before
+    each test, over all training examples.
+
+    Args:
+        experiment: Says when to test, and on how many examples.
+        model: The global model; it is copied, never changed.
+        dataset: Its test examples are used, in every run of the experiment the same.
+        training_inputs: The training inputs, on the device that computes.
+    """
+
+    def __init__(self, experiment: Experiment, model: nn.Module, dataset: Dataset, training_inputs: Tensor) -> None:
+        self._experiment, self._training_inputs = experiment, training_inputs
+        device, method = training_inputs.device, experiment.method
+        inputs, labels = _test_examples(dataset, experiment.evaluate.examples)
+        self._examples = inputs.to(device), labels.to(device)
+        self._tested = use_fast_pooling(copy.deepcopy(model).to(device))
+        trains_submodels = is_synchronous(method) and method.submodels is not None
+        self._measured = copy.deepcopy(model).to(device) if trains_submodels else None
+
+    def is_due(self, round: int) -> bool:
+        """Return whether the global model is tested after a round."""
+        return round % self._experiment.evaluate.every == 0 or round >= self._experiment.rounds
+
+    def complete(self, round: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the global state dict after a round, with the BatchNorm statistics that its test needs."""
+        if self._measured is None or not self.is_due(round):
+            return weights
+        inputs = self._training_inputs
+        order = torch.from_numpy(seeds.stream(self._experiment.seed, "statistics").permutation(len(inputs)))
+        return weights | static_statistics(self._measured, weights, inputs, order.to(inputs.device))
+
+    def test(self, round: int, weights: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+        """Test the global model if a test is due.
+
+        Args:
+            round: The round that has ended.
+            weights: The state dict after it.
+
+        Returns:
+            Accuracy between 0 and 1, and mean cross-entropy; None where no test is due, or the loss is not finite.
+        """
+        if not self.is_due(round):
+            return None, None
+        self._tested.load_state_dict(weights)
+        accuracy, loss = evaluate(self._tested, *self._examples)
+        return accuracy, loss if math.isfinite(loss) else None
+
+
+def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy of a classifier.
+
+    Args:
+        model: A model that returns scores of shape (examples, classes). It is used in evaluation mode, and each of its
+            modules is left in its own mode.
+        inputs: The examples, on the model's device.
+        labels: Their classes, shape (examples,).
 
     >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1]))[0]
     0.5
@@ -28,3 +95,12 @@ def evaluate(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, f
         for module, training in modes.items():
             module.training = training
     return correct / len(labels), total / len(labels)
+
+
+def _test_examples(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return test inputs and labels: all, or the same `count` of them for every seed."""
+    if count is None or count >= len(dataset.test_labels):
+        return dataset.test_inputs, dataset.test_labels
+    chosen = np.sort(seeds.stream(0, "test-examples").permutation(len(dataset.test_labels))[:count])
+    index = torch.from_numpy(chosen)
+    return dataset.test_inputs[index], dataset.test_labels[index]

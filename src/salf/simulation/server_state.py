@@ -1,4 +1,4 @@
-"""All that one round hands on to the next."""
+"""Everything that one round hands to the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +13,17 @@ from salf.simulation.async_jobs import ActiveJobs
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that one round hands on to the next: with the experiment, it determines the rest of the run.
+    """Everything that one round hands to the next; with the experiment it determines the rest of the run.
 
-    `round` counts the rounds that are done, `time_s` is the virtual time, `weights` the global model's state dict.
-    `optimizer` is what the server's optimizer remembers, `speeds` how fast the clients were, `active_jobs` who is at work
-    for an asynchronous method.
+    Attributes:
+        round: The number of rounds that have ended.
+        time_s: The virtual time in seconds.
+        weights: The global model's state dict.
+        observed: How often each client has sent each layer.
+        memory: What each client last sent for each layer, for the rule `Memory`.
+        optimizer: The moments of the server's optimizer, by parameter.
+        speeds: How fast each client worked in earlier rounds.
+        active_jobs: The clients at work; None for a method with rounds, and before the first round.
     """
 
     round: int
@@ -30,25 +36,22 @@ class ServerState:
     active_jobs: ActiveJobs | None = None
 
     def to(self, device: torch.device) -> "ServerState":
-        """Return the same with its tensors on a device, not copied where they are there already."""
+        """Return the state with its tensors on a device; those that are there already are not copied."""
         memory = {
             client: {layer: replace(last, deltas=_moved(last.deltas, device)) for layer, last in layers.items()}
             for client, layers in self.memory.items()
         }
+        jobs = self.active_jobs
+        if jobs is not None:
+            starts = {version: _moved(weights, device) for version, weights in jobs.starts.items()}
+            jobs = replace(jobs, starts=starts, buffer=replace(jobs.buffer, sums=_moved(jobs.buffer.sums, device)))
         return replace(
             self,
             weights=_moved(self.weights, device),
             memory=memory,
             optimizer={name: _moved(moments, device) for name, moments in self.optimizer.items()},
-            active_jobs=None if self.active_jobs is None else _flights_moved(self.active_jobs, device),
+            active_jobs=jobs,
         )
-
-
-def _flights_moved(active_jobs: ActiveJobs, device: torch.device) -> ActiveJobs:
-    starts = {version: _moved(weights, device) for version, weights in active_jobs.starts.items()}
-    return replace(
-        active_jobs, starts=starts, buffer=replace(active_jobs.buffer, sums=_moved(active_jobs.buffer.sums, device))
-    )
 
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

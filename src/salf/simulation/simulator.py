@@ -1,89 +1,177 @@
-"""An experiment played round by round on the virtual clock."""
+"""The round loop: an experiment on the virtual clock, as a generator of states and records."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
-from salf import data
-from salf.engines import Engine, Tasks, Training
-from salf.errors import InvalidSetting
+from salf.data import Dataset
+from salf.engines import Tasks
+from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
-from salf.methods import is_asynchronous
+from salf.methods import Method, is_asynchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
-from salf.simulation.federation import SimulatedFederation
+from salf.simulation.evaluator import Evaluator
+from salf.simulation.federation import BuildEngine, SimulatedFederation
+from salf.simulation.sampler import Sampler
 from salf.simulation.server_state import ServerState
+from salf.simulation.static_batchnorm import has_batchnorm
 from salf.simulation.submodels import SubmodelTraining
 from salf.simulation.synchronous import SynchronousRounds
 from salf.simulation.typical_round import draw_timeline
 
 
 class Simulation:
-    """An experiment made ready to run: `initial_state` is where it starts, `play` takes a state one round further.
+    """An experiment that is ready to run: one state and one record per round.
 
-    The data set and the model are those that the experiment names, unless they are given; a given model is copied,
-    never changed. `build_engine` makes an engine that the experiment cannot choose by itself.
+    `simulate` and `run_experiment` suffice for most purposes; use this to look at states, or to repeat a round.
+
+    Args:
+        experiment: What to simulate.
+        method: A method that replaces the experiment's.
+        model: A model that replaces the experiment's; it is copied, never changed.
+        dataset: Data that replaces the experiment's.
+        build_engine: Builds an engine that the experiment cannot choose by itself.
+
+    Attributes:
+        federation: The set-up: data, model, layers and engine.
+        sampler: Draws cohorts, completion times and batches.
+        evaluator: Tests the global model.
+        experiment: The experiment, with `method`.
+        layers: The layers of the model, input to output.
+        workload: What a client computes in a round.
+
+    Raises:
+        InvalidSetting: Experiment, method, model and data do not fit together.
+        UnsuitableModel: The model cannot be trained layer by layer.
+        DataUnavailable: The data set cannot be loaded.
+
+    >>> simulation = Simulation(Experiment.load("digits", **{"data.clients": 4}))
+    >>> state, record = simulation.play(simulation.initial_state())
+    >>> state.round, record.clients
+    (1, 4)
     """
 
     def __init__(
         self,
         experiment: Experiment,
         *,
+        method: Method | None = None,
         model: nn.Module | None = None,
-        dataset: data.Dataset | None = None,
-        build_engine: Callable[[Training], Engine] | None = None,
+        dataset: Dataset | None = None,
+        build_engine: BuildEngine | None = None,
     ) -> None:
-        self.federation = SimulatedFederation(experiment, model=model, dataset=dataset, build_engine=build_engine)
-        self.experiment, self.layers, self.workload = experiment, self.federation.layers, self.federation.workload
-        self._rounds = _rounds(self.federation)
+        experiment = with_method(experiment, method)
+        federation = SimulatedFederation(experiment, model, dataset, build_engine)
+        self.federation, self.experiment = federation, experiment
+        self.layers, self.workload = federation.layers, federation.workload
+        smallest = 2 if has_batchnorm(federation.model) else 1
+        self.sampler = Sampler(experiment, federation.partition, self.workload, smallest_batch=smallest)
+        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.inputs)
+        self._rounds = self._build_rounds()
 
     def initial_state(self) -> ServerState:
         """Return the state before the first round."""
         return ServerState(0, 0.0, self.federation.initial_weights(), ObservedReach(len(self.layers)))
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
-        """Play the round after `state`; return the state after it and its record."""
+        """Play the round after a state, which stays as it is; return the state after it and its record."""
         with self.federation.suitable_threads():
             return self._rounds.play(state)
 
+    def run(self, state: ServerState | None = None) -> Iterator[tuple[ServerState, RoundRecord]]:
+        """Play the rest of the experiment's rounds, each when it is requested.
+
+        Args:
+            state: Where to continue; None for the initial state.
+
+        Yields:
+            The state after a round, and its record.
+
+        Raises:
+            InvalidSetting: A round has no end.
+
+        Warns:
+            StarvationWarning: A layer is sent by hardly any client, or by always the same ones.
+        """
+        state, monitor = state or self.initial_state(), StarvationMonitor(self.layers.names)
+        while state.round < self.experiment.rounds:
+            state, record = self.play(state)
+            if not math.isfinite(record.time_s):
+                raise InvalidSetting(f"round {record.round} never ends; choose faster devices, or a shorter deadline")
+            yield state, record
+            monitor.warn(state.round, state.observed, record.clients)
+
     def timeline(self) -> TimeLine:
-        """Return who does what when in a typical round; without a round where nobody is asked together."""
+        """Return what each client does in a typical round; without a round for an asynchronous method."""
         if not isinstance(self._rounds, SynchronousRounds):
             return TimeLine(self.layers.names)
         return draw_timeline(self._rounds, self.initial_state(), self.layers.names, self.experiment.rounds)
 
     def tasks(self, state: ServerState) -> Tasks:
-        """Return what the clients of the round after `state` compute, by a synchronous method."""
+        """Return what the clients of the round after a state compute.
+
+        Raises:
+            InvalidSetting: The method is asynchronous.
+        """
         if not isinstance(self._rounds, SynchronousRounds):
-            raise InvalidSetting(f"by '{self.experiment.method.name}' nobody is asked together; choose another method")
+            name = self.experiment.method.name
+            raise InvalidSetting(f"the method '{name}' is asynchronous and has no cohorts; choose a synchronous one")
         return self._rounds.tasks(self._rounds.plan(state))
 
+    def _build_rounds(self) -> SynchronousRounds | AsynchronousRounds:
+        parts, method = (self.federation, self.sampler, self.evaluator), self.experiment.method
+        if is_asynchronous(method):
+            return AsynchronousRounds(*parts, method)
+        submodels = method.submodels
+        training = None if submodels is None else SubmodelTraining(self.federation, self.sampler, method, submodels)
+        return SynchronousRounds(*parts, method, training)
 
-def _rounds(federation: SimulatedFederation) -> SynchronousRounds | AsynchronousRounds:
-    """Return the loop that the experiment's method plays in."""
-    method = federation.experiment.method
-    if is_asynchronous(method):
-        return AsynchronousRounds(federation, method)
-    training = None if method.submodels is None else SubmodelTraining(federation, method, method.submodels)
-    return SynchronousRounds(federation, method, training)
+
+def with_method(experiment: Experiment, method: Method | None) -> Experiment:
+    """Return an experiment with a method in place of its own; None keeps the experiment as it is.
+
+    >>> from salf.methods import FedAvg
+    >>> with_method(Experiment(), FedAvg()).method.name
+    'fedavg'
+    """
+    check_type("experiment", experiment, Experiment, "an Experiment, such as Experiment.load('digits')")
+    if method is None:
+        return experiment
+    check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
+    return replace(experiment, method=method)  # type: ignore[arg-type]  # built-in methods - not yet any
 
 
 def simulate(
-    experiment: Experiment, *, model: nn.Module | None = None, dataset: data.Dataset | None = None
+    experiment: Experiment,
+    *,
+    method: Method | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
 ) -> Iterator[RoundRecord]:
-    """Run an experiment on the virtual clock, yielding one record per round.
+    """Run an experiment on the virtual clock.
 
-    `model` and `dataset` stand in for those that the experiment names; the model is copied, never changed. Warns with
-    `salf.starvation.StarvationWarning` of layers that hardly anybody conveys, or always the same clients.
+    Args:
+        experiment: What to simulate.
+        method: A method that replaces the experiment's.
+        model: A model that replaces the experiment's; it is copied, never changed.
+        dataset: Data that replaces the experiment's.
+
+    Yields:
+        One record per round, which is computed when it is requested.
+
+    Raises:
+        SalfError: Experiment, method, model and data do not fit together, or a round has no end.
+
+    Warns:
+        StarvationWarning: A layer is sent by hardly any client, or by always the same ones.
 
     >>> experiment = Experiment.load("digits", rounds=2, **{"data.clients": 4})
     >>> [record.round for record in simulate(experiment)]
     [1, 2]
     """
-    simulation = Simulation(experiment, model=model, dataset=dataset)
-    state, watch = simulation.initial_state(), StarvationMonitor(simulation.layers.names)
-    while state.round < experiment.rounds:
-        state, record = simulation.play(state)
-        watch.warn(state.round, state.observed, record.clients)
+    for _, record in Simulation(experiment, method=method, model=model, dataset=dataset).run():
         yield record

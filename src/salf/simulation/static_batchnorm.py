@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm that no training has kept."""
+"""BatchNorm statistics that no client has kept, measured over training examples."""
 
 import copy
 from collections.abc import Mapping
@@ -7,36 +7,56 @@ import torch
 from torch import Tensor, nn
 
 # The common base of BatchNorm in one, two and three dimensions.
-_Norm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+_BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - torch has no public name for it
 _BATCH = 512
 
 
-def statistics(model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, order: Tensor) -> dict[str, Tensor]:
-    """Return BatchNorm's running statistics for a model with these `weights` (a state dict), by buffer name.
+def has_batchnorm(model: nn.Module) -> bool:
+    """Return whether a model normalizes over the batch, so that it trains on two examples or more."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
-    As in HeteroFL's static normalisation (arXiv 2010.01264, "Static batch normalization") they are cumulative averages,
-    as with momentum None, over batches of the examples `inputs`, taken in the `order` of these indices; the batches
-    differ by at most one example. It takes one pass: a layer sees what the layers before it give when normalised by
-    the batch. Everything but BatchNorm is in evaluation mode. A model that keeps no statistics has none, and costs
-    nothing. `model` stays as it is.
+
+def static_statistics(
+    model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, order: Tensor
+) -> dict[str, Tensor]:
+    """Measure BatchNorm's running statistics of a model in one pass over examples.
+
+    This is HeteroFL's static batch normalization (arXiv 2010.01264): cumulative averages over batches, as with momentum
+    None. Each layer sees inputs that the layers before it have normalized by the batch. All other modules are in
+    evaluation mode. A model without running statistics costs nothing.
+
+    Args:
+        model: The model; it is copied, never changed.
+        weights: The state dict to measure with.
+        inputs: The training inputs, on the model's device.
+        order: In which order the examples are taken, as indices of `inputs`. They are cut into batches of at most 512,
+            whose sizes differ by at most one.
+
+    Returns:
+        The statistics by buffer name.
 
     >>> norm = nn.BatchNorm1d(1)
-    >>> found = statistics(norm, norm.state_dict(), torch.tensor([[1.0], [2.0], [6.0]]), torch.arange(3))
+    >>> found = static_statistics(norm, norm.state_dict(), torch.tensor([[1.0], [2.0], [6.0]]), torch.arange(3))
     >>> found["running_mean"].item(), found["running_var"].item()
     (3.0, 7.0)
     """
-    if not any(isinstance(module, _Norm) and module.track_running_stats for module in model.modules()):
+    if not _tracked(model):
         return {}
     twin = copy.deepcopy(model).eval()
     twin.load_state_dict(weights)
     names: list[str] = []
-    for name, module in twin.named_modules():
-        if isinstance(module, _Norm) and module.track_running_stats:
-            module.reset_running_stats()
-            module.momentum = None
-            module.train()
-            names += [f"{name}.{buffer}" if name else buffer for buffer, _ in module.named_buffers()]
+    for name, module in _tracked(twin).items():
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
+        names += [f"{name}.{buffer}" if name else buffer for buffer, _ in module.named_buffers()]
     with torch.inference_mode():
         for batch in order.tensor_split(-(-len(order) // _BATCH)):
             twin(inputs[batch])
     return {name: twin.get_buffer(name).clone() for name in names}
+
+
+def _tracked(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm modules that keep running statistics, by name."""
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, _BatchNorm) and module.track_running_stats}

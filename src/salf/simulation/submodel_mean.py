@@ -1,4 +1,4 @@
-"""Averaging sub-models that overlap, element by element."""
+"""The mean of sub-models that overlap, element by element."""
 
 from collections.abc import Mapping
 
@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 
-class Overlap:
-    """The new global state of HeteroFL, from those of groups of clients with one sub-model each.
+class SubmodelMean:
+    """The new global state, from the results of groups of clients with one sub-model each.
 
-    Of a parameter each sub-model holds the first rows, columns, …, a prefix in every dimension. Each element becomes
+    A sub-model holds the first rows, columns, … of a parameter: a prefix in every dimension. Each element becomes
     Σ_g A_g w_g / Σ_g A_g over the groups g that hold it, with w_g its mean in the group and A_g the sum of the weights
-    of the group's clients: its mean over all clients that hold it (arXiv 2010.01264, "Heterogeneous models", where the
-    elements are cut into the regions that the levels add). An element that nobody holds stays.
+    of the group's clients. This is its mean over all clients that hold it (HeteroFL, arXiv 2010.01264). An element that
+    no group holds stays.
 
-    Sums are taken in double precision: of single-precision parameters a lone group's mean comes out to the last bit.
+    Sums have double precision, so the mean of a single group in single precision stays exact to the last bit.
 
-    >>> overlap = Overlap({"w": torch.zeros(3)})
-    >>> overlap.add({"w": torch.tensor([1.0, 1.0])}, weight=3.0)
-    >>> overlap.add({"w": torch.tensor([5.0])}, weight=1.0)
-    >>> overlap.state()["w"].tolist(), overlap.held()["w"].tolist()
+    Args:
+        state: The global state dict before the round.
+
+    >>> mean = SubmodelMean({"w": torch.zeros(3)})
+    >>> mean.add({"w": torch.tensor([1.0, 1.0])}, weight=3.0)
+    >>> mean.add({"w": torch.tensor([5.0])}, weight=1.0)
+    >>> mean.state()["w"].tolist(), mean.held()["w"].tolist()
     ([2.0, 1.0, 0.0], [True, True, False])
     """
 
@@ -30,9 +33,12 @@ class Overlap:
 
     @torch.no_grad()
     def add(self, part: Mapping[str, Tensor], weight: float, rows: Mapping[str, Tensor] | None = None) -> None:
-        """Add what a group of clients of total weight `weight` > 0 made of its sub-model, by parameter.
+        """Add the result of a group.
 
-        `rows` says, by parameter, which rows the group has a say in, as booleans; all where it says nothing.
+        Args:
+            part: The group's mean of each parameter that it has trained.
+            weight: The total weight of its clients, greater than 0.
+            rows: Which rows of a parameter the group holds, as booleans, by parameter; all of them where it is missing.
         """
         for name, values in part.items():
             weights = torch.full_like(values, weight, dtype=torch.float64)
@@ -46,12 +52,12 @@ class Overlap:
             self._weights[name][region] += weights
 
     def state(self) -> dict[str, Tensor]:
-        """Return the new global state; what no group held is a copy of the old."""
+        """Return the new global state dict; elements that no group holds are copies of the old ones."""
         new = {name: old.clone() for name, old in self._state.items()}
         for name, held in self.held().items():
             new[name][held] = (self._sums[name][held] / self._weights[name][held]).to(new[name].dtype)
         return new
 
     def held(self) -> dict[str, Tensor]:
-        """Return, of each parameter that was added, which elements some group held, as booleans."""
+        """Return which elements some group holds, as booleans, for each parameter that was added."""
         return {name: weights > 0 for name, weights in self._weights.items()}

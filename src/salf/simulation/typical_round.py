@@ -1,28 +1,32 @@
-"""A typical round of an experiment, drawn anew with the random numbers of the run itself: who did what when."""
+"""The time-line of a typical round, drawn again with the random numbers of the run itself."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from salf.records import Activity, ClientLine, Span, TimeLine
 from salf.simulation.server_state import ServerState
 from salf.simulation.synchronous import RoundPlan, SynchronousRounds
-from salf.values import Floats
 
-_ROUNDS = 20  # among which the typical one is looked for
-_LINES = 24  # clients that are kept: more than that are too thin to be told apart
+_ROUNDS = 20  # the typical one is among them
+_LINES = 24  # clients that are kept; the lines of more would be too thin to tell apart
 _STEPS = 4  # local steps that are kept layer by layer; of more, only each client's last
 
 
 def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Sequence[str], planned: int) -> TimeLine:
-    """Return the time-line of the round whose clients got, on average, as deep as those of the first 20 rounds.
+    """Draw the one of the first 20 rounds whose mean depth is nearest to that of them all.
 
-    `initial` is the state before the first round, `layers` are the layers' names, input to output, `planned` is the
-    number of rounds. The result has no round if no round ever ends.
+    Args:
+        rounds: The rounds of the run.
+        initial: The state before the first of them.
+        layers: The layers' names, input to output.
+        planned: The number of rounds of the experiment.
+
+    Returns:
+        The time-line; it has no round if no round ever ends.
     """
     plans = _plans(rounds, initial, min(planned, _ROUNDS))
     ending = [plan for plan in plans if math.isfinite(plan.schedule.seconds)]
@@ -42,7 +46,7 @@ def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Seque
 
 
 def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterator[RoundPlan]:
-    """Yield the plans of the first rounds, which follow from each other without training, if no update is refused."""
+    """Yield the plans of `count` rounds after a state; they need no training, provided that no update is refused."""
     for _ in range(count):
         plan = rounds.plan(state)
         yield plan
@@ -51,7 +55,7 @@ def _plans(rounds: SynchronousRounds, state: ServerState, count: int) -> Iterato
 
 
 def _shown(plan: RoundPlan) -> list[int]:
-    """Return the places of the clients to show, from the deepest to the shallowest, evenly spaced if they are many."""
+    """Return the places of at most 24 clients, evenly spaced from the deepest to the shallowest."""
     depths = (plan.schedule.steps > 0).sum(axis=1)
     whole = plan.options[0].whole
     order = np.lexsort((np.arange(len(depths)), whole, -depths))
@@ -59,39 +63,37 @@ def _shown(plan: RoundPlan) -> list[int]:
 
 
 def _line(plan: RoundPlan, place: int) -> ClientLine:
-    day = _Day.of(plan, place)
-    return ClientLine(int(plan.cohort.clients[place]), int((day.steps > 0).sum()), tuple(day.spans()))
+    """Return what the client at a place of the cohort does."""
+    activity = _ClientRound(plan, place)
+    return ClientLine(int(plan.cohort.clients[place]), int((activity.steps > 0).sum()), tuple(activity.spans()))
 
 
-@dataclass(frozen=True)
-class _Day:
-    """One client's round: `ready` and `conveyed`, shape (local steps, layers), as in `CompletionTimes`; `end` is the round's.
+class _ClientRound:
+    """One client's round, in seconds from its start.
 
-    `steps` counts the steps of each layer that enter the model.
+    Args:
+        plan: The plan of the round.
+        place: The client's place in the cohort.
+
+    Attributes:
+        received: When the model arrives.
+        forwarded: When each forward pass ends, shape (local steps,); None if it takes no time.
+        ready: When each layer's gradient is complete, shape (local steps, layers).
+        arrived: When it would reach the server, of the same shape.
+        steps: How many steps of each layer count, shape (layers,).
+        end: When the round ends.
     """
 
-    received: float
-    forwarded: Floats | None
-    ready: Floats
-    conveyed: Floats
-    steps: npt.NDArray[np.int64]
-    end: float
-
-    @classmethod
-    def of(cls, plan: RoundPlan, place: int) -> "_Day":
+    def __init__(self, plan: RoundPlan, place: int) -> None:
         schedule = plan.schedule
         times = plan.options[0 if schedule.workloads is None else int(schedule.workloads[place])]
-        return cls(
-            received=0.0 if times.received is None else float(times.received[place]),
-            forwarded=None if times.forwarded is None else times.forwarded[place],
-            ready=times.ready[place],
-            conveyed=times.conveyed[place],
-            steps=schedule.steps[place],
-            end=schedule.seconds,
-        )
+        self.received = 0.0 if times.received is None else float(times.received[place])
+        self.forwarded = None if times.forwarded is None else times.forwarded[place]
+        self.ready, self.arrived = times.ready[place], times.sent[place]
+        self.steps, self.end = schedule.steps[place], schedule.seconds
 
     def spans(self) -> Iterator[Span]:
-        """Return what the client did, in order, as far as it took time at all and began before the round was over."""
+        """Yield what takes time and begins before the round ends, in order."""
         yield from self._span("receive", 0.0, self.received, counted=bool(self.steps.any()))
         begins = [self.received, *map(float, self.ready[:, 0])]  # backpropagation completes the first layer last
         begun = sum(begin < self.end for begin in begins[:-1])
@@ -100,6 +102,7 @@ class _Day:
         yield from self._sending()
 
     def _step(self, step: int, begin: float, *, detailed: bool) -> Iterator[Span]:
+        """Yield the passes of a local step, the backward pass layer by layer if `detailed`."""
         counted = self.steps > step
         forwarded = begin if self.forwarded is None else float(self.forwarded[step])
         yield from self._span("forward", begin, forwarded, counted=bool(counted.any()))
@@ -111,14 +114,15 @@ class _Day:
             yield from self._span("backward", start, end, counted=bool(counted[layer]), layer=layer)
 
     def _sending(self) -> Iterator[Span]:
-        """Return the sending of what counts: it begins when the last gradient of that is complete."""
+        """Yield the upload of what counts, which begins when the last of its gradients is complete."""
         kept = np.arange(len(self.ready))[:, None] < self.steps
         if kept.any():
             last = np.unravel_index(np.where(kept, self.ready, -np.inf).argmax(), kept.shape)
-            yield from self._span("send", float(self.ready[last]), float(self.conveyed[last]), counted=True)
+            yield from self._span("send", float(self.ready[last]), float(self.arrived[last]), counted=True)
 
     def _span(
         self, activity: Activity, start: float, end: float, *, counted: bool, layer: int | None = None
     ) -> Iterator[Span]:
+        """Yield an activity, cut at the end of the round; nothing if it takes no time before that."""
         if start < min(end, self.end):
             yield Span(activity, start, min(end, self.end), counted, end > self.end, layer)

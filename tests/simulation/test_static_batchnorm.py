@@ -6,8 +6,7 @@ from simulator_cases import small_data, values_of
 from torch import nn
 
 from salf.models import Vgg, build
-from salf.simulation import static_batchnorm as normalisation
-from salf.simulation.static_batchnorm import statistics
+from salf.simulation.static_batchnorm import static_statistics
 
 DATA = small_data(examples=90)
 
@@ -21,9 +20,9 @@ def network() -> nn.Sequential:
 
 
 def test_they_are_the_averages_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalisation, "_BATCH", 40)
+    monkeypatch.setattr("salf.simulation.static_batchnorm._BATCH", 40)
     model, order = network(), torch.randperm(90)
-    found = statistics(model, model.state_dict(), DATA.inputs, order)
+    found = static_statistics(model, model.state_dict(), DATA.inputs, order)
     means, variances = [], []
     with torch.no_grad():
         for batch in order.reshape(3, 30):  # three batches of at most 40
@@ -41,9 +40,9 @@ def test_they_are_the_averages_over_batches(monkeypatch: pytest.MonkeyPatch) -> 
 def test_old_statistics_do_not_matter_and_the_model_does_not_notice() -> None:
     model, order = network(), torch.arange(90)
     before = values_of(model)
-    found = statistics(model, model.state_dict(), DATA.inputs, order)
+    found = static_statistics(model, model.state_dict(), DATA.inputs, order)
     spoilt = before | {name: value + 5 for name, value in before.items() if "running" in name}
-    again = statistics(model, spoilt, DATA.inputs, order)
+    again = static_statistics(model, spoilt, DATA.inputs, order)
     assert all(again[name].equal(value) for name, value in found.items())
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -51,8 +50,8 @@ def test_old_statistics_do_not_matter_and_the_model_does_not_notice() -> None:
 
 
 def test_a_model_without_statistics_has_none() -> None:
-    assert statistics(nn.Linear(4, 2), {}, DATA.inputs, torch.arange(90)) == {}
-    assert statistics(nn.BatchNorm1d(4, track_running_stats=False), {}, DATA.inputs, torch.arange(90)) == {}
+    assert static_statistics(nn.Linear(4, 2), {}, DATA.inputs, torch.arange(90)) == {}
+    assert static_statistics(nn.BatchNorm1d(4, track_running_stats=False), {}, DATA.inputs, torch.arange(90)) == {}
 
 
 def test_evaluation_on_the_examples_of_one_batch_is_then_as_in_training() -> None:
@@ -60,7 +59,7 @@ def test_evaluation_on_the_examples_of_one_batch_is_then_as_in_training() -> Non
     inputs = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = nn.Sequential(*list(model.children())[:4]).train()(inputs)
-    model.load_state_dict(model.state_dict() | statistics(model, model.state_dict(), inputs, torch.arange(16)))
+    model.load_state_dict(model.state_dict() | static_statistics(model, model.state_dict(), inputs, torch.arange(16)))
     with torch.no_grad():
         found = nn.Sequential(*list(model.children())[:4]).eval()(inputs)
     # Statistics hold the unbiased variance, training divides by the biased one.

@@ -1,0 +1,94 @@
+"""Whether an experiment, a model and a data set fit together, checked before the first round."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from salf import data
+from salf.engines import fork_rng
+from salf.errors import InvalidSetting, check_type
+from salf.experiment import Experiment
+
+_LONGEST_REASON = 200
+
+
+def check_arguments(experiment: Experiment, model: nn.Module | None, dataset: data.Dataset | None) -> None:
+    """Check the types of what a user passes to a simulation.
+
+    Args:
+        experiment: The experiment.
+        model: A model that replaces the experiment's, or None.
+        dataset: Data that replaces the experiment's; None only if the experiment names data that salf can load.
+
+    Raises:
+        InvalidSetting: An argument has a wrong type, the model has no values, or the data is missing.
+    """
+    check_type("experiment", experiment, Experiment, "an Experiment, such as Experiment.load('digits')")
+    if model is not None:
+        check_type("model", model, nn.Module, "an nn.Module, already built")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InvalidSetting("the model has parameters without values, on the device 'meta'; build it on the CPU")
+    if dataset is None and experiment.data.name == "tensors":
+        raise InvalidSetting("data.name is 'tensors': give the data in Python, as simulate(experiment, dataset=...)")
+
+
+def check_trainable(model: nn.Module, dataset: data.Dataset, examples: int) -> None:
+    """Check that a model trains on small batches and returns one score per class.
+
+    Args:
+        model: The model, on the CPU; a copy of it computes one forward pass.
+        dataset: The data, on the CPU.
+        examples: The size of the smallest batch that a client will use.
+
+    Raises:
+        InvalidSetting: The forward pass fails, or its outputs are not of shape (examples, classes or more).
+    """
+    try:
+        outputs = _forward(model, dataset.inputs[:examples])
+    except Exception as error:
+        raise InvalidSetting(
+            f"the model cannot be trained on a batch of {examples}, the smallest that a client would use "
+            f"({_reason(error)}); raise client.batch_size, give every client more examples, or choose a model without "
+            "batch normalization"
+        ) from error
+    classes = 1 + int(max(dataset.labels.max(), dataset.test_labels.max()))
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != examples or shape[1] < classes:
+        returned = f"a tensor of shape {shape}" if shape else f"a {type(outputs).__name__}"
+        raise InvalidSetting(
+            f"for {examples} examples the model returns {returned}, but scores of shape ({examples}, {classes}) or "
+            f"wider are needed, one per label from 0 to {classes - 1}; change the model's last layer or the labels"
+        )
+
+
+def check_device(model: nn.Module, inputs: Tensor) -> None:
+    """Check that a model computes on the device of its inputs.
+
+    Args:
+        model: A model that computes on the CPU, now on the device of `inputs`.
+        inputs: A batch of the smallest size.
+
+    Raises:
+        InvalidSetting: The forward pass fails there.
+    """
+    if inputs.is_cpu:
+        return
+    try:
+        _forward(model, inputs)
+    except Exception as error:
+        raise InvalidSetting(
+            f"device is '{inputs.device}', where the model cannot compute ({_reason(error)}); create its tensors on "
+            "the device of its inputs, make those that it keeps parameters or buffers, or choose device 'cpu'"
+        ) from error
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> object:
+    """Return what a copy of a model computes in training mode; all random states stay as they are."""
+    with fork_rng(inputs.device), torch.no_grad():
+        return copy.deepcopy(model).train()(inputs.clone())
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error on one line, cut to 200 characters."""
+    return " ".join(str(error).split())[:_LONGEST_REASON]
