@@ -49,7 +49,9 @@ def compare(name: str, data: st.DataObject, hows: list[OptimizerSettings], *, do
     stacked, plain = (engine_for(kind, name, how, double=double) for kind in ("stacked", "plain"))
     # A proximal term would feed an adaptive optimizer with the rounding errors of earlier steps.
     steps, plainly = data.draw(st.integers(1, 4)), how.optimizer == "sgd"
-    played = data.draw(rounds(len(subject.layers), local_steps=steps, sums=False, proximal=plainly))
+    # Two numbers are always 1 and -1 when normalized: their gradient is rounding noise, about 1e-5 in single precision.
+    least = 3 if name == "bare-norms" and not double else 2
+    played = data.draw(rounds(len(subject.layers), local_steps=steps, sums=False, proximal=plainly, least=least))
     tolerance = SINGLE if not double else DOUBLE if how.optimizer == "sgd" else ADAPTIVE_DOUBLE
     assert_close(play(stacked, subject, played), play(plain, subject, played), tolerance)
 
