@@ -71,7 +71,7 @@ def assert_same(update: Update, expected: Update) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_it_equals_the_naive_client(name: str, data: st.DataObject) -> None:
     model, layers = prepared(name)
@@ -135,7 +135,7 @@ class Noisy(nn.Module):
         return scores
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_it_equals_the_naive_client_on_an_awkward_model(data: st.DataObject) -> None:
     with torch.random.fork_rng(devices=[]):

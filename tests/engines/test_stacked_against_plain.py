@@ -57,7 +57,7 @@ def compare(name: str, data: st.DataObject, hows: list[OptimizerSettings], *, do
 
 
 @pytest.mark.parametrize("name", VECTORISED)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_in_double_precision(name: str, data: st.DataObject) -> None:
     # Two numbers normalised are 1 and -1 whatever they were: there the gradient is next to nothing but rounding.
@@ -85,7 +85,7 @@ def test_a_round_in_which_every_layer_count_occurs(how: OptimizerSettings) -> No
 
 
 @pytest.mark.parametrize(("fast", "name", "steps"), [("stacked", "residual", 2), ("fused", "cnn", 1)])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_what_clients_are_remembered_for_is_the_same_in_the_next_round(
     fast: str, name: str, steps: int, data: st.DataObject
