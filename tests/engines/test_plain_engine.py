@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import training_of
+from engine_cases import single_thread, training_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_cases import (
@@ -29,6 +29,7 @@ from salf.layers.find import Layers, find_layers
 from salf.update import Update, check_update
 
 DATA = small_data()
+one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 SGD = OptimizerSettings(lr=0.2)
 
 
