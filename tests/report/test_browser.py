@@ -85,10 +85,10 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path, width: int, scheme:
         assert page.value_of(HIDDEN_CELLS) == 0
         dark = page.value_of("matchMedia('(prefers-color-scheme: dark)').matches")
         complaints = page.events_of("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        asked = [event["request"]["url"] for event in page.events_of("Network.requestWillBeSent")]
+        requested = [event["request"]["url"] for event in page.events_of("Network.requestWillBeSent")]
     assert dark == (scheme == "dark")
     assert complaints == []
-    assert [one for one in asked if not one.startswith("data:")] == [address]
+    assert [one for one in requested if not one.startswith("data:")] == [address]
     # Four of curves; for each of three methods participation, depths and a round.
     assert len(drawn) == 4 + 3 * 3
     for across, down, marks, role, words in drawn:
