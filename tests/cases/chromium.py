@@ -25,17 +25,17 @@ class Page:
     answers: BinaryIO
     session: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
-    _asked: int = 0
+    _commands_sent: int = 0
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Give a command and wait for its answer."""
-        self._asked += 1
-        message = {"id": self._asked, "method": method, "params": parameters}
+        self._commands_sent += 1
+        message = {"id": self._commands_sent, "method": method, "params": parameters}
         if self.session is not None:
             message["sessionId"] = self.session
         self.commands.write(json.dumps(message).encode() + b"\0")
         self.commands.flush()
-        while (answer := self._next()).get("id") != self._asked:
+        while (answer := self._next()).get("id") != self._commands_sent:
             self.events.append(answer)
         assert "error" not in answer, answer
         result: dict[str, Any] = answer["result"]

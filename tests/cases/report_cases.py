@@ -12,7 +12,7 @@ LAYERS = ("in", "hidden", "out")
 
 
 def record(number: int, seed: int = 0, **changes: object) -> RoundRecord:
-    """A round of 4 clients, of which 1, 2 and 3 sent the three layers; every second round is evaluated."""
+    """A round of 4 clients: 1, 2 and 3 send the three layers; every second round is evaluated."""
     tested = number % 2 == 0
     values: dict[str, object] = {
         "round": number,

@@ -85,10 +85,10 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path, width: int, scheme:
         assert page.value_of(HIDDEN_CELLS) == 0
         dark = page.value_of("matchMedia('(prefers-color-scheme: dark)').matches")
         complaints = page.events_of("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        asked = [event["request"]["url"] for event in page.events_of("Network.requestWillBeSent")]
+        requested = [event["request"]["url"] for event in page.events_of("Network.requestWillBeSent")]
     assert dark == (scheme == "dark")
     assert complaints == []
-    assert [one for one in asked if not one.startswith("data:")] == [address]
+    assert [one for one in requested if not one.startswith("data:")] == [address]
     # Four of curves; for each of three methods participation, depths and a round.
     assert len(drawn) == 4 + 3 * 3
     for across, down, marks, role, words in drawn:
@@ -98,6 +98,15 @@ def test_the_page_in_a_browser(address: str, tmp_path: Path, width: int, scheme:
         assert words > 20
     assert len(contrasts) > 200
     assert min(contrasts)[0] >= 4.5, min(contrasts)
+
+
+@pytest.mark.parametrize("width", [390, 1000, 1280])
+def test_no_column_is_hidden_however_many_methods_there_are(tmp_path: Path, width: int) -> None:
+    page_file = tmp_path / "report.html"
+    page_file.write_text(render_report([reported(method) for method in METHODS]), encoding="utf-8")
+    with open_page(page_file.as_uri(), tmp_path / "profile", width=width, scheme="light") as page:
+        assert page.value_of(HIDDEN_CELLS) == 0
+        assert page.value_of(OVERFLOW) <= 0
 
 
 def test_the_page_on_paper(tmp_path: Path) -> None:
@@ -121,11 +130,13 @@ def test_what_the_test_measures_is_measured(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<body style='background:#fff'><p style='color:#999;width:2000px'>pale</p><img src='missing.png'>"
+        "<div class=wide style='width:50px'><table><td>narrow<td style='min-width:300px'>wide</table></div>"
         "<script>console.error('x')</script><figure><svg role='img' aria-label='none'></svg></figure>"
     )
     with open_page(bad.as_uri(), tmp_path / "profile", width=360, scheme="light") as page:
         assert page.value_of(CONTRASTS)[0] == [pytest.approx(2.849, abs=0.01), "pale"]
         assert page.value_of(OVERFLOW) > 1000
+        assert page.value_of(HIDDEN_CELLS) == 1
         assert page.value_of(FIGURES)[0][2] == 0
         assert page.events_of("Runtime.consoleAPICalled")
         assert len(page.events_of("Network.requestWillBeSent")) == 2

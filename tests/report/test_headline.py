@@ -52,9 +52,13 @@ ACHIEVED = "salf on digits (seed 0) achieved 93.1 % test accuracy after 60 round
         ),
         (
             [SALF, outcome("adel", 58.2)],
+            f"Of salf and adel on digits, all reached {GOAL} at the same time, after 58.2 s of virtual time.",
+        ),
+        (
+            [SALF, outcome("adel", 58.2), FEDAVG],
             (
-                f"Of salf and adel on digits, salf and adel were the first to reach {GOAL}, after "
-                "58.2 s of virtual time."
+                f"Of salf, adel and fedavg on digits, salf and adel reached {GOAL} at the same time, "
+                "after 58.2 s of virtual time."
             ),
         ),
         (
@@ -83,8 +87,8 @@ ACHIEVED = "salf on digits (seed 0) achieved 93.1 % test accuracy after 60 round
         (
             [outcome("salf", INF, accuracy=NAN, rounds=1)],
             (
-                "So far, salf on digits (seed 0) has completed 1 round and 120 s of virtual time, and no round has been "
-                "tested yet."
+                "So far, salf on digits (seed 0) has completed 1 round and 120 s of virtual time, "
+                "and no round has been tested yet."
             ),
         ),
     ],
@@ -93,6 +97,7 @@ ACHIEVED = "salf on digits (seed 0) achieved 93.1 % test accuracy after 60 round
         "three",
         "only one",
         "tie",
+        "tie of some",
         "none",
         "untested",
         "single",

@@ -86,7 +86,7 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs with the same settings, one per seed.
 
     Attributes:
@@ -113,6 +113,11 @@ class Group:
         return [record for run in self.runs for record in run.records]
 
     @property
+    def unreproducible(self) -> tuple[str, ...]:
+        """Why the settings do not reproduce the runs, each reason once; empty if they do."""
+        return tuple(dict.fromkeys(reason for run in self.runs for reason in run.unreproducible))
+
+    @property
     def is_finished(self) -> bool:
         """Whether each run has all of its rounds."""
         return all(len(run.records) >= run.planned for run in self.runs)
@@ -133,13 +138,13 @@ def explanation_of(method: type) -> str:
     >>> explanation_of(MyMethod)
     'Wait for half of the clients.'
     """
-    lines = (vars(method).get("__doc__") or "").strip().splitlines()
+    lines = (vars(method).get("__doc__") or "").strip().replace("`", "").splitlines()
     is_generated = lines[:1] and lines[0].startswith(f"{method.__name__}(")  # by `dataclass`
     return "" if not lines or is_generated else lines[0]
 
 
-def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
-    r"""Group runs that differ only in their seed, in the order in which the first of each group is given.
+def group_runs(runs: Sequence[ReportedRun]) -> tuple[RunGroup, ...]:
+    r"""RunGroup runs that differ only in their seed, in the order in which the first of each group is given.
 
     Raises:
         RunFolderError: There are no runs, or two have the same settings and the same seed.
@@ -164,7 +169,7 @@ def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
             )
     labels = _labels([same[0] for same in found.values()])
     return tuple(
-        Group(label, tuple(sorted(same, key=lambda run: run.seed)))
+        RunGroup(label, tuple(sorted(same, key=lambda run: run.seed)))
         for label, same in zip(labels, found.values(), strict=True)
     )
 
@@ -189,14 +194,9 @@ def _labels(runs: Sequence[ReportedRun], *, optional: bool = False) -> list[str]
         keys = [key for key in differing_keys(settings) if not key.startswith("method.")]
         keys += [key for key in differing_keys(of_method) if key.startswith("method.")]
         common = set(settings[0]).intersection(*settings) | set(own).intersection(*of_method)
-        shown = (f"{key} = {_shortened(own.get(key, 'not set'))}" for key in keys if optional or key in common)
+        shown = (f"{key} = {str(own.get(key, 'not set'))[:40]}" for key in keys if optional or key in common)
         labels.append(" · ".join([run.method, *shown]))
     return labels if optional or len(set(labels)) == len(labels) else _labels(runs, optional=True)
-
-
-def _shortened(value: object, length: int = 40) -> str:
-    written = str(value)
-    return written if len(written) <= length else f"{written[: length - 1]}…"
 
 
 def differing_keys(settings: Sequence[Mapping[str, object]]) -> list[str]:
