@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Memory
-from salf.bench.case import Figure, compare
+from salf.bench.case import Figure, time_in_turn
 from salf.bench.rounds import SUBJECTS, RoundBench, Subject
 from salf.engines import EngineName, FusedEngine
 from salf.methods import Salf
@@ -55,7 +55,7 @@ def _layout(subject: Subject) -> Figure:
     if not isinstance(engine, FusedEngine):
         raise TypeError(f"the {engine.name} engine was chosen")
     engine._channels_last = not engine._channels_last  # noqa: SLF001 - the alternative has no option
-    return compare(other.train, usual.train, _SECONDS)
+    return time_in_turn(other.train, usual.train, _SECONDS)
 
 
 def _threads(subject: Subject, few: int, many: int) -> Figure:
