@@ -96,13 +96,11 @@ class BlockRecord:
                 f"{', …' if len(changed) > 3 else ''}), so its update is lost; call work.update() first"
             )
         sent = [layer for layer in self._layers if self.layer_steps[layer.name]]
-        with torch.no_grad():
-            deltas = {
-                name: self._tensors[name].detach() - self._initial[name] for layer in sent for name in layer.parameters
-            }
-            return _Payload(
-                deltas, {name: self._tensors[name].detach().clone() for layer in sent for name in layer.buffers}
-            )
+        now = {name: tensor.detach() for name, tensor in self._tensors.items()}
+        return _Payload(
+            deltas={name: now[name] - self._initial[name] for layer in sent for name in layer.parameters},
+            buffers={name: now[name].clone() for layer in sent for name in layer.buffers},
+        )
 
 
 def _version(tensor: Tensor) -> int:

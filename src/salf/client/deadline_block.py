@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from salf.client.block_record import BlockRecord
-from salf.client.forecast import TimeForecast, forecast_of
+from salf.client.forecast import forecast_of
 from salf.client.hooks import Hooks
 from salf.client.step_progress import StepProgress
 from salf.client.stopwatch import Stopwatch
@@ -141,7 +141,7 @@ class Deadline:
             layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in self._layers
         }
         buffer_bytes = sum(model.get_buffer(name).nbytes for layer in self._layers for name in layer.buffers)
-        self._forecast: TimeForecast = forecast_of(model, stopwatch.clock)
+        self._forecast = forecast_of(model, stopwatch.clock)
         self._record = BlockRecord(model, layers, self._forecast.spare_copies)
         self._stopwatch = stopwatch
         self._budget = TimeBudget(

@@ -175,8 +175,9 @@ class StepProgress:
         """Add a layer to `complete` if each of its gradients has arrived often enough."""
         if layer.name in self.complete:
             return
+        arrived, required = self._arrived, self._required.of  # this runs for every gradient
         for name in layer.parameters:
-            if self._arrived.get(name, 0) < self._required.of[name]:
+            if arrived.get(name, 0) < required[name]:
                 return
         self.complete.add(layer.name)
         self.complete_bytes += self._sizes[layer.name]
