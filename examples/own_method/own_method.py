@@ -27,7 +27,7 @@ class Tempered(Rule):
 
     def factor(self, share: LayerShare) -> float:
         """Return the number by which the weighted sum of the contributors' updates is multiplied."""
-        return share.weight ** (self.temper - 1) * share.weight_all**-self.temper
+        return float(share.weight ** (self.temper - 1) * share.weight_all**-self.temper)
 
 
 @validated

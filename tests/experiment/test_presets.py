@@ -49,7 +49,7 @@ def test_digits_go_the_way_of_their_preset() -> None:
 @needs_mnist
 @pytest.mark.parametrize("name", ["mnist-cnn", "mnist-cnn-shards"])
 def test_mnist_goes_the_way_of_its_preset(name: str) -> None:
-    # Half of the preset's rounds. There the three seeds of the full runs lay above 0.88 for salf, and below 0.56 for drop
+    # Half of the rounds, where three seeds of the full runs lay above 0.88 for salf, and below 0.56 for drop
     # on shards.
     shortened = {"rounds": 150, "evaluate.every": 150, "data.root": os.fspath(MNIST.parent)}
     experiment = salf.Experiment.load(name, **shortened)

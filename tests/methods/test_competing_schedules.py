@@ -35,7 +35,7 @@ def test_over_selection_keeps_the_first() -> None:
     assert schedule.steps.tolist() == [[2, 2, 2], [0, 0, 0], [2, 2, 2], [0, 0, 0]]
     assert (schedule.seconds, schedule.deadline_seconds) == (8.4, None)
     assert schedule.finished.tolist() == [[2, 2, 2], [0, 1, 1], [2, 2, 2], [0, 0, 0]]
-    # ⌈4 / 1.3⌉ = 4: whoever never answers is given up.
+    # ⌈4 / 1.3⌉ = 4: a client that never answers is given up.
     assert OverSelection().schedule([hand_made()], 1.0).seconds == 30.0
     # ⌈30 / 1.3⌉ = 24 of thirty.
     many = hand_made(np.arange(1.0, 31.0)[:, None, None])

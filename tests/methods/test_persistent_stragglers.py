@@ -1,4 +1,4 @@
-"""Devices that are slow for ever, and what the methods against them do."""
+"""Devices that are permanently slow, and what the methods against them do."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_batches_are_as_large_as_the_effort() -> None:
     assert batches[1, 0, :5].tolist() == whole[1, 0, :5].tolist()
 
 
-NOBODY = ObservedReach(num_layers=4)
+UNSEEN = ObservedReach(num_layers=4)
 Rounds = st.lists(st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=1), min_size=1, max_size=30)
 
 
@@ -82,13 +82,13 @@ def test_speeds_are_means_in_which_the_past_fades(rounds: list[dict[int, float]]
 
 def test_every_so_many_rounds_last_longer() -> None:
     method = Remembering(deadline=2.0, long_every=4, long_factor=3.0)
-    assert [method.in_round(number, 9.0, NOBODY).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
-    assert replace(method, deadline=None).in_round(4, 9.0, NOBODY).deadline == 27.0
-    assert replace(method, long_every=None).in_round(4, 9.0, NOBODY).deadline == 2.0
+    assert [method.in_round(number, 9.0, UNSEEN).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
+    assert replace(method, deadline=None).in_round(4, 9.0, UNSEEN).deadline == 27.0
+    assert replace(method, long_every=None).in_round(4, 9.0, UNSEEN).deadline == 2.0
 
 
 def test_some_rounds_last_longer_while_somebody_is_left_behind() -> None:
-    alike = behind = NOBODY
+    alike = behind = UNSEEN
     draws = np.random.default_rng(0)
     for _ in range(20):
         alike = alike.observe(range(10), draws.random((10, 1)) < [0.4, 0.6, 0.8, 1.0])
@@ -96,7 +96,7 @@ def test_some_rounds_last_longer_while_somebody_is_left_behind() -> None:
     method = SalfPlus(deadline=2.0, long_every=4, long_factor=3.0)
     assert [method.in_round(number, 9.0, behind).deadline for number in range(1, 9)] == [2.0, 2.0, 2.0, 6.0] * 2
     assert {method.in_round(number, 9.0, alike).deadline for number in range(1, 9)} == {2.0}
-    assert {method.in_round(number, 9.0, NOBODY).deadline for number in range(1, 9)} == {2.0}
+    assert {method.in_round(number, 9.0, UNSEEN).deadline for number in range(1, 9)} == {2.0}
     # Ten rounds with one of five deadlines: on average 1.4 deadlines at most.
     usual = [SalfPlus().in_round(number, 1.0, behind).deadline or 1.0 for number in range(1, 101)]
     assert np.mean(usual) == pytest.approx(1.4)
@@ -158,14 +158,14 @@ def test_adaptive_deadlines_spend_the_time_of_constant_ones() -> None:
     assert sum(method.deadlines) == pytest.approx(100.0)
     assert method.deadlines[0] < method.deadlines[-1]  # what happened long ago hardly counts
     assert sum(AdelFL(total_seconds=150.0).prepare(run_context([0.5] * 10)).deadlines) == pytest.approx(150.0)
-    assert method.in_round(3, 2.0, NOBODY).deadline == method.deadlines[2]
-    assert method.in_round(99, 2.0, NOBODY).deadline == method.deadlines[-1]
+    assert method.in_round(3, 2.0, UNSEEN).deadline == method.deadlines[2]
+    assert method.in_round(99, 2.0, UNSEEN).deadline == method.deadlines[-1]
     assert method.prepare(run_context([0.1] * 3)) == method
 
 
 def test_explicit_deadlines_are_kept() -> None:
     method = AdelFL(deadlines=(1.0, 3.0)).prepare(run_context([0.5] * 4))
-    assert [method.in_round(number, 2.0, NOBODY).deadline for number in (1, 2, 3)] == [1.0, 3.0, 3.0]
+    assert [method.in_round(number, 2.0, UNSEEN).deadline for number in (1, 2, 3)] == [1.0, 3.0, 3.0]
     _, records = play({"method.name": "adel", "method.deadlines": [0.5, 0.75, 1.0], "devices.stragglers": 1.0})
     assert [record.deadline_s for record in records] == [0.5, 0.75, 1.0]
 

@@ -1,4 +1,4 @@
-"""What each method makes of hand-made times: which steps count, how long the round lasts, by which chances."""
+"""What each method decides on hand-made times: which steps count, how long the round lasts, and the chances."""
 
 from dataclasses import replace
 from typing import Any

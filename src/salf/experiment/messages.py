@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from salf.errors import InvalidSetting
 from salf.experiment.sections import Section
 from salf.experiment.wording import did_you_mean, one_of, shown
 
@@ -45,8 +44,7 @@ def _describe(problem: ErrorDetails, settings: Mapping[str, Any], root: Section)
         return f"{key} is missing; set it"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        own = isinstance(problem.get("ctx", {}).get("error"), InvalidSetting)  # which names the key by itself
-        return message if own or not key else f"{key}: {message}"
+        return f"{key}: {message}" if key and not message.startswith(f"{key}.") else message
     if kind == "union_tag_invalid" and section is not None:
         return _unknown_choice(key, value[section.tag], section)
     if kind in _NO_SECTION:
