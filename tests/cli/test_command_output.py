@@ -129,6 +129,8 @@ def test_values_are_read_as_toml_or_else_as_text(pair: str, value: object) -> No
         (["--set", "rounds"], "--set is 'rounds'; give KEY=VALUE, such as data.clients=100"),
         (["--set", "=3"], "--set is '=3'; give KEY=VALUE, such as data.clients=100"),
         (["--set", "name=\udcff"], "surrogates not allowed"),
+        (["--set", "method=foo"], "method is 'foo', not a section; set method.name to one of fedavg, drop, "),
+        (["--set", "method.name=foo"], "method.name is 'foo'; choose one of fedavg, drop, "),
         (["--set", "method.rule=corected"], "method.rule is 'corected'; choose one of corrected, contributors,"),
         (
             ["--set", "client.lr=nan", "--set", "seed=-1"],
@@ -196,7 +198,7 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("salf.simulation.federation.data.load", interrupt)
     result = salf("run")
     assert (result.code, result.out) == (130, "")
-    assert result.err == "salf: interrupted; nothing was kept, so run the same command again\n"
+    assert result.err == "salf: interrupted, and nothing was kept; run the same command again\n"
 
 
 def test_markup_in_names_is_printed_as_it_is(tmp_path: Path, models: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_comparison_is_resumed_with_all_its_options(
 def test_where_nothing_was_kept_the_command_is_to_be_run_again(interrupt: pytest.MonkeyPatch) -> None:
     result = salf("run", *settings())
     assert (result.code, result.out) == (130, "")
-    assert result.err == "salf: interrupted; nothing was kept, so run the same command again\n"
+    assert result.err == "salf: interrupted, and nothing was kept; run the same command again\n"
 
 
 def test_the_real_command_is_interrupted_and_resumed(tmp_path: Path) -> None:

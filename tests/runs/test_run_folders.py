@@ -1,5 +1,6 @@
 """A run's folder: what is in it, how a run goes on, and what is refused."""
 
+import html
 import json
 import os
 import resource
@@ -49,7 +50,7 @@ def test_a_folder_holds_settings_records_checkpoint_model_and_report(tmp_path: P
     assert all(isinstance(json.loads(line)["contributors"], list) for line in lines)
     page = (run.folder / "report.html").read_text()
     assert "digits · salf · seed 0" in page
-    assert "partition = &quot;iid&quot;" in page
+    assert 'partition = "iid"' in html.unescape(page)
 
 
 def test_two_runs_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_where_folders_cannot_be_locked_a_run_continues(tmp_path: Path, monkeypa
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     digits = load("digits")
     whole = tiny_run(tmp_path / "whole")
-    interrupted(tmp_path / "run", digits)
+    interrupted(tmp_path / "run")
     other = digits.test_inputs.clone()
     other[7, 0, 3, 3] += 1
     with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore those files, or"):

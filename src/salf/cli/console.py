@@ -40,7 +40,7 @@ def mistakes_reported() -> Iterator[None]:
     except SalfError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
-        fail("interrupted; nothing was kept, so run the same command again", 130)
+        fail("interrupted, and nothing was kept; run the same command again", 130)
     except BrokenPipeError:
         _abandon_output()
         sys.exit(1)

@@ -94,6 +94,8 @@ def _example(key: str, value: object, section: Section | None) -> str:
     """Show how a section is written when only the name, or a value, was given for it."""
     if section is None:
         return "; write it as a table"
+    if section.tag and isinstance(value, str) and value not in section.classes:
+        return f"; set {key}.{section.tag} to {one_of(value, [*section.classes])}"
     choice = value if isinstance(value, str) and value in section.classes else section.default
     setting = f"{section.tag} = '{choice}'" if section.tag else section.keys("")[0]
     return f"; set what is in it, such as {key}.{setting}"

@@ -81,7 +81,7 @@ class RunFolder:
         try:
             check_folder(path, experiment, resume=resume)  # another process may have come in between
             folder = cls(path, lock, checkpoint_seconds)
-            reasons = dict.fromkeys((*read_reasons(path), *unreproducible))  # those of earlier sessions stay
+            reasons = unreproducible if folder._is_new else read_reasons(path)  # how the run began
             also = [reason for reason in reasons if reason not in experiment.unreproducible()]
             folder._settings = _movable(experiment).to_toml(also)
             write_atomically(folder._files.experiment, folder._settings.encode())
