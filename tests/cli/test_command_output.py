@@ -149,7 +149,7 @@ def test_values_are_read_as_toml_or_else_as_text(pair: str, value: object) -> No
         (["--set", "data.name=tensors"], "data.name is 'tensors': give the data in Python"),
         (
             ["--set", "data.name=mnist", "--set", "data.root=/nowhere"],
-            "not found in /nowhere/mnist or /nowhere: set data",
+            "not found in /nowhere/mnist or /nowhere; set data",
         ),
     ],
 )

@@ -43,10 +43,7 @@ def read_cifar(folders: Sequence[Path]) -> tuple[Split, Split]:
     counts = {path: len(split.labels) for path, split in splits.items()}
     shortest, longest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[shortest] != counts[longest]:
-        raise damaged(
-            shortest,
-            f"it holds {counts[shortest]} images, but {longest.name} holds {counts[longest]}",
-        )
+        raise damaged(shortest, f"it holds {counts[shortest]} images, but {longest.name} holds {counts[longest]}")
     *train, test = splits.values()
     return Split(np.concatenate([s.images for s in train]), np.concatenate([s.labels for s in train])), test
 

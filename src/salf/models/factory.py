@@ -78,14 +78,11 @@ def import_callable(spec: str) -> Callable[..., object]:
             importlib.invalidate_caches()
             module = _run_file(Path(place)) if _is_file(place) else importlib.import_module(place)
     except (Exception, SystemExit) as reason:
-        raise InvalidSetting(
-            f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)}); "
-            "correct the name or the module"
-        ) from reason
+        problem = f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)})"
+        raise InvalidSetting(f"{problem}; correct the name or the module") from reason
     if not hasattr(module, attribute):
-        raise InvalidSetting(
-            f"model.call is '{spec}', but '{place}' has no '{attribute}'; {_suggest(attribute, vars(module))}"
-        )
+        remedy = _suggest(attribute, vars(module))
+        raise InvalidSetting(f"model.call is '{spec}', but '{place}' has no '{attribute}'; {remedy}")
     found = getattr(module, attribute)
     if not callable(found):
         raise InvalidSetting(
