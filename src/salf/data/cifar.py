@@ -28,8 +28,13 @@ _RECORD_BYTES = 1 + 3 * 32 * 32
 def read_cifar(folders: Sequence[Path]) -> tuple[Split, Split]:
     """Read training and test images of shape (3, 32, 32).
 
-    They come from the batches if any exists, in one of `folders` or in `cifar-10-batches-bin` within it, else from
-    their archive. A missing or damaged file raises `DataUnavailable`.
+    They come from the batches if any exists, else from their archive.
+
+    Args:
+        folders: Where to look for the archive and the batches; these may also be in `cifar-10-batches-bin` within it.
+
+    Raises:
+        DataUnavailable: A file is missing or damaged.
     """
     places = [place for folder in folders for place in (folder / FOLDER, folder)]
     archive = next((path for folder in folders if exists(path := folder / PACKED)), None)

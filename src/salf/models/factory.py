@@ -36,7 +36,12 @@ class Factory:
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Call the callable, which must return an `nn.Module`.
 
-        A callable that is missing, fails, or returns anything else raises `InvalidSetting`.
+        Args:
+            input_shape: Ignored; the model must fit the data.
+            num_classes: Ignored likewise.
+
+        Raises:
+            InvalidSetting: The callable is missing, fails, or returns anything else.
         """
         make = import_callable(self.call)
         try:

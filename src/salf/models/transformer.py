@@ -40,9 +40,14 @@ class Transformer:
             raise InvalidSetting(f"{problem}; choose a width that is a multiple of the heads")
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width).
+        """Build the network for images.
 
-        Other shapes, sides that are no multiples of `patch`, and fewer than two classes raise `InvalidSetting`.
+        Args:
+            input_shape: (channels, height, width); height and width are multiples of `patch`.
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: The shape or the number does not fit.
         """
         channels, height, width = require_image(self.name, input_shape)
         if height % self.patch or width % self.patch:
