@@ -109,7 +109,7 @@ def test_uniforms_are_uniform(seed: int) -> None:
 
 
 def plain_permuted(chosen: npt.NDArray[np.float64], size: int) -> list[int]:
-    """Fisher–Yates over a whole list, begun anew for each pass."""
+    """Fisher–Yates over a whole list, started again for each pass."""
     drawn: list[int] = []
     order: list[int] = []
     for place, uniform in enumerate(chosen):

@@ -20,7 +20,7 @@ FILES = {"images.gz": b"many images" * 1000, "labels.gz": b"as many labels"}
 
 @dataclass
 class Mirror:
-    """A web server on this machine: what it serves, whether it breaks off half-way, and what it was asked for."""
+    """A web server on this machine: its files, whether it breaks off half-way, and the requests it got."""
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
 @pytest.fixture
 def dead() -> str:
-    """Return the address of a port nobody listens on."""
+    """Return the address of a port without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/"

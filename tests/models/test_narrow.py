@@ -64,7 +64,7 @@ def test_the_scaler_multiplies_each_hidden_layer_in_training_alone() -> None:
     assert sub(IMAGES).equal(functional.linear(x.relu(), *cut(wide, "fc3", 4, 2)))
     assert sum(isinstance(module, Scale) for module in sub.modules()) == 2
     assert not any(isinstance(module, Scale) for module in narrow(wide, 1.0).modules())
-    # A width that rounds to every channel is scaled all the same, by the width that was asked for.
+    # A width that rounds to every channel is scaled too, by the requested width.
     assert sum(isinstance(module, Scale) for module in narrow(wide, 0.99).modules()) == 2
 
 

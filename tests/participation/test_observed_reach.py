@@ -54,7 +54,7 @@ def test_without_evidence_everyone_reaches_everything() -> None:
 
 
 def test_who_was_lucky_once_is_not_certain() -> None:
-    """A population of which each round asks few: what was estimated once had p_l at 0 as soon as one had luck."""
+    """With small cohorts of a large population, one lucky client does not make p_l zero."""
     rng, chance, asked = np.random.default_rng(4), 0.2, 10
     seen = ObservedReach(1)
     empty = []

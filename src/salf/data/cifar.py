@@ -28,8 +28,13 @@ _RECORD_BYTES = 1 + 3 * 32 * 32
 def read_cifar(folders: Sequence[Path]) -> tuple[Split, Split]:
     """Read training and test images of shape (3, 32, 32).
 
-    They come from the batches if any exists, in one of `folders` or in `cifar-10-batches-bin` within it, else from
-    their archive. A missing or damaged file raises `DataUnavailable`.
+    They come from the batches if any exists, else from their archive.
+
+    Args:
+        folders: Where to look for the archive and the batches; these may also be in `cifar-10-batches-bin` within it.
+
+    Raises:
+        DataUnavailable: A file is missing or damaged.
     """
     places = [place for folder in folders for place in (folder / FOLDER, folder)]
     archive = next((path for folder in folders if exists(path := folder / PACKED)), None)
@@ -43,10 +48,7 @@ def read_cifar(folders: Sequence[Path]) -> tuple[Split, Split]:
     counts = {path: len(split.labels) for path, split in splits.items()}
     shortest, longest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[shortest] != counts[longest]:
-        raise damaged(
-            shortest,
-            f"it holds {counts[shortest]} images, but {longest.name} holds {counts[longest]}",
-        )
+        raise damaged(shortest, f"it holds {counts[shortest]} images, but {longest.name} holds {counts[longest]}")
     *train, test = splits.values()
     return Split(np.concatenate([s.images for s in train]), np.concatenate([s.labels for s in train])), test
 

@@ -104,7 +104,11 @@ class Dataset:
     def held_out(self, seed: int, share: float = 0.1) -> Self:
         """Return a data set that tests on a held-out share of the training examples.
 
-        `seed` chooses them; the test data of this data set is not used.
+        The test data of this data set is not used.
+
+        Args:
+            seed: Chooses the examples.
+            share: The share of the training examples, at least one.
 
         >>> data = Dataset.from_tensors(torch.ones(20, 2), torch.arange(20), torch.ones(3, 2), torch.arange(3))
         >>> len(data.held_out(seed=1)), len(data.held_out(seed=1).test_labels)

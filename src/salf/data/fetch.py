@@ -23,6 +23,10 @@ def fetch(archive: Archive, folder: Path) -> None:
 
     A file appears in the folder only when it is complete and its checksum is right.
 
+    Args:
+        archive: The files, their checksums and mirrors.
+        folder: Where to put them; it is created if necessary.
+
     Raises:
         DataUnavailable: No mirror works; the message says what failed at each.
     """

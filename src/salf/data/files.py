@@ -62,10 +62,8 @@ def locate(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str
             break
     missing = [name + suffixes[-1] for name in names if name not in found]
     if missing:
-        raise DataUnavailable(
-            f"{', '.join(missing)} not found in {' or '.join(map(str, folders))}; set data.root to the folder with the "
-            "published files, or leave it out to download them"
-        )
+        places = " or ".join(map(str, folders))
+        raise DataUnavailable(f"{', '.join(missing)} not found in {places}; set data.root, or leave it out to download")
     return [found[name] for name in names]
 
 
@@ -104,15 +102,14 @@ def check_labels(path: Path, labels: npt.NDArray[np.uint8]) -> None:
 
 def damaged(path: Path, problem: str) -> DataUnavailable:
     """Return the error for a file that is not what was published."""
-    return DataUnavailable(
-        f"{path} is damaged: {problem}; put the published file there, or leave data.root out to download it"
-    )
+    return DataUnavailable(f"{path} is damaged: {problem}; replace it, or leave data.root out to download it")
 
 
 def unreadable(path: Path, error: OSError) -> DataUnavailable:
     """Return the error for a file that cannot be read."""
+    reason = error.strerror or error
     return DataUnavailable(
-        f"{path} cannot be read: {error.strerror or error}; check its permissions, or set data.root to another folder"
+        f"{path} cannot be read: {reason}; check its permissions, or set data.root to another folder"
     )
 
 

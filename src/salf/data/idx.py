@@ -21,7 +21,11 @@ _SIDE = 28
 def read_idx(folders: Sequence[Path]) -> tuple[Split, Split]:
     """Read training and test images of shape (1, 28, 28), gzipped or not.
 
-    All come from the first folder that holds any of the four files. A missing or damaged file raises `DataUnavailable`.
+    Args:
+        folders: Where to look; all files come from the first folder that holds any of them.
+
+    Raises:
+        DataUnavailable: A file is missing or damaged.
     """
     train_images, train_labels, test_images, test_labels = locate(folders, NAMES, suffixes=("", ".gz"))
     return _read_split(train_images, train_labels), _read_split(test_images, test_labels)

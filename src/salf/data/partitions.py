@@ -183,9 +183,7 @@ def _check_clients(count: int, clients: int) -> None:
     """Raise `InvalidSetting` unless each client can hold an example."""
     check_count("data.clients", clients)
     if clients > count:
-        raise InvalidSetting(
-            f"data.clients is {clients}, but there are only {count} training examples; set it to at most {count}"
-        )
+        raise InvalidSetting(f"data.clients is {clients}, but only {count} examples exist; set it to at most {count}")
 
 
 def _cut(order: Ints, sizes: Ints) -> Partition:

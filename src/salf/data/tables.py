@@ -49,18 +49,15 @@ def read_column(table: Table, column: str, where: str) -> torch.Tensor:
     shapes = sorted({value.shape for value in values})
     if len(shapes) > 1:
         some = ", ".join(map(str, shapes[:3]))
-        raise InvalidSetting(
-            f"column '{column}' of {where} holds examples of different shapes ({some}); make their shapes equal"
-        )
+        raise InvalidSetting(f"column '{column}' of {where} holds different shapes ({some}); make them equal")
     rows: npt.NDArray[np.generic] = np.stack(values)
     if rows.dtype == np.uint8 and rows.ndim in (3, 4):
         return _images(rows)
     try:
         return torch.from_numpy(rows)
     except TypeError as error:
-        raise InvalidSetting(
-            f"column '{column}' of {where} holds {rows.dtype}, not numbers; name another column, or convert it"
-        ) from error
+        what = f"column '{column}' of {where} holds {rows.dtype}, not numbers"
+        raise InvalidSetting(f"{what}; name another column, or convert it") from error
 
 
 def _images(pixels: npt.NDArray[np.generic]) -> torch.Tensor:

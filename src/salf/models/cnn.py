@@ -35,9 +35,14 @@ class Cnn:
     hidden: Sizes = (50,)
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width).
+        """Build the network for images.
 
-        Other shapes, images too small for the poolings, and fewer than two classes raise `InvalidSetting`.
+        Args:
+            input_shape: (channels, height, width).
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: Images are too small for the poolings, or the shape or number does not fit.
         """
         inputs, height, width = require_image(self.name, input_shape)
         layers: dict[str, nn.Module] = {}

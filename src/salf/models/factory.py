@@ -36,7 +36,12 @@ class Factory:
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Call the callable, which must return an `nn.Module`.
 
-        A callable that is missing, fails, or returns anything else raises `InvalidSetting`.
+        Args:
+            input_shape: Ignored; the model must fit the data.
+            num_classes: Ignored likewise.
+
+        Raises:
+            InvalidSetting: The callable is missing, fails, or returns anything else.
         """
         make = import_callable(self.call)
         try:
@@ -78,14 +83,11 @@ def import_callable(spec: str) -> Callable[..., object]:
             importlib.invalidate_caches()
             module = _run_file(Path(place)) if _is_file(place) else importlib.import_module(place)
     except (Exception, SystemExit) as reason:
-        raise InvalidSetting(
-            f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)}); "
-            "correct the name or the module"
-        ) from reason
+        problem = f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)})"
+        raise InvalidSetting(f"{problem}; correct the name or the module") from reason
     if not hasattr(module, attribute):
-        raise InvalidSetting(
-            f"model.call is '{spec}', but '{place}' has no '{attribute}'; {_suggest(attribute, vars(module))}"
-        )
+        remedy = _suggest(attribute, vars(module))
+        raise InvalidSetting(f"model.call is '{spec}', but '{place}' has no '{attribute}'; {remedy}")
     found = getattr(module, attribute)
     if not callable(found):
         raise InvalidSetting(

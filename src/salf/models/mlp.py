@@ -32,9 +32,14 @@ class Mlp:
     hidden: Sizes = (32, 16)
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for examples of any shape.
+        """Build the network.
 
-        An empty shape or fewer than two classes raise `InvalidSetting`.
+        Args:
+            input_shape: Shape of one example, of any number of dimensions.
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: A dimension is empty, or there are too few classes.
         """
         features = math.prod(require_positive(self.name, input_shape))
         sizes = (features, *self.hidden, require_classes(num_classes))

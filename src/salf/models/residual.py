@@ -29,10 +29,15 @@ class ResidualNet:
     blocks: SomeSizes = (1, 1, 1)
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width).
+        """Build the network for images.
 
-        Other shapes, fewer than two classes, and images that the last stage would see smaller than 2×2 raise
-        `InvalidSetting`: BatchNorm could not train on a batch of one such example.
+        Args:
+            input_shape: (channels, height, width); the last stage must see at least 2×2, so that BatchNorm can train on a
+                batch of one example.
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: Images are too small, or the shape or number does not fit.
         """
         inputs, height, width = require_image(self.name, input_shape)
         smallest = 2 ** len(self.blocks)

@@ -36,22 +36,23 @@ class Transformer:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise InvalidSetting(
-                f"model.heads is {self.heads}, which does not divide model.width {self.width}; "
-                "choose a width that is a multiple of the heads"
-            )
+            problem = f"model.heads is {self.heads}, which does not divide model.width {self.width}"
+            raise InvalidSetting(f"{problem}; choose a width that is a multiple of the heads")
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width).
+        """Build the network for images.
 
-        Other shapes, sides that are no multiples of `patch`, and fewer than two classes raise `InvalidSetting`.
+        Args:
+            input_shape: (channels, height, width); height and width are multiples of `patch`.
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: The shape or the number does not fit.
         """
         channels, height, width = require_image(self.name, input_shape)
         if height % self.patch or width % self.patch:
-            raise InvalidSetting(
-                f"model.patch is {self.patch}, which does not divide the images' {height}×{width}; "
-                "choose a common divisor of height and width"
-            )
+            problem = f"model.patch is {self.patch}, which does not divide the images' {height}×{width}"
+            raise InvalidSetting(f"{problem}; choose a common divisor of height and width")
         return _Transformer(
             patch=self.patch,
             features=channels * self.patch**2,

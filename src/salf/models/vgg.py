@@ -37,10 +37,16 @@ class Vgg:
     name: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = "vgg11"
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width), at least 32×32.
+        """Build the network for images.
 
-        For larger images, the last feature maps are averaged. Smaller images, other shapes, and fewer than two classes
-        raise `InvalidSetting`.
+        For images larger than 32×32, the last feature maps are averaged.
+
+        Args:
+            input_shape: (channels, height, width), at least 32×32.
+            num_classes: At least 2.
+
+        Raises:
+            InvalidSetting: The shape or the number does not fit.
         """
         channels, height, width = require_image(self.name, input_shape)
         if min(height, width) < _SMALLEST:
