@@ -164,7 +164,8 @@ class Trusting(Rule):
     needs_reach: ClassVar[bool] = True
 
     def client_weights(self, num_examples: Floats) -> Floats:
-        return np.sqrt(num_examples)
+        weights: Floats = np.sqrt(num_examples)
+        return weights
 
     def layer_weights(self, contributions: Contributions) -> Floats:
         assert contributions.reach is not None
