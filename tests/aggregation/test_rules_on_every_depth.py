@@ -104,12 +104,12 @@ def stated(rule: Rule, q: float) -> Stated:
         return Stated(q * mean, q * (1 - q) * squares / CLIENTS**2)
     if isinstance(rule, InverseProbability):
         return Stated(mean, (1 - q) / q * squares / CLIENTS**2)
-    # Memory: (1/U) Σ_u M_u, where M_u is the gradient or the earlier one; a layer that nobody conveyed stays, however.
-    earlier, nobody = EARLIER.mean(axis=0), 1 - someone
+    # Memory: (1/U) Σ_u M_u, where M_u is the gradient or the earlier one; a layer that no client sent stays.
+    earlier, no_client = EARLIER.mean(axis=0), 1 - someone
     mixed = q * mean + (1 - q) * earlier
     second = q * (1 - q) * float(((GRADIENTS - EARLIER) ** 2).sum()) / CLIENTS**2 + float(mixed @ mixed)
-    kept = mixed - nobody * earlier
-    return Stated(kept, second - nobody * float(earlier @ earlier) - float(kept @ kept))
+    kept = mixed - no_client * earlier
+    return Stated(kept, second - no_client * float(earlier @ earlier) - float(kept @ kept))
 
 
 @pytest.mark.parametrize("depth", DEPTHS.values(), ids=DEPTHS.keys())

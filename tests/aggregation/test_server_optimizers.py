@@ -1,4 +1,4 @@
-"""The server's optimizers: numbers by hand, and what happens to a layer that nobody conveyed."""
+"""The server's optimizers: numbers by hand, and what happens to a layer that no client sent."""
 
 import math
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What an asynchronous server makes of one model after another, against numbers worked out by hand."""
+"""An asynchronous server receives one model after another: numbers worked out by hand."""
 
 import math
 

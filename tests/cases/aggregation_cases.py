@@ -164,7 +164,8 @@ class Trusting(Rule):
     needs_reach: ClassVar[bool] = True
 
     def client_weights(self, num_examples: Floats) -> Floats:
-        return np.sqrt(num_examples)
+        weights: Floats = np.sqrt(num_examples)
+        return weights
 
     def layer_weights(self, contributions: Contributions) -> Floats:
         assert contributions.reach is not None
@@ -185,7 +186,8 @@ class Bounding(Contributors):
     def layer_weights(self, contributions: Contributions) -> Floats:
         assert contributions.update is not None
         norm = math.sqrt(sum(float(delta.double().square().sum()) for delta in contributions.update.deltas.values()))
-        return contributions.weights * np.full(contributions.steps.shape, 1 / max(1.0, norm))
+        weights: Floats = contributions.weights / np.full(contributions.steps.shape, max(1.0, norm))
+        return weights
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     "inverse-probability": InverseProbability(),
     "memory": Memory(),
 }
-CHAINS = ("mlp", "cnn")  # of which alone the fused engine can tell each client's own update
+CHAINS = ("mlp", "cnn")  # for these alone the fused engine computes each client's own update
 
 
 @pytest.mark.parametrize("rule", RULES)

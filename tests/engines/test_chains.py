@@ -100,7 +100,7 @@ def test_a_chain_gives_what_client_by_client_comes_out(name: str, rule: Rule) ->
 
 
 def assert_equals_plain(subject: Subject, rule: Rule) -> None:
-    """Compare rounds of clients of every depth, and one in which nobody gets to the first layer."""
+    """Compare rounds of clients of every depth, and one in which no client reaches the first layer."""
     layers = len(subject.layers)
     for depths in ([*range(layers + 1), *range(layers + 1)], [layers - 1, 1, 1]):
         reach = np.random.default_rng(0).uniform(0.1, 1, (len(depths), layers))

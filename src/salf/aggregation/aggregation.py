@@ -51,36 +51,29 @@ def aggregate(
     clients: Sequence[int] | None = None,
     memory: ClientMemory | None = None,
 ) -> Aggregated:
-    """Aggregate one round's updates, layer by layer, into a new state.
-
-    `state` and the updates stay as they are. It makes no difference whether a client that finished no layer sends an
-    empty update or none, except under `weight_by_examples`: a client without an update weighs as much as the senders
-    do on average, so send an empty update where its number of examples is known.
+    """Aggregate one round's updates, layer by layer, into a new state; the arguments do not change.
 
     Args:
         state: The global state dict.
-        updates: The clients' updates.
+        updates: The clients' updates; an empty one counts like a missing one, but tells the client's weight.
         layers: The model's layers, as `find_layers` returns them.
         rule: How far each layer moves.
-        num_clients: The number of clients asked, U; by default the number of updates.
+        num_clients: The number of clients asked, U; by default the number of updates. Those without an update weigh
+            as much as the others do on average.
         reach: π_{u,l}, of shape (layers,) or (clients, layers) with one row for each client asked, those with an update
             first; or a depth distribution of `salf.theory`. Without it p_l counts as 0.
         clients: The senders' numbers, for rules that tell clients apart over rounds, such as `Memory`.
         memory: The `memory` of the previous round's result.
 
-    Raises:
-        InvalidUpdate: An update must not be aggregated.
-        InvalidSetting: An argument is wrong.
+    Raises `InvalidUpdate` for an update that must not be aggregated, and `InvalidSetting` for a wrong argument.
 
-    >>> from salf.layers import Layer, Layers
-    >>> from salf.aggregation.rules import Corrected
-    >>> layers = Layers((Layer("body", ("body.weight",)), Layer("head", ("head.weight",))))
-    >>> state = {"body.weight": torch.zeros(2), "head.weight": torch.zeros(2)}
-    >>> whole = Update({"body.weight": torch.ones(2), "head.weight": torch.ones(2)}, steps=1, num_examples=10)
-    >>> part = Update({"head.weight": 3 * torch.ones(2)}, steps=1, num_examples=10)
-    >>> result = aggregate(state, [whole, part], layers, Corrected(), reach=[0.5, 1.0])
-    >>> result.contributors, result.state["body.weight"][0].item(), result.state["head.weight"][0].item()
-    ((1, 2), 1.3333333730697632, 2.0)
+    >>> from salf import Corrected, Layer
+    >>> layers = Layers((Layer("body", ("body",)), Layer("head", ("head",))))
+    >>> whole = Update({"body": torch.ones(1), "head": torch.ones(1)}, steps=1, num_examples=10)
+    >>> part = Update({"head": 3 * torch.ones(1)}, steps=1, num_examples=10)
+    >>> state = {"body": torch.zeros(1), "head": torch.zeros(1)}
+    >>> aggregate(state, [whole, part], layers, Corrected(), reach=[0.5, 1.0]).state
+    {'body': tensor([1.3333]), 'head': tensor([2.])}
     """
     check_type("updates", updates, Iterable, "the round's updates, as a list or another iterable")
     running = Aggregation(state, layers, rule, reach=reach, clients=clients, memory=memory)

@@ -131,7 +131,7 @@ class CohortSums:
             raise InvalidSetting(f"num_clients is {asked}; give at most 2^53")
         if asked < self.received:
             raise InvalidSetting(
-                f"{self.received} updates came from num_clients={asked} clients; count every client that was asked"
+                f"{self.received} updates came from num_clients={asked} clients; set it to the number of clients asked"
             )
         if known is not None and known != asked:
             raise InvalidSetting(

@@ -76,8 +76,7 @@ class ServerOptimizer:
             moved: The names of the parameters that some client sent.
             state: The optimizer's state after the previous round; empty in the first one.
             aliases: Maps further names of a tied parameter to the one in `moved`.
-            held: By parameter, which of its elements some client sent, where not all; the others keep their values
-                and their moments.
+            held: By parameter, which of its elements some client sent, where not all; the others do not change.
 
         >>> server = ServerOptimizer(lr=0.5, momentum=0.9)
         >>> new, memory = server.step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, ["w"], {})

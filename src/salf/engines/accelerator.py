@@ -44,7 +44,7 @@ def find_device(name: str) -> torch.device:
     place = int(number) if number else torch.cuda.current_device()
     if place >= count:
         raise InvalidSetting(
-            f"device is '{name}', but the CUDA devices here are numbered from 0 to {count - 1}; choose one of them"
+            f"device is '{name}', but the CUDA devices here are numbered from 0 to {count - 1}; choose one of those"
         )
     return torch.device("cuda", place)
 

@@ -16,7 +16,7 @@ from salf.engines.accelerator import fork_rng
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.tasks import Engine, Tasks, train_round
+from salf.engines.tasks import REMEDY, Engine, Tasks, train_round
 from salf.engines.training import Training
 from salf.errors import InvalidSetting, UnsuitableModel
 
@@ -56,21 +56,21 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, sk
         rule: The rule of the run; None for an asynchronous method, whose clients train one at a time.
         skips_layers: Whether a client may send a layer without the layers behind it.
 
-    Raises:
-        InvalidSetting: The named engine cannot compute the run.
+    Raises `InvalidSetting` if the named engine cannot compute the run.
+
+    >>> from torch import nn
+    >>> from salf.engines import OptimizerSettings
+    >>> from salf.layers import find_layers, measure_costs
+    >>> model, inputs, labels = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.rand(8, 2), torch.arange(8) % 2
+    >>> layers = find_layers(model)
+    >>> costs = measure_costs(model, inputs, layers)
+    >>> one_step = Training(model, layers, costs, inputs, labels, OptimizerSettings(), batch_size=2, local_steps=1)
+    >>> choose_engine("auto", one_step, Contributors()).name
+    'fused'
     """
-    if name == "flower":
-        raise InvalidSetting(
-            "engine is 'flower', whose clients run under Flower; use salf run --engine flower, or in Python "
-            "salf.flower.run_on_flower(experiment)"
-        )
+    _check_name(name, skips_layers=skips_layers and rule is not None)
     if rule is None:
         return PlainEngine(training)
-    if skips_layers and name == "fused":
-        raise InvalidSetting(
-            "engine is 'fused', which computes layers from the output on, but this method leaves out some of them; "
-            "choose 'auto' or 'plain'"
-        )
     wanted = _best(training, rule, skips_layers=skips_layers) if name == "auto" else name
     if wanted == "plain":
         return PlainEngine(training)
@@ -78,11 +78,26 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, sk
         engine = _build(wanted, training, rule)
         _check(wanted, training, rule)
     except (InvalidSetting, UnsuitableModel) as error:
+        reason = str(error).removesuffix(REMEDY)
         if name != "auto":
-            raise InvalidSetting(f"engine is '{name}': {error}; choose 'auto' or 'plain'") from error
-        warnings.warn(f"simulated one client after another, which is slow: {error}", stacklevel=2)
+            raise InvalidSetting(f"engine is '{name}': {reason}{REMEDY}") from error
+        warnings.warn(f"simulated one client after another, which is slow: {reason}", stacklevel=2)
         return PlainEngine(training)
     return engine
+
+
+def _check_name(name: EngineName, *, skips_layers: bool) -> None:
+    """Raise `InvalidSetting` for an engine that no simulation of this method can use."""
+    if name == "flower":
+        raise InvalidSetting(
+            "engine is 'flower', whose clients run under Flower; use salf run --engine flower, or in Python "
+            "salf.flower.run_on_flower(experiment)"
+        )
+    if skips_layers and name == "fused":
+        raise InvalidSetting(
+            "engine is 'fused', which computes layers from the output on, but this method leaves out some of them; "
+            "choose 'auto' or 'plain'"
+        )
 
 
 def _best(training: Training, rule: Rule, *, skips_layers: bool) -> Literal["plain", "fused", "stacked"]:
@@ -108,18 +123,18 @@ def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEn
         return StackedEngine(training)
     if training.local_steps > 1:
         raise InvalidSetting(
-            f"the fused engine computes one local step, not client.local_steps = {training.local_steps}"
+            f"the fused engine computes one local step, not client.local_steps = {training.local_steps}{REMEDY}"
         )
     engine = FusedEngine(training)
     if rule.needs_individual_updates and not engine.clients_apart:
         raise InvalidSetting(
             f"of this model the fused engine computes sums, but the rule {type(rule).__name__} needs each client's own "
-            "update"
+            f"update{REMEDY}"
         )
     if rule.weighs_layers and not engine.layers_apart:
         raise InvalidSetting(
             "one operation of the model belongs to several layers, in which the fused engine cannot weigh clients in "
-            f"different ways for the rule {type(rule).__name__}"
+            f"different ways for the rule {type(rule).__name__}{REMEDY}"
         )
     return engine
 
@@ -141,13 +156,13 @@ def _check(name: str, training: Training, rule: Rule) -> None:
         found = _state_after(_build(name, sample, rule), sample, tasks, rule)
     except Exception as error:  # whatever a transformation of the user's model raises
         text = " ".join(str(error).split())[:200]
-        raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}"]) from error
+        raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}{REMEDY}"]) from error
     weights = sample.model.state_dict()
     for layer in training.layers:
         moved = _difference(layer.parameters, (found, expected), weights)
         seen = _difference(layer.buffers, (found, expected), None)
         if max(moved, seen) > _TOLERANCE[precision]:
-            raise UnsuitableModel(failed, [f"layer '{layer.name}' differs from what the plain engine computes"])
+            raise UnsuitableModel(failed, [f"layer '{layer.name}' differs from what the plain engine computes{REMEDY}"])
 
 
 def _state_after(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[str, Tensor]:

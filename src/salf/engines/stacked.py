@@ -34,6 +34,18 @@ class StackedEngine:
         training: What the clients train, on what and how.
         memory_bytes: The most memory, on a CPU, for the weights, gradients, optimizer state and activations of the
             clients that train together; larger cohorts are split.
+
+    >>> from salf import Contributors, find_layers
+    >>> from salf.layers import measure_costs
+    >>> from salf.engines import OptimizerSettings
+    >>> model, inputs, labels = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.rand(8, 2), torch.arange(8) % 2
+    >>> layers, state = find_layers(model), model.state_dict()
+    >>> costs = measure_costs(model, inputs, layers)
+    >>> engine = StackedEngine(Training(model, layers, costs, inputs, labels, OptimizerSettings(), 2, local_steps=2))
+    >>> batches = np.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]]])  # two clients, two steps, two examples
+    >>> tasks = Tasks(np.arange(2), np.array([[2, 2], [1, 2]]), batches, np.array([4, 4]), seed=0, round=1)
+    >>> engine.train_cohort(state, tasks, Aggregation(state, layers, Contributors()))
+    array([ True,  True])
     """
 
     name = "stacked"

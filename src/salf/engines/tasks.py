@@ -14,6 +14,9 @@ from salf.errors import InvalidUpdate
 from salf.update import Update
 from salf.values import Ints
 
+# How errors of the fast engines end: what to set `engine` to.
+REMEDY = "; choose 'auto' or 'plain'"
+
 
 @dataclass(frozen=True)
 class ClientTask:

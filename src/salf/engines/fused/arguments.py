@@ -32,7 +32,7 @@ def bind(argument: object, choose: Callable[[Ref], object], examples: int) -> ob
     Args:
         argument: An argument of a node, or a container of several.
         choose: Gives the value of a reference.
-        examples: The number of examples, of which counts are multiples.
+        examples: The number of examples, which counts multiply.
     """
     if isinstance(argument, Ref):
         return choose(argument)

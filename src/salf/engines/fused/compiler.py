@@ -22,6 +22,7 @@ from salf.engines.fused.operations import (
 from salf.engines.fused.pooling import FastPool, has_fast_form
 from salf.engines.fused.rows import BatchIndependent, SortedClients
 from salf.engines.fused.tracing import Traced
+from salf.engines.tasks import REMEDY
 from salf.errors import UnsuitableModel
 
 _Arguments = TypeVar("_Arguments", bound="fx.node.Argument")
@@ -77,7 +78,7 @@ class Compiler:
             if len(uses) > 1:
                 raise UnsuitableModel(
                     "the model cannot be trained for many clients in one pass",
-                    [f"'{node.name}' depends on several layers; train it with engine 'plain'"],
+                    [f"'{node.name}' depends on several layers{REMEDY}"],
                 )
             self._uses[node] = uses
             return BatchIndependentCall(lambda live: self._function(node, live=live), arguments, named, uses)

@@ -51,6 +51,19 @@ class FusedEngine:
     Raises:
         InvalidSetting: The optimizer is not SGD.
         UnsuitableModel: Rows of the model depend on each other, other than by batch normalization.
+
+    >>> from salf import Contributors, find_layers
+    >>> from salf.layers import measure_costs
+    >>> from salf.engines import OptimizerSettings
+    >>> model, inputs, labels = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.rand(8, 2), torch.arange(8) % 2
+    >>> layers, state = find_layers(model), model.state_dict()
+    >>> costs = measure_costs(model, inputs, layers)
+    >>> engine = FusedEngine(Training(model, layers, costs, inputs, labels, OptimizerSettings(), 2, local_steps=1))
+    >>> batches = np.array([[[0, 1]], [[4, 5]]])  # two clients, one step, two examples
+    >>> tasks = Tasks(np.arange(2), np.array([[1, 1], [0, 1]]), batches, np.array([4, 4]), seed=0, round=1)
+    >>> running = Aggregation(state, layers, Contributors())
+    >>> engine.train_cohort(state, tasks, running), running.finish().contributors
+    (array([ True,  True]), (1, 2))
     """
 
     name = "fused"

@@ -16,6 +16,7 @@ from salf.engines.fused.client_norm import client_norms
 from salf.engines.fused.compiler import Compiler
 from salf.engines.fused.rows import GradOutput, Rows, SortedClients
 from salf.engines.fused.tracing import Traced
+from salf.engines.tasks import REMEDY
 from salf.errors import InvalidSetting
 from salf.layers import Layers
 
@@ -86,8 +87,7 @@ class NestedPass:
     ) -> list[dict[str, Tensor]]:
         """Refuse: raise `InvalidSetting`."""
         raise InvalidSetting(
-            "of this model the fused engine computes sums, but the rule needs each client's own update; "
-            "choose 'auto' or 'plain'"
+            f"of this model the fused engine computes sums, but the rule needs each client's own update{REMEDY}"
         )
 
     def _run(self, inputs: Tensor, clients: SortedClients) -> Tensor:

@@ -11,6 +11,7 @@ from salf.engines.fused.autograd import Context, as_function
 from salf.engines.fused.stock import is_stock_module
 
 _LARGEST = 3
+_CEIL_MODE = False
 _max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 
 
@@ -126,7 +127,7 @@ def _accelerator_grad_input(x: Tensor, gradient: Tensor, side: int) -> Tensor:
     """Return the same on an accelerator, where two calls into torch cost less than many short ones."""
     _, places = functional.max_pool2d(x, side, return_indices=True)
     window, nothing, one = [side, side], [0, 0], [1, 1]
-    result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, False, places)  # noqa: FBT003
+    result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, _CEIL_MODE, places)
     return result
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from salf.engines.accelerator import draw_states, fork_rng
+from salf.engines.tasks import REMEDY
 from salf.errors import UnsuitableModel
 
 
@@ -92,7 +93,7 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
 
 
 def _unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
-    return UnsuitableModel(f"{type(model).__name__} cannot be trained for many clients in one pass", [reason])
+    return UnsuitableModel(f"{type(model).__name__} cannot be trained for many clients in one pass", [reason + REMEDY])
 
 
 def _watch(model: nn.Module, graph: fx.Graph, batch: Tensor) -> dict[fx.Node, object]:
