@@ -30,7 +30,7 @@ FORBIDDEN = (
     r"for ever",
     r"for the sake of",
 )
-_FORBIDDEN = re.compile(r"(?<![\w-])(?:" + "|".join(FORBIDDEN) + r")(?![\w-])", re.IGNORECASE)
+_FORBIDDEN = re.compile(r"(?<![\w\"`-])(?:" + "|".join(FORBIDDEN) + r")(?![\w-])", re.IGNORECASE)
 
 # The verbs with which a remedy begins.
 REMEDIES = frozenset(

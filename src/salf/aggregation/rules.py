@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from salf.registry import Choice, Registry
 from salf.update import Update
-from salf.values import STRICT, Choice, Floats, Ints, Registry
+from salf.values import STRICT, Floats, Ints
 
 
 @dataclass(frozen=True)

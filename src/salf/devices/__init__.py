@@ -16,7 +16,7 @@ from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical
 from salf.devices.workload import CompletionTimes as CompletionTimes
 from salf.devices.workload import Workload as Workload
-from salf.values import Choice, Registry
+from salf.registry import Choice, Registry
 
 # Every device model by its kind; `salf.register` and installed packages add theirs.
 DEVICES: Registry[Devices] = Registry(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from salf.values import Choice
+from salf.registry import Choice
 
 NOT_REPRODUCIBLE = "This file alone does not reproduce the run:"
 

@@ -9,7 +9,7 @@ from salf.aggregation import RULES
 from salf.devices import DEVICES
 from salf.errors import InvalidSetting
 from salf.methods import METHODS
-from salf.values import Registry
+from salf.registry import Registry
 
 Cls = TypeVar("Cls", bound=type)
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from salf.errors import InvalidSetting
-from salf.values import Choice, Registry
+from salf.registry import Choice, Registry
 
 Table = dict[str, Any]
 

@@ -37,7 +37,7 @@ from salf.methods.schedules import until_deadline as until_deadline
 from salf.methods.schedules import wait_for_first as wait_for_first
 from salf.methods.schedules import whole_steps_by as whole_steps_by
 from salf.methods.timelyfl import TimelyFL as TimelyFL
-from salf.values import Choice, Registry
+from salf.registry import Choice, Registry
 
 # Every method by its name; `salf.register` and installed packages add theirs.
 METHODS: Registry[SynchronousMethod | AsynchronousMethod] = Registry(

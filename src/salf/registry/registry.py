@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema, to_json, to_jsonable_python
 
 from salf.errors import InvalidSetting
-from salf.values.fields import validated
+from salf.values import validated
 
 Value = TypeVar("Value")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

@@ -8,8 +8,9 @@ from language import problems_of
 from pydantic import TypeAdapter, ValidationError
 
 from salf.errors import InvalidSetting
-from salf.values import Choice, ExtensionWarning, Positive, Registry, validated
-from salf.values import registry as registries
+from salf.registry import Choice, ExtensionWarning, Registry
+from salf.registry import registry as registries
+from salf.values import Positive, validated
 
 
 @validated
