@@ -118,7 +118,7 @@ def test_broken_entry_points_are_reported_and_the_others_work(shapes: Registry[S
     assert list(shapes) == ["circle", "square"]  # the warning comes once
 
 
-@pytest.mark.filterwarnings("ignore::salf.values.ExtensionWarning")
+@pytest.mark.filterwarnings("ignore::salf.registry.ExtensionWarning")
 def test_names_are_listed_with_the_built_in_ones_first(shapes: Registry[Shape]) -> None:
     shapes.register(Undecorated)
     assert list(shapes) == ["circle", "undecorated", "square"]
@@ -127,7 +127,7 @@ def test_names_are_listed_with_the_built_in_ones_first(shapes: Registry[Shape]) 
         shapes["triangle"]
 
 
-@pytest.mark.filterwarnings("ignore::salf.values.ExtensionWarning")
+@pytest.mark.filterwarnings("ignore::salf.registry.ExtensionWarning")
 def test_where_a_value_comes_from(shapes: Registry[Shape]) -> None:
     class Own(Circle):
         pass
@@ -140,7 +140,7 @@ def test_where_a_value_comes_from(shapes: Registry[Shape]) -> None:
     assert shapes.name_of(Own()).endswith(":test_where_a_value_comes_from.<locals>.Own")
 
 
-@pytest.mark.filterwarnings("ignore::salf.values.ExtensionWarning")
+@pytest.mark.filterwarnings("ignore::salf.registry.ExtensionWarning")
 def test_a_field_takes_tables_names_and_values(shapes: Registry[Shape]) -> None:
     field: TypeAdapter[Any] = TypeAdapter(Annotated[Shape, Choice(shapes, brief=True)])
     assert field.validate_python({"name": "circle", "radius": 2}) == Circle(radius=2.0)
