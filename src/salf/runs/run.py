@@ -10,7 +10,7 @@ from torch import nn
 from salf.data import Dataset
 from salf.engines import Engine, Training
 from salf.experiment import Experiment
-from salf.methods import Method
+from salf.methods import AnyMethod
 from salf.participation import Starving, starving
 from salf.records import RoundRecord, final_accuracy
 from salf.runs.folder import RunFolder
@@ -42,7 +42,7 @@ def run_experiment(
     out: Path | str | None = None,
     resume: bool = False,  # noqa: FBT001, FBT002 - part of the contract of names
     *,
-    method: Method | None = None,
+    method: AnyMethod | None = None,
     watch: Callable[[RoundRecord], None] | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,

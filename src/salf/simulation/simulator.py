@@ -10,7 +10,7 @@ from salf.data import Dataset
 from salf.engines import Tasks
 from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
-from salf.methods import Method, is_asynchronous
+from salf.methods import AnyMethod, Method, is_asynchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
@@ -59,7 +59,7 @@ class Simulation:
         self,
         experiment: Experiment,
         *,
-        method: Method | None = None,
+        method: AnyMethod | None = None,
         model: nn.Module | None = None,
         dataset: Dataset | None = None,
         build_engine: BuildEngine | None = None,
@@ -70,7 +70,7 @@ class Simulation:
         self.layers, self.workload = federation.layers, federation.workload
         smallest = 2 if has_batchnorm(federation.model) else 1
         self.sampler = Sampler(experiment, federation.partition, self.workload, smallest_batch=smallest)
-        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.inputs)
+        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.training.inputs)
         self._rounds = self._build_rounds()
 
     def initial_state(self) -> ServerState:
@@ -131,7 +131,7 @@ class Simulation:
         return SynchronousRounds(*parts, method, training)
 
 
-def with_method(experiment: Experiment, method: Method | None) -> Experiment:
+def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
     """Return an experiment with a method in place of its own; None keeps the experiment as it is.
 
     >>> from salf.methods import FedAvg
@@ -142,13 +142,13 @@ def with_method(experiment: Experiment, method: Method | None) -> Experiment:
     if method is None:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
-    return replace(experiment, method=method)  # type: ignore[arg-type]  # built-in methods - not yet any
+    return replace(experiment, method=method)
 
 
 def simulate(
     experiment: Experiment,
     *,
-    method: Method | None = None,
+    method: AnyMethod | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
 ) -> Iterator[RoundRecord]:

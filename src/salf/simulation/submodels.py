@@ -20,7 +20,7 @@ from salf.simulation.federation import SimulatedFederation
 from salf.simulation.sampler import Sampler
 from salf.simulation.server_state import ServerState
 from salf.simulation.submodel_mean import SubmodelMean
-from salf.simulation.synchronous import CohortUpdate, RoundPlan
+from salf.simulation.synchronous import CohortUpdate, RoundPlan, moved_parameters
 from salf.values import Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -90,7 +90,8 @@ class SubmodelTraining:
         for group in self._groups(plan):
             result, accepted[group.places], weight = self._train_group(group, state, tasks.select(group.places))
             contributors += result.contributors
-            mean.add(self._moved(result), weight, self._rows(group.classes))
+            moved = {name: result.state[name] for name in moved_parameters(self._layers, result)}
+            mean.add(moved, weight, self._rows(group.classes))
         held = mean.held()
         stayed = tuple(layer.name for layer in self._layers if layer.parameters[0] not in held)
         result = Aggregated(mean.state(), tuple(contributors.tolist()), overflowed=stayed)
@@ -113,15 +114,6 @@ class SubmodelTraining:
             members.setdefault((int(given[place]), classes[place].tobytes()), []).append(place)
         for (workload, _), places in members.items():
             yield _Group(np.array(places), self._submodels[workload], classes[places[0]])
-
-    def _moved(self, result: Aggregated) -> dict[str, Tensor]:
-        """Return the parameters that a group has trained."""
-        return {
-            name: result.state[name]
-            for layer, count in zip(self._layers, result.contributors, strict=True)
-            if count and layer.name not in result.overflowed
-            for name in layer.parameters
-        }
 
     def _rows(self, classes: Bools) -> dict[str, Tensor]:
         """Return which rows of the last layer belong to some classes."""
@@ -147,8 +139,8 @@ class SubmodelTraining:
         engine = PlainEngine(
             copy.deepcopy(model).to(federation.device),
             self._layers,
-            federation.inputs,
-            federation.labels,
+            federation.training.inputs,
+            federation.training.labels,
             federation.experiment.client,
             self._masked_loss_of if self._settings.mask_labels else cross_entropy_of,
         )
