@@ -144,7 +144,7 @@ class StarvationMonitor:
         """Warn with a `StarvationWarning` of layers that were found to starve for the first time."""
         found = self.look(round, observed, asked)
         if found:
-            warnings.warn(describe(found), StarvationWarning, stacklevel=3)
+            warnings.warn(describe(found), StarvationWarning, stacklevel=4)
 
 
 def _is_due(round: int) -> bool:

@@ -96,6 +96,10 @@ class Simulation:
 
         Warns:
             StarvationWarning: A layer is sent by hardly any client, or by always the same ones.
+
+        >>> simulation = Simulation(Experiment.load("digits", rounds=3, **{"data.clients": 4}))
+        >>> [(state.round, record.time_s) for state, record in simulation.run()]
+        [(1, 1.0), (2, 2.0), (3, 3.0)]
         """
         state, monitor = state or self.initial_state(), StarvationMonitor(self.layers.names)
         while state.round < self.experiment.rounds:
