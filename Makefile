@@ -1,16 +1,20 @@
-# Two commands: `make demo` shows what salf does, `make test` runs every gate. Each sets up its own virtual environment.
+# `make demo` shows what salf does, `make test` runs the daily checks. Each sets up its own virtual environment.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+COVERAGE ?= 90
 
-.PHONY: demo test check format lint types imports tests clean
+.PHONY: demo test test-all check format lint types imports tests slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/salf compare digits --methods fedavg,salf,drop --seeds 3 --out demo --resume
 
 test: $(VENV)/.installed-dev
 	$(MAKE) check
+
+# The daily checks, and the slow tests: browsers, Ray, real deployments, processes killed again and again.
+test-all: test slow
 
 check: format lint types imports tests
 
@@ -27,7 +31,10 @@ imports:
 	$(BIN)/lint-imports
 
 tests:
-	$(BIN)/pytest -n $(JOBS)
+	$(BIN)/pytest -n $(JOBS) --cov=salf --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -n $(JOBS) -m slow
 
 # constraints.txt pins what was tested.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -40,4 +47,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -159,7 +159,7 @@ def test_every_pair_of_examples_is_equally_likely(seed: int) -> None:
 
 
 def test_a_client_without_examples_draws_nothing() -> None:
-    with pytest.raises(ValueError, match="a client without examples cannot draw a batch"):
+    with pytest.raises(ValueError, match="a client has no examples to draw a batch from"):
         seeds.permuted(np.full((2, 1), 0.5), [3, 0])
     assert seeds.permuted(np.empty((2, 0)), [3, 0]).shape == (2, 0)
 

@@ -1,13 +1,20 @@
-"""What salf raises when something outside it is wrong: one clear message, never a half-done change."""
+"""Errors for callers' mistakes, and checks of arguments that packages share.
 
+A message says what is wrong, where, and, after a semicolon, what to do.
+"""
+
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
+
+_LONGEST = 40
 
 
 class SalfError(Exception):
-    """A mistake the caller can mend. The message names the thing, the place and the remedy."""
+    """A mistake that the caller can correct: the base of all errors of salf."""
 
 
-class InvalidSetting(SalfError):
+class InvalidSetting(SalfError, ValueError):
     """A setting, option or argument has a wrong value."""
 
 
@@ -16,11 +23,17 @@ class DataUnavailable(SalfError):
 
 
 class RunFolderError(SalfError):
-    """A run's folder cannot be written, read, or does not belong to this experiment."""
+    """A run's folder cannot be read or written, or belongs to another experiment."""
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], needed: str) -> None:
-    """Raise `InvalidSetting` unless the argument called `name` is of a type; `needed` says in words what is.
+    """Raise `InvalidSetting` unless an argument is an instance of `kind`.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument.
+        kind: A class or several, as `isinstance` takes them.
+        needed: The same in words, with an article.
 
     >>> check_type("model", None, dict, "an nn.Module")
     Traceback (most recent call last):
@@ -29,6 +42,67 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], needed: 
     if not isinstance(value, kind):
         given = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
         raise InvalidSetting(f"{name} is {given}; give {needed}")
+
+
+def check_positive(name: str, value: object, *, finite: bool = True) -> None:
+    """Raise `InvalidSetting` unless an argument is a real number greater than 0.
+
+    Args:
+        name: What the message calls the argument.
+        value: The argument; True, False and NaN are refused.
+        finite: Whether infinity is refused too.
+
+    >>> check_positive("seconds", 1.5)
+    >>> check_positive("seconds", -1.0)
+    Traceback (most recent call last):
+    salf.errors.InvalidSetting: seconds is -1.0; choose a number greater than 0
+    """
+    number = _as_float(value)
+    if not number > 0 or (finite and number == math.inf):
+        kind = "finite number" if number == math.inf else "number"
+        raise InvalidSetting(f"{name} is {shown(value)}; choose a {kind} greater than 0")
+
+
+def check_non_negative(name: str, value: object) -> None:
+    """Raise `InvalidSetting` unless an argument is a finite real number of at least 0.
+
+    >>> check_non_negative("speed_sigma", float("nan"))
+    Traceback (most recent call last):
+    salf.errors.InvalidSetting: speed_sigma is nan; choose a finite number of at least 0
+    """
+    if not 0 <= _as_float(value) < math.inf:
+        raise InvalidSetting(f"{name} is {shown(value)}; choose a finite number of at least 0")
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """Raise `InvalidSetting` unless an argument is a whole number of at least `least`.
+
+    >>> check_count("num_clients", 0)
+    Traceback (most recent call last):
+    salf.errors.InvalidSetting: num_clients is 0; choose a whole number of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InvalidSetting(f"{name} is {shown(value)}; choose a whole number of at least {least}")
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value for a message, cut to 40 characters.
+
+    >>> shown([0.5] * 1000)
+    '[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5…'
+    """
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _as_float(value: object) -> float:
+    """Return a real number as a float, NaN for anything else, True and False included."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that no float holds
+        return math.nan
 
 
 class _Problems(SalfError):
@@ -44,8 +118,16 @@ class _Problems(SalfError):
 
 
 class UnsuitableModel(_Problems):
-    """A model, or a model with its optimizer, that cannot be trained layer-wise; `problems` lists every reason."""
+    """A model, or its optimizer, that cannot be trained layer by layer.
+
+    Attributes:
+        problems: Every reason, each with its remedy.
+    """
 
 
 class InvalidUpdate(_Problems):
-    """A client's update that must not be aggregated; `problems` lists every reason."""
+    """A client's update that must not be aggregated.
+
+    Attributes:
+        problems: Every reason.
+    """

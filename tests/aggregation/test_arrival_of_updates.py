@@ -88,7 +88,7 @@ def test_an_update_whose_layer_is_never_reached_by_reach_leaves_no_trace() -> No
     state = {"a": torch.zeros(1), "b": torch.zeros(1)}
     running = Aggregation(state, layers, InverseProbability(), reach=[0.0, 1.0])
     running.add(Update({"b": torch.ones(1)}, 1, 1))
-    with pytest.raises(InvalidSetting, match="client 1 conveyed layer 'first', which by reach it never reaches"):
+    with pytest.raises(InvalidSetting, match="client 1 sent layer 'first', which by reach it never reaches"):
         running.add(Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1))
     assert running.finish().state == {"a": torch.tensor([0.0]), "b": torch.tensor([1.0])}
 
@@ -133,13 +133,13 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
         (Corrected(), {"num_clients": 1}, "2 updates came from num_clients=1 clients"),
         (Corrected(), {"reach": [[1.0, 1.0]] * 3, "num_clients": 4}, "reach has 3 rows for num_clients=4 clients"),
         (Corrected(), {"reach": [[1.0, 1.0]]}, "2 updates came from num_clients=1 clients"),
-        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\), not \(2,\) or \(clients, 2\) for 2 layers"),
+        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\); give \(2,\) or \(clients, 2\) for 2 layers"),
         (Corrected(), {"reach": 0.5}, r"reach has shape \(\)"),
         (Corrected(), {"reach": [[[0.5, 0.5]]]}, r"reach has shape \(1, 1, 2\)"),
         (Corrected(), {"reach": [[0.5, 0.5], [0.5]]}, "reach cannot be used"),
-        (Corrected(), {"reach": [0.5, 1.5]}, "not probabilities between 0 and 1"),
-        (Corrected(), {"reach": [float("nan"), 0.5]}, "not probabilities between 0 and 1"),
-        (Corrected(), {"reach": UniformDepth(lowest=3)}, "lowest depth 3 is not between 0 and the 2 layers"),
+        (Corrected(), {"reach": [0.5, 1.5]}, "not probabilities; give numbers between 0 and 1"),
+        (Corrected(), {"reach": [float("nan"), 0.5]}, "not probabilities; give numbers between 0 and 1"),
+        (Corrected(), {"reach": UniformDepth(lowest=3)}, "lowest is 3; choose a depth between 0 and num_layers = 2"),
         (InverseProbability(), {}, "InverseProbability needs reach"),
         (InverseProbability(), {"reach": [[1.0, 1.0]]}, "reach has 1 rows, but update 2 arrived"),
         (InverseProbability(), {"reach": [0.0, 1.0]}, "never reaches"),

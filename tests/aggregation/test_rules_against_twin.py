@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salf.aggregation.aggregation import Reach, aggregate
+from salf.aggregation.aggregation import aggregate
 from salf.aggregation.client_memory import ClientMemory
+from salf.aggregation.cohort_sums import Reach
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.theory import EmpiricalDepth, ExponentialDepth, UniformDepth
 

@@ -58,7 +58,10 @@ def aggregate(**changes: object) -> salf.Aggregated:
         (lambda: aggregate(num_clients=2.5), "num_clients is of type float; give how many clients were asked"),
         (lambda: aggregate(num_clients=10**30), "num_clients is 1000000000000000000000000000000; give at most"),
         (lambda: aggregate(reach=object()), "reach cannot be used: float"),
-        (lambda: aggregate(reach=[np.nan, 1]), "reach holds values that are not probabilities between 0 and 1"),
+        (
+            lambda: aggregate(reach=[np.nan, 1]),
+            "reach holds values that are not probabilities; give numbers between 0 and 1",
+        ),
         (lambda: aggregate(clients=3), "clients is of type int; give a number for each client that is asked"),
         (lambda: aggregate(memory=3), "memory is of type int; give the memory of the result before"),
     ],

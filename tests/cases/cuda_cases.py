@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from engine_cases import training_of
 from torch import Tensor, nn
 
 from salf.aggregation.aggregation import Aggregated, Aggregation
 from salf.aggregation.rules import Rule
 from salf.data import Dataset
-from salf.engines import Engine, FusedEngine, OptimizerSettings, PlainEngine, StackedEngine, Tasks
+from salf.engines import Engine, FusedEngine, OptimizerSettings, PlainEngine, StackedEngine, Tasks, Training
 from salf.engines.accelerator import CPU, find_device
 from salf.layers.find import Layers, find_layers
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, build
@@ -51,8 +52,11 @@ class Subject(NamedTuple):
     labels: Tensor
     weights: Mapping[str, Tensor]
 
+    def training(self, how: OptimizerSettings) -> Training:
+        return training_of(self.model, self.layers, self.inputs, self.labels, how)
+
     def engine(self, kind: str, how: OptimizerSettings, **limits: int) -> Engine:
-        engine: Engine = ENGINES[kind](self.model, self.layers, self.inputs, self.labels, how, **limits)
+        engine: Engine = ENGINES[kind](self.training(how), **limits)
         return engine
 
 

@@ -16,8 +16,20 @@ from torch import Tensor, nn
 from salf.aggregation.aggregation import Aggregated, Aggregation
 from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
-from salf.engines import Engine, FusedEngine, OptimizerSettings, PlainEngine, StackedEngine, Tasks, train_round
+from salf.engines import (
+    Engine,
+    FusedEngine,
+    Loss,
+    OptimizerSettings,
+    PlainEngine,
+    StackedEngine,
+    Tasks,
+    Training,
+    cross_entropy_of,
+    train_round,
+)
 from salf.layers.find import Layers, find_layers
+from salf.values import LayerCosts
 
 SGD = OptimizerSettings(lr=0.2)
 DECAYING = OptimizerSettings(lr=0.2, weight_decay=0.05)
@@ -35,6 +47,21 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def training_of(
+    model: nn.Module,
+    layers: Layers,
+    inputs: Tensor,
+    labels: Tensor,
+    how: OptimizerSettings = SGD,
+    *,
+    local_steps: int = 1,
+    loss_of: Callable[[int], Loss] = cross_entropy_of,
+) -> Training:
+    """A training whose costs, which matter to the choice of an engine only, are all 1."""
+    costs = LayerCosts(1.0, (1.0,) * len(layers), (1,) * len(layers))
+    return Training(model, layers, costs, inputs, labels, how, batch_size=4, local_steps=local_steps, loss_of=loss_of)
+
+
 class Subject(NamedTuple):
     """A model with its data, and global weights that are not those with which it was built."""
 
@@ -44,8 +71,11 @@ class Subject(NamedTuple):
     labels: Tensor
     weights: Mapping[str, Tensor]
 
-    def engine(self, kind: str, how: OptimizerSettings = SGD) -> Engine:
-        engine: Engine = ENGINES[kind](self.model, self.layers, self.inputs, self.labels, how)
+    def training(self, how: OptimizerSettings = SGD, *, local_steps: int = 1) -> Training:
+        return training_of(self.model, self.layers, self.inputs, self.labels, how, local_steps=local_steps)
+
+    def engine(self, kind: str, how: OptimizerSettings = SGD, **limits: int) -> Engine:
+        engine: Engine = ENGINES[kind](self.training(how), **limits)
         return engine
 
 

@@ -18,6 +18,7 @@ from cuda_cases import (
     subject,
     tasks_for,
 )
+from engine_cases import training_of
 from torch import Tensor, nn
 
 from salf.aggregation.aggregation import Aggregation
@@ -103,7 +104,7 @@ def dropped(seed: int) -> Mapping[str, Tensor]:
     layers = find_layers(model, inputs[:2])
     model = model.to(cuda())
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    engine = PlainEngine(model, layers, inputs.to(cuda()), labels.to(cuda()), SGD)
+    engine = PlainEngine(training_of(model, layers, inputs.to(cuda()), labels.to(cuda()), SGD))
     running = Aggregation(weights, layers, Contributors())
     engine.train_cohort(weights, replace(tasks_for(layers), seed=seed), running)
     return running.finish().state
@@ -125,7 +126,7 @@ def test_a_model_that_draws_on_the_device_is_not_fused() -> None:
     layers = find_layers(model, pictures()[0][:2])
     before = torch.cuda.get_rng_state(cuda())
     with pytest.raises(UnsuitableModel, match="it draws random numbers"):
-        FusedEngine(model.to(cuda()), layers, inputs, labels, SGD)
+        FusedEngine(training_of(model.to(cuda()), layers, inputs, labels, SGD))
     assert torch.equal(before, torch.cuda.get_rng_state(cuda()))
 
 

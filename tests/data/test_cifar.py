@@ -42,7 +42,7 @@ def members() -> dict[str, bytes]:
 
 
 def check(folders: list[Path]) -> None:
-    train, test = cifar.read(folders)
+    train, test = cifar.read_cifar(folders)
     expected = np.concatenate([records(number) for number in range(5)])
     assert train.images.shape == (20, 3, 32, 32)
     assert np.array_equal(train.labels, expected[:, 0])
@@ -74,13 +74,13 @@ def test_batches_are_preferred_to_their_archive(tmp_path: Path) -> None:
 
 def test_missing_batches_are_named_with_the_places_looked_in(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable) as caught:
-        cifar.read([tmp_path / "cifar10", tmp_path])
+        cifar.read_cifar([tmp_path / "cifar10", tmp_path])
     assert all(
         name in str(caught.value) for name in (*cifar.NAMES, f"{tmp_path}/cifar10", str(tmp_path / cifar.FOLDER))
     )
     (write(tmp_path) / "data_batch_3.bin").unlink()
-    with pytest.raises(DataUnavailable, match=f"^data_batch_3.bin not found in {tmp_path}:"):
-        cifar.read([tmp_path / "cifar10", tmp_path])
+    with pytest.raises(DataUnavailable, match=f"^data_batch_3.bin not found in {tmp_path};"):
+        cifar.read_cifar([tmp_path / "cifar10", tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_missing_batches_are_named_with_the_places_looked_in(tmp_path: Path) -> 
         (b"", "its 0 bytes are not one or more records"),
         (records(2).tobytes()[:-1], f"its {4 * RECORD - 1} bytes are not"),
         (records(2).tobytes() + b"\0", f"its {4 * RECORD + 1} bytes are not"),
-        (records(2, count=2).tobytes(), "it holds 2 images, but data_batch_1.bin 4"),
+        (records(2, count=2).tobytes(), "it holds 2 images, but data_batch_1.bin holds 4"),
         (b"\x0a" + records(2).tobytes()[1:], "the label 10"),
     ],
 )
@@ -97,7 +97,7 @@ def test_missing_batches_are_named_with_the_places_looked_in(tmp_path: Path) -> 
 def test_a_damaged_batch_is_refused_by_name(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     (write(tmp_path) / name).write_bytes(content)
     with pytest.raises(DataUnavailable) as caught:
-        cifar.read([tmp_path])
+        cifar.read_cifar([tmp_path])
     assert str(caught.value).startswith(f"{tmp_path / name} is damaged: ")
     assert complaint in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(harmed)
         with pytest.raises(DataUnavailable, match=f"{cifar.PACKED}.*is damaged"):
-            cifar.read([tmp_path])
+            cifar.read_cifar([tmp_path])
 
 
 def test_an_archive_without_a_batch_is_refused(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_an_archive_without_a_batch_is_refused(tmp_path: Path) -> None:
     del contents[f"{cifar.FOLDER}/data_batch_4.bin"]
     pack(tmp_path / cifar.PACKED, contents)
     with pytest.raises(DataUnavailable, match=r"data_batch_4.bin is not in it"):
-        cifar.read([tmp_path])
+        cifar.read_cifar([tmp_path])
 
 
 def test_a_folder_in_place_of_the_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / cifar.PACKED).mkdir()
     with pytest.raises(DataUnavailable, match="cannot be read: Is a directory"):
-        cifar.read([tmp_path])
+        cifar.read_cifar([tmp_path])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pooch
 import pytest
 
-from salf.data.fetch import Archive, cache_folder, fetch
+from salf.data.fetch import cache_folder, fetch
+from salf.data.files import Archive
 from salf.errors import DataUnavailable
 
 FILES = {"images.gz": b"many images" * 1000, "labels.gz": b"as many labels"}

@@ -8,8 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from salf.data import NAMES, cifar, idx, load
-from salf.data.fetch import Archive
-from salf.data.files import Split
+from salf.data.files import Archive, Split
 from salf.data.sources import Source
 from salf.errors import DataUnavailable, InvalidSetting
 
@@ -52,12 +51,14 @@ def test_digits_are_those_of_scikit_learn_divided_once_and_for_all() -> None:
 
 
 def test_digits_need_no_root(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match=r"digits ships with scikit-learn and needs none: leave data.root out"):
+    with pytest.raises(InvalidSetting, match=r"digits ships with scikit-learn and needs none; leave data.root out"):
         load("digits", root=tmp_path)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidSetting, match=r"data.name is 'minst', .* digits, mnist, fashion-mnist, cifar10$"):
+    with pytest.raises(
+        InvalidSetting, match=r"data.name is 'minst'; choose one of digits, mnist, fashion-mnist, cifar10$"
+    ):
         load("minst")
 
 
@@ -101,7 +102,7 @@ def test_a_root_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_missing_files_are_named_with_the_places_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable) as caught:
         load("mnist", root=tmp_path)
-    wanted = (*idx.NAMES, f"{tmp_path}/mnist", str(tmp_path), "set data.root", "downloaded")
+    wanted = (*idx.NAMES, f"{tmp_path}/mnist", str(tmp_path), "set data.root", "download")
     assert all(word in str(caught.value) for word in wanted)
 
 

@@ -65,17 +65,21 @@ def test_such_a_data_set_is_trained_on() -> None:
     dataset = Dataset.from_tables(train, test, inputs="image", labels="label")
     scaled = (digits.inputs + 1) * 8 / 255 * 2 - 1
     assert torch.allclose(dataset.inputs, scaled, atol=1e-6)
-    experiment = Experiment.load("digits", rounds=2, **{"data.name": "tensors", "data.clients": 5})
-    assert len(run_experiment(experiment, dataset=dataset).records) == 2
+    experiment = Experiment.load("digits", rounds=1, engine="plain", **{"data.name": "tensors", "data.clients": 5})
+    assert len(run_experiment(experiment, dataset=dataset).records) == 1
 
 
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [
         ([], LABELS, "column 'x' of train is empty; give at least one example"),
-        ([PIXELS[0], PIXELS[1][:3]] * 2, LABELS, r"different shapes \(\(3, 5, 3\), \(6, 5, 3\)\); make them alike"),
-        (["a", "b", "c", "d"], LABELS, "column 'x' of train holds no numbers but <U1; name another"),
-        ([None] * 4, LABELS, "column 'x' of train holds no numbers but object"),
+        (
+            [PIXELS[0], PIXELS[1][:3]] * 2,
+            LABELS,
+            r"different shapes \(\(3, 5, 3\), \(6, 5, 3\)\); make their shapes equal",
+        ),
+        (["a", "b", "c", "d"], LABELS, "column 'x' of train holds <U1, not numbers; name another"),
+        ([None] * 4, LABELS, "column 'x' of train holds object, not numbers"),
         (PIXELS, LABELS[:3], r"inputs has shape \(4, 3, 6, 5\), labels \(3,\)"),
         (PIXELS, [0.5] * 4, "labels is of type torch.float64"),
         (3, LABELS, "column 'x' of train cannot be read"),

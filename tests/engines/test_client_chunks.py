@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, InverseProbability, Memory
 from salf.engines import Engine, FusedEngine, OptimizerSettings, StackedEngine, Tasks
-from salf.engines.fused.engine import _sorted
+from salf.engines.fused.cohort import sort_cohort
 
 one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 
@@ -78,8 +78,8 @@ def test_the_least_memory_means_one_client_at_a_time() -> None:
 def _chunks(engine: Engine, subject: Subject, tasks: Tasks) -> list[list[int]]:
     """How many examples the clients of each chunk have."""
     if isinstance(engine, FusedEngine):
-        cohort = _sorted(tasks, Aggregation(subject.weights, subject.layers, Contributors()))
-        return [np.diff(part.bounds).tolist() for part in cohort.parts(engine._most)]
+        cohort = sort_cohort(tasks, Aggregation(subject.weights, subject.layers, Contributors()).sums)
+        return [np.diff(part.bounds).tolist() for part in cohort.parts(engine._most_examples)]
     assert isinstance(engine, StackedEngine)
     busy = np.flatnonzero(tasks.steps.any(axis=1))
     sizes = (tasks.batches[:, 0] >= 0).sum(axis=1)
@@ -88,8 +88,8 @@ def _chunks(engine: Engine, subject: Subject, tasks: Tasks) -> list[list[int]]:
 
 def test_chunks_of_the_fused_engine_fit_the_memory_that_they_are_given() -> None:
     subject = prepared("cnn")
-    engine = FusedEngine(subject.model, subject.layers, subject.inputs, subject.labels, SGD, memory_bytes=10**9)
-    engine._most = 8
+    engine = FusedEngine(subject.training(), memory_bytes=10**9)
+    engine._most_examples = 8
     tasks = tasks_of(steps_to([4] * 7, 4), [3, 4, 1, 2, 4, 4, 4])
     assert _chunks(engine, subject, tasks) == [[3, 4, 1], [2, 4], [4, 4]]
 

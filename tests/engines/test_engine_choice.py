@@ -47,16 +47,7 @@ class Hiding(nn.Sequential):
 
 def training_of(subject: Subject, local_steps: int = 1, how: OptimizerSettings | None = None) -> Training:
     costs = measure_costs(subject.model, subject.inputs[:2], subject.layers)
-    return Training(
-        subject.model,
-        subject.layers,
-        costs,
-        subject.inputs,
-        subject.labels,
-        OptimizerSettings() if how is None else how,
-        batch_size=4,
-        local_steps=local_steps,
-    )
+    return replace(subject.training(how or OptimizerSettings(), local_steps=local_steps), costs=costs)
 
 
 def unsuitable(kind: str) -> Subject:
@@ -110,7 +101,7 @@ def test_what_cannot_be_done_at_once_is_done_one_client_after_another(kind: str)
     ("model", "steps", "rule", "message"),
     [
         ("mlp", 2, Corrected(), "computes one local step, not client.local_steps = 2"),
-        ("residual", 1, Memory(), "the rule 'memory' needs each client's own update"),
+        ("residual", 1, Memory(), "the rule Memory needs each client's own update"),
     ],
 )
 def test_an_engine_is_not_forced_upon_a_run_it_cannot_compute(model: str, steps: int, rule: Rule, message: str) -> None:
@@ -132,7 +123,7 @@ def test_an_engine_that_is_wrong_in_one_layer_is_found_out(place: int, monkeypat
     monkeypatch.setattr(FusedEngine, "_layer_totals", wrong)
     training = training_of(prepared("mlp", double=False))
     name = training.layers[place].name
-    with pytest.raises(InvalidSetting, match=f"layer '{name}' comes out otherwise than client by client"):
+    with pytest.raises(InvalidSetting, match=f"layer '{name}' differs from what the plain engine computes"):
         choose_engine("fused", training, Corrected())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_cases import training_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_cases import (
@@ -76,7 +77,7 @@ def test_it_equals_the_naive_client(name: str, data: st.DataObject) -> None:
     model, layers = prepared(name)
     how = data.draw(optimisations())
     cohort = data.draw(st.lists(tasks(len(layers)), min_size=1, max_size=3))
-    engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, how)
+    engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, how))
     weights = values_of(model)
     for task, update in zip(cohort, engine.updates(weights, cohort), strict=True):
         check_update(update, layers, weights)
@@ -88,7 +89,7 @@ def test_it_equals_the_naive_client(name: str, data: st.DataObject) -> None:
 def test_a_cohort_can_be_trained_again_from_other_weights() -> None:
     model, layers = prepared("residual")
     how = OptimizerSettings(optimizer="adam", lr=0.01)
-    engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, how)
+    engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, how))
     task = task_of(layers, whole=2, depth=3)
     list(engine.updates(values_of(model), [task]))
     moved = copy.deepcopy(model)
@@ -143,14 +144,14 @@ def test_it_equals_the_naive_client_on_an_awkward_model(data: st.DataObject) -> 
     layers = find_layers(model, DATA.inputs[:2])
     how = data.draw(optimisations())
     cohort = data.draw(st.lists(tasks(len(layers)), min_size=2, max_size=3))
-    engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, how)
+    engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, how))
     for task, update in zip(cohort, engine.updates(values_of(model), cohort), strict=True):
         assert_same(update, naive(model, layers, task, how))
 
 
 def test_a_client_without_a_finished_layer_conveys_nothing() -> None:
     model, layers = prepared("residual")
-    engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, SGD)
+    engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, SGD))
     (update,) = engine.updates(values_of(model), [task_of(layers, whole=0, depth=0)])
     assert (dict(update.deltas), update.steps, dict(update.buffers), update.num_examples) == ({}, {}, {}, 10)
 
@@ -162,7 +163,7 @@ def test_the_model_and_the_random_state_stay_as_they_were(name: str) -> None:
     model.eval()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     before, state = values_of(model), torch.get_rng_state()
-    engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, SGD)
+    engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, SGD))
     (update,) = engine.updates(values_of(model), [task_of(layers, whole=1, depth=2)])
     assert update.deltas
     assert same_weights(before, values_of(model))
@@ -188,7 +189,7 @@ def test_dropout_is_the_clients_own_whoever_else_trains() -> None:
     cohort = [task_of(layers, whole=2, depth=1, client=client, seed=client) for client in range(4)]
 
     def conveyed(order: list[int]) -> dict[int, Update]:
-        engine = PlainEngine(model, layers, DATA.inputs, DATA.labels, SGD)
+        engine = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, SGD))
         torch.rand(len(order))  # the global generator has no say
         chosen = [cohort[client] for client in order]
         return dict(zip(order, engine.updates(weights, chosen), strict=True))
@@ -198,7 +199,9 @@ def test_dropout_is_the_clients_own_whoever_else_trains() -> None:
         assert_same(update, apart[client])
     assert_same(alone[2], together[2])
     other_seed = ClientTask(2, cohort[2].steps, cohort[2].batches, 10, seed=99)
-    (differently,) = PlainEngine(model, layers, DATA.inputs, DATA.labels, SGD).updates(weights, [other_seed])
+    (differently,) = PlainEngine(training_of(model, layers, DATA.inputs, DATA.labels, SGD)).updates(
+        weights, [other_seed]
+    )
     assert not same_weights(differently.deltas, together[2].deltas)
 
 
@@ -206,8 +209,9 @@ def test_another_loss_can_be_minimised() -> None:
     model = nn.Linear(3, 2)
     inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
     layers = find_layers(model, inputs)
+    how = OptimizerSettings(lr=1.0)
     engine = PlainEngine(
-        model, layers, inputs, targets, OptimizerSettings(lr=1.0), loss_of=lambda client: nn.functional.mse_loss
+        training_of(model, layers, inputs, targets, how, loss_of=lambda client: nn.functional.mse_loss)
     )
     task = ClientTask(0, np.array([1]), np.arange(5)[None], 5, 0)
     (update,) = engine.updates(values_of(model), [task])

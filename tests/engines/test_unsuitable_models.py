@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_cases import SGD, prepared, single_thread, subject_of
+from engine_cases import SGD, prepared, single_thread, subject_of, training_of
 from engine_models import MODELS, SHAPE, Apply, built, data_for
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +18,6 @@ from salf.engines import FusedEngine, OptimizerSettings, StackedEngine, Training
 from salf.engines.choice import EngineName
 from salf.engines.fused.client_norm import ClientNorm
 from salf.errors import InvalidSetting
-from salf.layers.costs import measure_costs
 from salf.layers.find import find_layers
 from salf.update import Update
 
@@ -28,9 +27,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 def training(model: nn.Module, *, how: OptimizerSettings = SGD, local_steps: int = 1) -> Training:
     inputs, labels = data_for("mlp")
     layers = find_layers(model, inputs[:2].clone())
-    return Training(
-        model, layers, measure_costs(model, inputs[:2].clone(), layers), inputs, labels, how, 4, local_steps
-    )
+    return training_of(model, layers, inputs, labels, how, local_steps=local_steps)
 
 
 class Around(nn.Module):
@@ -114,8 +111,7 @@ def test_an_unsuitable_model_is_refused_by_an_engine_asked_for_by_name(name: str
 
 def test_weighing_layers_apart_needs_operations_of_one_layer_each() -> None:
     subject = prepared("tied", double=False)
-    costs = measure_costs(subject.model, subject.inputs[:2], subject.layers)
-    settings = Training(subject.model, subject.layers, costs, subject.inputs, subject.labels, SGD, 4, 1)
+    settings = subject.training()
     assert choose_engine("fused", settings, Corrected()).name == "fused"
     with pytest.raises(InvalidSetting, match="belongs to several layers"):
         choose_engine("fused", settings, InverseProbability())
@@ -153,7 +149,9 @@ def test_an_engine_that_is_one_percent_wrong_in_one_layer_is_found_out(
             return replace(right, deltas={name: spoilt(name, value, names) for name, value in right.deltas.items()})
 
         monkeypatch.setattr(StackedEngine, "_update", wrong_update)
-    with pytest.raises(InvalidSetting, match=f"layer '{settings.layers[layer].name}' comes out otherwise"):
+    with pytest.raises(
+        InvalidSetting, match=f"layer '{settings.layers[layer].name}' differs from what the plain engine"
+    ):
         choose_engine(kind, settings, Corrected())
 
 
@@ -166,7 +164,7 @@ def test_an_engine_with_wrong_statistics_is_found_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         ClientNorm, "sums", lambda *arguments: {name: 1.01 * value for name, value in sums(*arguments).items()}
     )
-    with pytest.raises(InvalidSetting, match="comes out otherwise"):
+    with pytest.raises(InvalidSetting, match="differs from what the plain engine"):
         choose_engine("fused", training(built(MODELS[NETWORK])), Corrected())
 
 
@@ -182,8 +180,7 @@ def test_a_model_that_draws_random_numbers_leaves_the_random_state_alone_when_it
 def test_the_choice_can_be_made_with_data_of_two_examples() -> None:
     model = built(MODELS["mlp"])
     subject = subject_of(model, *(tensor[:2] for tensor in data_for("mlp")))
-    costs = measure_costs(model, subject.inputs, subject.layers)
-    settings = Training(model, subject.layers, costs, subject.inputs, subject.labels, SGD, 2, 1)
+    settings = replace(subject.training(), batch_size=2)
     assert choose_engine("auto", settings, Corrected()).name == "fused"
 
 

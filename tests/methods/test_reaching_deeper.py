@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from engine_cases import training_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_cases import MODELS, SHAPE, built, everyone, play, small_data, small_experiment, workload
@@ -126,7 +127,7 @@ def test_what_is_conveyed_is_what_training_the_other_layers_alone_gives(name: st
     steps = masks(10, len(layers), 3, seed=5)
     batches = np.random.default_rng(1).integers(len(inputs), size=(10, 3, 4))
     tasks = Tasks(np.arange(10), steps, batches, np.full(10, 4), 0, 1)
-    engine = PlainEngine(model, layers, inputs, labels, how)
+    engine = PlainEngine(training_of(model, layers, inputs, labels, how))
     for task, update in zip(tasks, engine.updates(weights, tasks), strict=True):
         conveyed = [layer for layer, count in zip(layers, task.steps, strict=True) if count]
         assert update.steps == {layer.name: int(n) for layer, n in zip(layers, task.steps, strict=True) if n}
@@ -150,7 +151,7 @@ def test_what_is_conveyed_is_what_training_the_other_layers_alone_gives(name: st
     moved = []
     for kind in (PlainEngine, StackedEngine):
         running = Aggregation(weights, layers, Contributors())
-        kind(model, layers, inputs, labels, how).train_cohort(weights, tasks, running)
+        kind(training_of(model, layers, inputs, labels, how)).train_cohort(weights, tasks, running)
         moved.append(running.finish(10).state)
     for key, expected in moved[0].items():
         torch.testing.assert_close(moved[1][key], expected, rtol=1e-7, atol=1e-9)

@@ -135,7 +135,7 @@ def test_a_module_that_fails_is_named_with_the_reason(folder: Path, place: str, 
     (folder / "salf_test_broken.py").write_text(content)
     message = refusal(f"{place}:make")
     assert message.startswith(f"model.call is '{place}:make', but '{place}' cannot be imported ({reason}")
-    assert message.endswith("; mend the name or the module")
+    assert message.endswith("; correct the name or the module")
     assert sys.path == path
     assert not [name for name in set(sys.modules) - loaded if "salf_test" in name]
 
@@ -148,7 +148,7 @@ def test_a_module_that_is_not_there_is_named(folder: Path, place: str) -> None:
 def test_close_names_are_suggested(folder: Path) -> None:
     message = refusal("salf_test_nets:make_netwrok")
     assert message.startswith("model.call is 'salf_test_nets:make_netwrok', but 'salf_test_nets' has no 'make_netwrok'")
-    assert "did you mean 'make_network'" in message
+    assert "; use 'make_network'" in message
 
 
 def test_without_a_close_name_there_is_another_remedy(folder: Path) -> None:

@@ -126,12 +126,12 @@ TIED = nn.Linear(4, 4)
 @pytest.mark.parametrize(
     ("model", "problems"),
     [
-        (ResidualNet(width=3, blocks=(1,)).build((1, 8, 8), 3), "'stage1.0' is a _Block"),
+        (ResidualNet(width=3, blocks=(1,)).build((1, 8, 8), 3), "'stage1.0' is a _ResidualBlock"),
         (Transformer(width=8, depth=1, heads=2, patch=4).build((1, 8, 8), 3), "nothing is an nn.Sequential"),
         (nn.Linear(4, 2), "nothing is an nn.Sequential"),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 2)),
-            "'0' is a convolution in 2 groups; '1' is a GroupNorm",
+            "'0' is a convolution in 2 groups, '1' is a GroupNorm",
         ),
         (nn.Sequential(TIED, nn.ReLU(), TIED), "it uses some parameters twice"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "its last parameters are not those of a linear layer"),

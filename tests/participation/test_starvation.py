@@ -1,4 +1,4 @@
-"""Layers that starve are told of, with the clients; layers that do not are not."""
+"""Layers that starve are reported with their clients; others are not."""
 
 import warnings
 
@@ -15,7 +15,7 @@ from salf.participation.starvation import (
     StarvationMonitor,
     StarvationWarning,
     Starving,
-    describe,
+    describe_starvation,
     left_behind,
     starving,
 )
@@ -33,7 +33,7 @@ def seen(chances: np.ndarray, rounds: int, seed: int = 0) -> ObservedReach:
     return observed
 
 
-def test_equal_chances_leave_nobody_behind_and_one_client_too_slow_is_noticed() -> None:
+def test_equal_chances_leave_no_client_behind_and_a_slow_client_is_noticed() -> None:
     alike = np.tile([0.2, 0.5, 0.9], (30, 1))
     # Half of the usual frequency is so far below 0.2 that chance does not bring any of 90 frequencies there.
     assert not any(left_behind(seen(alike, rounds, seed)) for seed in range(40) for rounds in (10, 50, 200))
@@ -43,10 +43,10 @@ def test_equal_chances_leave_nobody_behind_and_one_client_too_slow_is_noticed() 
     assert not left_behind(ObservedReach(3))
 
 
-def test_a_layer_that_hardly_anybody_reaches_leaves_everybody_behind() -> None:
-    nobody, one = np.tile([0.0, 0.5, 0.9], (30, 1)), np.tile([0.0, 0.5, 0.9], (30, 1))
+def test_a_layer_that_almost_no_client_reaches_leaves_clients_behind() -> None:
+    none, one = np.tile([0.0, 0.5, 0.9], (30, 1)), np.tile([0.0, 0.5, 0.9], (30, 1))
     one[0, 0] = 1.0
-    assert left_behind(seen(nobody, 9))
+    assert left_behind(seen(none, 9))
     assert not left_behind(seen(one, 100))
     assert left_behind(seen(one, 140))
 
@@ -56,18 +56,20 @@ def test_clients_that_never_get_there_are_named() -> None:
     chances[:8, 0], chances[:3, 1], chances[0, 2] = 0.0, 0.005, 0.0
     found = starving(seen(chances, 200), LAYERS, asked=20)
     assert found == (
-        Starving("conv1", tuple(range(8)), 20, nobody=False),
-        Starving("conv2", (0, 1, 2), 20, nobody=False),  # one client alone, as of the third layer, is no famine
+        Starving("conv1", tuple(range(8)), 20, unreached=False),
+        Starving(
+            "conv2", (0, 1, 2), 20, unreached=False
+        ),  # one client that misses a layer, as in the third, is no starvation
     )
-    text = describe(found)
-    assert "conv1 (never or hardly ever conveyed by 8 of 20 clients: 0–7), conv2 (" in text
+    text = describe_starvation(found)
+    assert "conv1 (almost never reached by 8 of 20 clients: 0–7), conv2 (" in text
     assert "salfplus" in text
 
 
-def test_a_layer_that_nobody_conveys_starves() -> None:
+def test_a_layer_that_no_client_reaches_starves() -> None:
     chances = np.tile([0.02, 0.5, 1.0], (20, 1))  # 0.98^20 = 0.67
     [found] = starving(seen(chances, 400), LAYERS, asked=20)
-    assert (found.layer, found.nobody) == ("conv1", True)
+    assert (found.layer, found.unreached) == ("conv1", True)
 
 
 @pytest.mark.parametrize("layers", [4, 8, 16])
@@ -79,7 +81,7 @@ def test_the_paper_s_stragglers_do_not_starve(layers: int) -> None:
         assert starving(seen(chances, 60, seed), names, asked=30) == ()
 
 
-def test_who_was_asked_too_seldom_does_not_count() -> None:
+def test_clients_with_few_rounds_do_not_count() -> None:
     observed = ObservedReach(1)
     for number in range(500):
         observed = observed.observe([number % 100, 100 + number % 4], [[False], [True]])
@@ -87,21 +89,21 @@ def test_who_was_asked_too_seldom_does_not_count() -> None:
     assert starving(ObservedReach(1), ["fc"], asked=2) == ()
 
 
-def test_a_watch_looks_after_60_120_240_rounds_and_tells_once() -> None:
+def test_the_monitor_checks_after_60_120_240_rounds_and_reports_each_layer_once() -> None:
     chances = np.ones((10, 3))
     chances[:5, 0] = 0.0
-    watch, observed = StarvationMonitor(LAYERS), seen(chances, 300)
-    looked = [number for number in range(1, 1000) if StarvationMonitor(LAYERS).look(number, observed, 10)]
+    monitor, observed = StarvationMonitor(LAYERS), seen(chances, 300)
+    looked = [number for number in range(1, 1000) if StarvationMonitor(LAYERS).newly_starving(number, observed, 10)]
     assert looked == [60, 120, 240, 480, 960]
     with pytest.warns(StarvationWarning, match="layer conv1 .* starves"):
-        watch.warn(60, observed, 10)
+        monitor.warn(60, observed, 10)
     chances[:5, 1] = 0.0
-    assert [one.layer for one in watch.look(120, seen(chances, 300), 10)] == ["conv2"]
+    assert [one.layer for one in monitor.newly_starving(120, seen(chances, 300), 10)] == ["conv2"]
 
 
 def test_a_run_warns_and_says_so_at_its_end() -> None:
     experiment = small_experiment(GRADED)
-    with pytest.warns(StarvationWarning, match=r"fc1 \(never or hardly ever conveyed by 8 of 10 clients: 0–7\)"):
+    with pytest.warns(StarvationWarning, match=r"fc1 \(almost never reached by 8 of 10 clients: 0–7\)"):
         run = run_experiment(experiment, dataset=small_data())
     assert [one.layer for one in run.starving] == ["fc1", "fc2", "fc3"]
     assert run.starving[0].absent == tuple(range(8))

@@ -1,4 +1,4 @@
-"""`salf plan` against the runs that it is about: depth, empty layers, work kept and round time within 3 %."""
+"""`salf plan` against runs: depth, empty layers, work kept and round time within 3 %."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import pytest
 from planning_cases import forecast, task_of
 from simulator_cases import small_data, small_experiment
 
-from salf.planning import Outlook, look
+from salf.planning import Outlook, outlook_at
 from salf.simulation.simulator import Simulation
 
 ROUNDS = 600
@@ -16,7 +16,7 @@ COMMON: dict[str, object] = {"rounds": ROUNDS, "data.clients": 12, "client.batch
 CASES: dict[str, dict[str, object]] = {
     "uniform": {"devices.kind": "uniform", "devices.stragglers": 0.9},
     "uniform, drawn in each round": {"devices.kind": "uniform", "devices.drawn": "round", "devices.lowest_depth": 0},
-    "uniform, for ever": {"devices.kind": "uniform", "devices.drawn": "persistent", "method.deadline": 1.6},
+    "uniform, persistent": {"devices.kind": "uniform", "devices.drawn": "persistent", "method.deadline": 1.6},
     "graded": {"devices.kind": "graded", "method.deadline": 1.3, "rounds": 30},
     "exponential": {"devices.kind": "exponential", "method.deadline": 0.9},
     "exponential, mostly over early": {"devices.kind": "exponential", "method.deadline": 6.0},
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, object]] = {
         "devices.off_seconds": 5.0,
         "method.deadline": 3.0,
     },
-    "physical, several steps": {"devices.kind": "physical", "client.local_steps": 2, "engine": "plain", "rounds": 300},
+    "physical, several steps": {"devices.kind": "physical", "client.local_steps": 2, "engine": "stacked", "rounds": 300},
 }
 
 
@@ -65,7 +65,7 @@ class Measured:
 
 
 def run(simulation: Simulation) -> Measured:
-    """Play the run, but for the training: who reaches what when is all that is asked."""
+    """Play the run."""
     state = simulation.initial_state()
     records = []
     while state.round < simulation.experiment.rounds:
@@ -87,7 +87,7 @@ def test_a_run_is_as_planned(settings: dict[str, object]) -> None:
     simulation = Simulation(experiment, dataset=small_data(120))
     fleet = forecast(experiment, simulation.workload)
     deadline = getattr(experiment.method, "deadline", None) or experiment.devices.typical_seconds(simulation.workload)
-    planned: Outlook = look(fleet, task_of(fleet), deadline)
+    planned: Outlook = outlook_at(fleet, task_of(fleet), deadline)
     measured = run(simulation)
     assert planned.mean_depth == pytest.approx(measured.depth, rel=0.03)
     assert planned.round_seconds == pytest.approx(measured.round_seconds, rel=0.03)

@@ -114,6 +114,12 @@ def test_a_method_can_replace_that_of_the_experiment(method: FedAvg | FedAsync) 
     assert (run.experiment.method, list(run.records)) == (method, expected)
 
 
+def test_a_method_that_does_not_fit_the_experiment_is_refused() -> None:
+    experiment = small_experiment({"engine": "fused"})
+    with pytest.raises(InvalidSetting, match="^engine is 'fused', but .*; choose 'auto' or 'plain'$"):
+        next(simulate(experiment, method=FedAsync(), dataset=DATA))
+
+
 @pytest.mark.parametrize("start", [simulate, run_experiment])
 def test_values_of_a_wrong_type_are_refused(start: Callable[..., Any]) -> None:
     experiment = small_experiment()

@@ -83,7 +83,7 @@ def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
         for client in members:
             running.add(Update(deltas[client], steps=1, num_examples=examples[client]))
         rows = torch.tensor([label in own for label in range(3)])
-        weight = running.weights([examples[client] for client in members]).sum()
+        weight = running.sums.weights([examples[client] for client in members]).sum()
         mean.add(running.finish().state, float(weight), {"fc2.weight": rows, "fc2.bias": rows})
     new = mean.state()
     for name, shape in SHAPES.items():

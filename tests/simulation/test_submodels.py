@@ -269,7 +269,7 @@ def test_engines_for_one_model_are_refused(engine: str) -> None:
 
 
 def test_models_that_cannot_be_narrowed_are_refused() -> None:
-    with pytest.raises(InvalidSetting, match=r"'heterofl'.*'stage1.0' is a _Block.*choose model.name 'mlp'"):
+    with pytest.raises(InvalidSetting, match=r"'heterofl'.*'stage1.0' is a _ResidualBlock.*choose model.name 'mlp'"):
         Simulation(small_experiment({**HETEROFL, **RESIDUAL}), dataset=DATA)
 
 

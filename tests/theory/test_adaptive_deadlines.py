@@ -181,25 +181,25 @@ def allocate(**changes: Any) -> Array:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: schedule(rates=[1.0] * 5), "rates must be 6 positive numbers"),
-        (lambda: schedule(rates=[1.0] * 5 + [0.0]), "rates must be 6 positive numbers"),
-        (lambda: schedule(communication_seconds=[1.0, 2.0]), "communication_seconds must be one number"),
-        (lambda: schedule(communication_seconds=-1.0), "communication_seconds must be one number"),
+        (lambda: schedule(rates=[1.0] * 5), "rates cannot be used; give 6 positive numbers"),
+        (lambda: schedule(rates=[1.0] * 5 + [0.0]), "rates cannot be used; give 6 positive numbers"),
+        (lambda: schedule(communication_seconds=[1.0, 2.0]), "communication_seconds cannot be used; give one number"),
+        (lambda: schedule(communication_seconds=-1.0), "communication_seconds cannot be used; give one number"),
         (lambda: schedule(total_seconds=3.0), "needs at least 0.84 s.*3 s allow 0.6 s; raise total_seconds"),
         (lambda: schedule(least_seconds=0.5), "longest communication of 0.8 s"),
         (lambda: schedule(total_seconds=math.inf), "inf s allow inf s"),
-        (lambda: schedule(layer_seconds=0.0), "layer_seconds must be positive, not 0.0"),
-        (lambda: schedule(num_layers=0), "num_layers and rounds must be at least 1, not 0 and 5"),
-        (lambda: allocate(seconds=[2.0, 1.0]), "seconds must increase"),
+        (lambda: schedule(layer_seconds=0.0), r"layer_seconds is 0\.0; choose a number greater than 0"),
+        (lambda: schedule(num_layers=0), "num_layers is 0; choose a whole number of at least 1"),
+        (lambda: allocate(seconds=[2.0, 1.0]), "give seconds that increase"),
         (lambda: allocate(noise=[math.inf, math.inf]), "some of them finite"),
-        (lambda: allocate(weights=[0.0]), "weights must be finite and not negative, and some of them positive"),
-        (lambda: allocate(weights=[-1.0]), "weights must be finite and not negative"),
+        (lambda: allocate(weights=[0.0]), "give finite numbers of at least 0, some of them positive"),
+        (lambda: allocate(weights=[-1.0]), "weights cannot be used"),
         (lambda: allocate(total_seconds=0.5), "0.5 s are too little for 1 rounds of at least 1 s"),
         (
             lambda: theory.scaled_batches(
                 layer_seconds=1.0, rates=[1.0], deadline_seconds=1.0, communication_seconds=2
             ),
-            "deadline_seconds longer than every communication",
+            r"deadline_seconds is 1\.0; choose more than the longest communication, 2 s",
         ),
     ],
 )

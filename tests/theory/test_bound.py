@@ -119,20 +119,23 @@ def bound(**changes: object) -> Array:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: constants(second_moment=-1.0), "not second_moment = -1.0"),
-        (lambda: constants(heterogeneity=math.nan, smoothness=math.inf), "smoothness = inf, heterogeneity = nan"),
-        (lambda: constants(strong_convexity=0.0), "strong_convexity must be positive"),
-        (lambda: constants(strong_convexity=4.0), "at most smoothness, not 4.0 with smoothness 3.0"),
+        (lambda: constants(second_moment=-1.0), r"second_moment is -1\.0; choose a finite number of at least 0"),
+        (lambda: constants(heterogeneity=math.nan, smoothness=math.inf), "smoothness is inf; choose a finite number"),
+        (lambda: constants(strong_convexity=0.0), r"strong_convexity is 0\.0; choose a number greater than 0"),
+        (lambda: constants(strong_convexity=4.0), r"strong_convexity is 4\.0; .* at most smoothness = 3\.0"),
         (lambda: constants(num_clients=0), "num_clients is 0"),
-        (lambda: bound(empty=[1.2]), "probabilities between 0 and 1"),
+        (lambda: bound(empty=[1.2]), "give numbers between 0 and 1"),
         (lambda: bound(empty=0.2), r"shape \(…, layers\)"),
         (lambda: bound(empty=[[0.2]] * 2), "empty has 2 rows for 3 rounds"),
-        (lambda: bound(step_sizes=[0.1, 0.1]), r"shape \(2,\), not \(3,\)"),
+        (lambda: bound(step_sizes=[0.1, 0.1]), r"shape \(2,\); give shape \(3,\)"),
         (lambda: bound(step_sizes=[0.1, 0.1, 0.4]), "at most 1/smoothness = 0.333333"),
-        (lambda: bound(step_sizes=[0.1, 0.1, 0.0]), "must be positive"),
-        (lambda: bound(initial_error=-1.0), "initial_error must be finite"),
-        (lambda: bound(rounds=0), "rounds must be at least 1"),
-        (lambda: theory.decaying_steps(constants=constants(), rounds=2, scale=0.0), "scale between 0 and 8"),
+        (lambda: bound(step_sizes=[0.1, 0.1, 0.0]), "choose numbers greater than 0"),
+        (lambda: bound(initial_error=-1.0), r"initial_error is -1\.0; choose a finite number of at least 0"),
+        (lambda: bound(rounds=0), "rounds is 0; choose a whole number of at least 1"),
+        (
+            lambda: theory.decaying_steps(constants=constants(), rounds=2, scale=0.0),
+            r"scale is 0\.0; choose a number greater than 0 and at most 8",
+        ),
     ],
 )
 def test_wrong_arguments_are_explained(call: Callable[[], object], message: str) -> None:

@@ -77,14 +77,26 @@ def test_nothing_random_and_nothing_to_do() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LogNormalDepth((1.0,), (1.0, 2.0), 0, 0, 1).at_least(2), "must state 2 times each.* not 1 and 2"),
-        (lambda: LogNormalDepth((-1.0,), (1.0,), 0, 0, 1).at_least(1), "computing_seconds must be finite"),
-        (lambda: LogNormalDepth((1.0,), (math.nan,), 0, 0, 1).at_least(1), "transfer_seconds must be finite"),
-        (lambda: LogNormalDepth((1.0,), (1.0,), -1, 0, 1).at_least(1), "not negative, not -1, 0 and 1"),
-        (lambda: LogNormalDepth((1.0,), (1.0,), 0, 0, -1).at_least(1), "not negative, not 0, 0 and -1"),
+        (lambda: LogNormalDepth((1.0,), (1.0, 2.0), 0, 0, 1).at_least(2), "have 1 and 2 times; give 2 times each"),
+        (
+            lambda: LogNormalDepth((-1.0,), (1.0,), 0, 0, 1).at_least(1),
+            "computing_seconds holds a negative or infinite time",
+        ),
+        (
+            lambda: LogNormalDepth((1.0,), (math.nan,), 0, 0, 1).at_least(1),
+            "transfer_seconds holds a negative or infinite time",
+        ),
+        (
+            lambda: LogNormalDepth((1.0,), (1.0,), -1, 0, 1).at_least(1),
+            "speed_sigma is -1; choose a finite number of at least 0",
+        ),
+        (
+            lambda: LogNormalDepth((1.0,), (1.0,), 0, 0, -1).at_least(1),
+            "deadline_seconds is -1; choose a number of at least 0",
+        ),
         (lambda: theory.round_seconds(depth=ExponentialDepth(1, 1), num_layers=1, num_clients=0), "num_clients is 0"),
-        (lambda: theory.kept_by_dropping(reach=[0.5, 1.0], costs=[1.0]), "costs must be 2 numbers"),
-        (lambda: theory.kept_by_dropping(reach=[0.5], costs=[-1.0]), "costs must be 1 numbers"),
+        (lambda: theory.kept_by_dropping(reach=[0.5, 1.0], costs=[1.0]), "costs do not fit reach; give 2 numbers"),
+        (lambda: theory.kept_by_dropping(reach=[0.5], costs=[-1.0]), "give 1 numbers"),
     ],
 )
 def test_wrong_arguments_are_explained(call: Callable[[], object], message: str) -> None:

@@ -88,8 +88,8 @@ def test_nobody_of_those_drawn_by_counting(row: list[float], data: st.DataObject
     [
         (lambda: theory.variance_factor(reach=[1.5], num_clients=2), "between 0 and 1"),
         (lambda: theory.variance_factor(reach=[0.5]), "with num_clients of at least 1"),
-        (lambda: theory.variance_factor(reach=[[0.5]], num_clients=2), r"not \(1, 1\) with num_clients = 2"),
-        (lambda: theory.participation(reach=[0.5]), r"shape \(clients, layers\), not \(1,\)"),
+        (lambda: theory.variance_factor(reach=[[0.5]], num_clients=2), r"shape \(1, 1\) with num_clients = 2"),
+        (lambda: theory.participation(reach=[0.5]), r"shape \(1,\); give shape \(clients, layers\)"),
     ],
 )
 def test_wrong_arguments_are_explained(call: Callable[[], object], message: str) -> None:

@@ -1,18 +1,28 @@
-"""What each client last conveyed for each layer, within a budget: what the rule `Memory` aggregates."""
+"""What each client last sent for each layer, within a budget: what the rule `Memory` aggregates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from types import MappingProxyType
 
 from torch import Tensor
 
+from salf.aggregation.sums import LayerSum
 from salf.errors import InvalidSetting
+from salf.layers import Layer, Layers
+from salf.update import Update
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """The last thing a client conveyed for one layer; `turn` counts the aggregations up to that."""
+    """A client's last update of one layer.
+
+    Attributes:
+        deltas: Δ by parameter.
+        weight: The client's weight in the layer when it sent this.
+        steps: How many optimizer steps the layer took.
+        turn: The number of the aggregation in which it arrived, from 1.
+    """
 
     deltas: Mapping[str, Tensor]
     weight: float
@@ -21,7 +31,7 @@ class Remembered:
 
     @property
     def num_bytes(self) -> int:
-        """How much memory it takes."""
+        """The memory of the tensors, in bytes."""
         return sum(delta.nbytes for delta in self.deltas.values())
 
 
@@ -30,10 +40,14 @@ ClientMemory = Mapping[int, Mapping[str, Remembered]]
 
 
 class Recollection:
-    """The memory of all clients while a round is aggregated; `known`, that of the rounds before, is never changed.
+    """The memory of all clients while a round is aggregated.
 
-    It takes `budget_bytes` at most. Where more would be remembered, what was conveyed longest ago is forgotten: of the
-    same round first what the clients with the lowest numbers conveyed.
+    When it would exceed its budget, it forgets the oldest entries; within one round first those of the clients with
+    the lowest numbers.
+
+    Args:
+        known: The memory after the previous round; it is not changed.
+        budget_bytes: The most memory that all remembered tensors may take.
     """
 
     def __init__(self, known: ClientMemory, budget_bytes: int) -> None:
@@ -54,20 +68,45 @@ class Recollection:
         """All that is remembered."""
         return MappingProxyType(self._memory)
 
-    def keep(self, client: int, conveyed: Mapping[str, Remembered]) -> None:
-        """Remember what a client conveyed, by layer, in place of what it conveyed for these layers before.
+    def remember(self, update: Update, layers: Layers, client: int, weights: Sequence[float]) -> None:
+        """Remember what a client sent, in place of its earlier updates of the same layers.
 
-        Raises `InvalidSetting` where the budget does not hold what is conveyed in this very round.
+        Args:
+            update: What the client sent.
+            layers: The model's layers.
+            client: The client's number.
+            weights: The client's weight in each layer.
+
+        Raises:
+            InvalidSetting: The budget does not hold the updates of this round.
         """
+        sent = {
+            layer.name: Remembered(
+                {name: update.deltas[name].clone() for name in layer.parameters},
+                weight,
+                update.steps_of(layer.name),
+                self.turn,
+            )
+            for layer, weight in zip(layers, weights, strict=True)
+            if update.conveys(layer)
+        }
         known = self._memory.get(client, {})
-        replaced = sum(known[layer].num_bytes for layer in conveyed if layer in known)
-        self._num_bytes += sum(last.num_bytes for last in conveyed.values()) - replaced
-        self._memory[client] = {**known, **conveyed}
+        replaced = sum(known[layer].num_bytes for layer in sent if layer in known)
+        self._num_bytes += sum(last.num_bytes for last in sent.values()) - replaced
+        self._memory[client] = {**known, **sent}
         while self._num_bytes > self._budget_bytes:
             self._forget_oldest()
 
-    def of(self, layer: str) -> Iterator[Remembered]:
-        """Yield what every client last conveyed for a layer, in the order of the clients' numbers."""
+    def sum_of(self, layer: Layer, progress: Callable[[int], tuple[float, float]]) -> LayerSum:
+        """Sum what every client last sent for a layer; `progress` is `CohortSums.progress`."""
+        total = LayerSum()
+        for last in self._last_of(layer.name):
+            taken, divisor = progress(last.steps)
+            total.add(last.deltas, last.weight / divisor, last.weight, taken)
+        return total
+
+    def _last_of(self, layer: str) -> Iterator[Remembered]:
+        """Yield what every client last sent for a layer, in the order of the clients' numbers."""
         for client in sorted(self._memory):
             last = self._memory[client].get(layer)
             if last is not None:
@@ -82,6 +121,6 @@ class Recollection:
                 self._num_bytes -= size
                 return
         raise InvalidSetting(
-            f"the rule 'memory' may use budget_bytes = {self._budget_bytes}, less than what the clients of one round "
-            f"convey ({self._num_bytes} bytes and more); raise it, or ask fewer clients in each round"
+            f"the rule's budget_bytes is {self._budget_bytes}, less than what the clients of one round send "
+            f"({self._num_bytes} bytes and more); raise it, or ask fewer clients in each round"
         )

@@ -1,7 +1,7 @@
-"""What stands in for the mean of a layer's updates where some clients may be hostile.
+"""Robust aggregation: what replaces the mean of a layer's updates where some clients may be hostile.
 
-`ClippedLayers` bounds what one client can do and needs no more memory than the mean. The coordinate-wise `Median` and
-`TrimmedMean` (Yin et al., "Byzantine-robust distributed learning: towards optimal statistical rates", 2018, arXiv
+`ClippedLayers` bounds the influence of one client and needs no more memory than the mean. The coordinate-wise `Median`
+and `TrimmedMean` (Yin et al., "Byzantine-robust distributed learning: towards optimal statistical rates", 2018, arXiv
 1803.01498) keep every update of a round until its end.
 """
 
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salf.aggregation.aggregation import Aggregated, Aggregation, Reach
-from salf.aggregation.rules import Contributors, Corrected, Everyone, Rule
+from salf.aggregation.aggregation import Aggregated, Aggregation
+from salf.aggregation.cohort_sums import Reach
+from salf.aggregation.rules import Rule
 from salf.aggregation.sums import PartialSum
 from salf.errors import InvalidSetting
 from salf.layers import Layers
@@ -23,7 +24,7 @@ from salf.update import Update, check_update
 
 @dataclass(frozen=True)
 class ClippedLayers:
-    """Shortens what a client conveys for a layer to at most `max_norm`, in the Euclidean norm over its parameters.
+    """Shortens a client's update of each layer to a Euclidean norm, over the layer's parameters, of at most `max_norm`.
 
     >>> from salf.layers import Layer
     >>> layers = Layers((Layer("head", ("head.weight",)),))
@@ -36,10 +37,10 @@ class ClippedLayers:
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
-            raise InvalidSetting(f"max_norm is {self.max_norm!r}; give a number above 0")
+            raise InvalidSetting(f"max_norm is {self.max_norm!r}; give a number greater than 0")
 
     def clip(self, update: Update, layers: Layers) -> Update:
-        """Return the update with every conveyed layer shortened; buffers stay as they are."""
+        """Return the update with every layer shortened that is too long; buffers stay as they are."""
         clipped = dict(update.deltas)
         for layer in layers:
             if not update.conveys(layer):
@@ -61,7 +62,14 @@ def norm_of(tensor: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Centre(ABC):
-    """A centre of several tensors, coordinate by coordinate, which a few of them cannot move far."""
+    """A centre of several tensors, coordinate by coordinate, that a few outliers cannot move far.
+
+    >>> class Smallest(Centre):
+    ...     def of(self, stacked: Tensor) -> Tensor:
+    ...         return stacked.min(dim=0).values
+    >>> Smallest().of(torch.tensor([[1.0], [2.0]]))
+    tensor([1.])
+    """
 
     @abstractmethod
     def of(self, stacked: Tensor) -> Tensor:
@@ -70,7 +78,7 @@ class Centre(ABC):
 
 @dataclass(frozen=True)
 class Median(Centre):
-    """The median; of an even number the mean of the middle two."""
+    """The median; the mean of the middle two for an even number of clients."""
 
     def of(self, stacked: Tensor) -> Tensor:
         """Return the median along the first dimension.
@@ -84,13 +92,17 @@ class Median(Centre):
 
 @dataclass(frozen=True)
 class TrimmedMean(Centre):
-    """The mean without the highest and the lowest `share` of the values, rounded down to whole clients."""
+    """The mean without the highest and the lowest `share` of the values, rounded down to whole clients.
+
+    Args:
+        share: What is cut off at each end, from 0 to below 0.5.
+    """
 
     share: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 0.5:
-            raise InvalidSetting(f"share is {self.share!r}; give what is cut off at each end, from 0 to below 0.5")
+            raise InvalidSetting(f"share is {self.share!r}; give a number from 0 to below 0.5")
 
     def of(self, stacked: Tensor) -> Tensor:
         """Return the trimmed mean along the first dimension.
@@ -103,10 +115,26 @@ class TrimmedMean(Centre):
 
 
 class RobustAggregation:
-    """`salf.Aggregation` with a centre in place of the mean over a layer's contributors.
+    """`Aggregation` with a centre in place of the mean over a layer's contributors.
 
-    The rule corrects the centre as it would correct the mean. It must weigh contributors equally: `Corrected`,
-    `Contributors` or `Everyone`, neither by examples nor by steps; raises `InvalidSetting` for another.
+    Args:
+        state: The global state dict.
+        layers: The model's layers.
+        rule: Corrects the centre as it would correct the mean; must weigh contributors equally (`check_rule`).
+        centre: Replaces the mean.
+        reach: As in `aggregate`.
+
+    Raises:
+        InvalidSetting: The rule does not weigh contributors equally.
+
+    >>> from salf.aggregation.rules import Contributors
+    >>> from salf.layers import Layer
+    >>> layers = Layers((Layer("head", ("w",)),))
+    >>> running = RobustAggregation({"w": torch.zeros(1)}, layers, Contributors(), Median())
+    >>> for value in (1.0, 2.0, 1e6):
+    ...     running.add(Update({"w": torch.tensor([value])}, steps=1, num_examples=5))
+    >>> running.finish().state
+    {'w': tensor([2.])}
     """
 
     def __init__(
@@ -118,7 +146,7 @@ class RobustAggregation:
         self._updates: list[Update] = []
 
     def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:
-        """Add one client's update, as `Aggregation.add` does; one that raises `InvalidUpdate` changes nothing."""
+        """Add one client's update, as `Aggregation.add` does; it stays in memory until `finish`."""
         if not checked:
             check_update(update, self._layers, self._state)
         self._updates.append(update)
@@ -127,21 +155,21 @@ class RobustAggregation:
     def finish(self, num_clients: int | None = None) -> Aggregated:
         """Return the new state, given how many clients were asked (by default, as many as were added)."""
         if self._updates:
-            self._running.add_totals(len(self._updates), float(len(self._updates)), self._totals())
+            self._running.sums.add_totals(len(self._updates), float(len(self._updates)), self._totals())
         return self._running.finish(num_clients)
 
     def _totals(self) -> Iterator[PartialSum | None]:
         """Yield, for each layer, the sum that has the centre as its mean."""
         for layer in self._layers:
-            conveyed = [update for update in self._updates if update.conveys(layer)]
-            if not conveyed:
+            sent = [update for update in self._updates if update.conveys(layer)]
+            if not sent:
                 yield None
                 continue
-            deltas = {name: self._total([update.deltas[name] for update in conveyed]) for name in layer.parameters}
-            carried = [update.buffers for update in conveyed if all(name in update.buffers for name in layer.buffers)]
+            deltas = {name: self._total([update.deltas[name] for update in sent]) for name in layer.parameters}
+            carried = [update.buffers for update in sent if all(name in update.buffers for name in layer.buffers)]
             buffers = {name: self._total([each[name] for each in carried]) for name in layer.buffers if carried}
-            count = len(conveyed)
-            steps = float(sum(update.steps_of(layer.name) for update in conveyed))
+            count = len(sent)
+            steps = float(sum(update.steps_of(layer.name) for update in sent))
             yield PartialSum(count, float(count), steps, deltas, buffers if len(carried) == count else {})
 
     def _total(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -153,14 +181,14 @@ class RobustAggregation:
 
 
 def check_rule(rule: Rule, centre: Centre) -> None:
-    """Raise `InvalidSetting` unless a centre can stand in for the mean of a rule."""
+    """Raise `InvalidSetting` unless a centre can replace the mean of a rule, which must weigh contributors equally."""
     name = type(centre).__name__
-    if not isinstance(rule, (Corrected, Contributors, Everyone)):
+    if rule.weighs_layers or rule.needs_individual_updates or rule.memory_bytes is not None:
         raise InvalidSetting(
             f"{name} weighs all contributors equally, which {type(rule).__name__} does not; use Corrected, "
             "Contributors or Everyone with it, or ClippedLayers"
         )
-    if rule.weight_by_examples or rule.normalise is not None:
+    if not rule.weighs_equally or rule.normalise is not None:
         raise InvalidSetting(
             f"{name} weighs all contributors equally; leave weight_by_examples and normalise of the rule at their "
             "defaults, or use ClippedLayers"

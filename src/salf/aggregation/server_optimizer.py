@@ -1,7 +1,7 @@
-"""What the server makes of a round's aggregate: adaptive federated optimisation.
+"""The server's optimizer: adaptive federated optimization.
 
 Reddi et al., "Adaptive federated optimization" (arXiv 2003.00295), algorithm 2: the aggregate is a pseudo-gradient for
-an optimizer of the server's own.
+an optimizer on the server.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,10 +24,20 @@ class ServerOptimizer:
     `"sgd"`: m_t = `momentum` · m_{t−1} + Δ_t, and the model moves by `lr` · m_t; the defaults are plain averaging.
     `"adam"` and `"yogi"`: m_t = β₁ m_{t−1} + (1 − β₁) Δ_t, v_t = β₂ v_{t−1} + (1 − β₂) Δ_t² for adam and
     v_t = v_{t−1} − (1 − β₂) Δ_t² sign(v_{t−1} − Δ_t²) for yogi, and the model moves by `lr` · m_t / (√v_t + `tau`),
-    from v_{−1} = `tau`² (algorithm 2 of that paper, whose defaults these β and τ are; it tunes
-    `lr`, 0.1 and below).
+    from v_{−1} = `tau`². The defaults of β and τ are those of the paper, which tunes `lr`, 0.1 and below.
 
-    A layer without contributors neither moves nor forgets; buffers are averaged as ever.
+    A layer without contributors keeps its values and its moments; buffers are averaged as usual.
+
+    Attributes:
+        optimizer: Which of the three optimizers.
+        lr: The server's step size; 1 with "sgd" is plain averaging.
+        momentum: ρ of "sgd", from 0 to below 1.
+        beta1: β₁ of "adam" and "yogi".
+        beta2: β₂ of "adam" and "yogi".
+        tau: τ, the adaptivity of "adam" and "yogi": larger values make steps more alike.
+
+    >>> ServerOptimizer().averages, ServerOptimizer(optimizer="adam", lr=0.1).averages
+    (True, False)
     """
 
     optimizer: Literal["sgd", "adam", "yogi"] = "sgd"
@@ -39,7 +49,9 @@ class ServerOptimizer:
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"server.momentum is an option of sgd; {self.optimizer} has server.beta1")
+            raise ValueError(
+                f"server.momentum is {self.momentum}, an option of sgd; set server.beta1 for {self.optimizer}"
+            )
 
     @property
     def averages(self) -> bool:
@@ -56,11 +68,16 @@ class ServerOptimizer:
         aliases: Mapping[str, str] | None = None,
         held: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], OptimizerState]:
-        """Return the new global state and what the optimizer remembers; nothing that is given changes.
+        """Return the new global state and the optimizer's new state; the arguments do not change.
 
-        `aggregate` is the global state that averaging would give, `moved` names the parameters that somebody conveyed,
-        `aliases` maps further names of a tied parameter to the one in `moved`. `held` says, by parameter, which of its
-        elements somebody conveyed, where not all: the others neither move nor forget.
+        Args:
+            before: The global state before the round.
+            aggregate: The global state that averaging gives.
+            moved: The names of the parameters that some client sent.
+            state: The optimizer's state after the previous round; empty in the first one.
+            aliases: Maps further names of a tied parameter to the one in `moved`.
+            held: By parameter, which of its elements some client sent, where not all; the others keep their values
+                and their moments.
 
         >>> server = ServerOptimizer(lr=0.5, momentum=0.9)
         >>> new, memory = server.step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, ["w"], {})

@@ -1,4 +1,4 @@
-"""What becomes of the server's model when clients' models reach it one by one.
+"""Asynchronous aggregation: clients' models move the server's model one by one, or in buffers of several.
 
 All functions take and return whole state dicts. Floating-point numbers are combined in single precision at least;
 whole numbers, such as BatchNorm's counters, take the maximum.
@@ -17,9 +17,12 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class ClientResult:
-    """A client's model as it reaches the server: `model` is what training has made of `start`.
+    """A client's model as it reaches the server.
 
-    `staleness` counts how often the server's model has moved since the client was given `start`.
+    Attributes:
+        start: The state dict with which the client began.
+        model: The state dict after its training.
+        staleness: How often the server's model has moved since the client received `start`.
     """
 
     start: Weights
@@ -29,9 +32,12 @@ class ClientResult:
 
 @dataclass(frozen=True)
 class Buffer:
-    """What has been received since the server's model last moved: `count` arrivals, with scales s_i of sum `scale`.
+    """The results that arrived since the server's model last moved.
 
-    `sums` holds Σ s_i (model − start), and for BatchNorm's statistics Σ s_i model.
+    Attributes:
+        sums: Σ s_i (model − start) by name, where s_i is the scale of a result; Σ s_i model for BatchNorm's statistics.
+        scale: Σ s_i.
+        count: The number of results.
     """
 
     sums: Weights = field(default_factory=dict)
@@ -39,15 +45,21 @@ class Buffer:
     count: int = 0
 
     @torch.no_grad()
-    def add(self, arrival: ClientResult, scale: float, statistics: Collection[str]) -> "Buffer":
-        """Return the buffer with one arrival more, scaled by `scale`. `statistics` names floating-point buffers."""
+    def add(self, result: ClientResult, scale: float, statistics: Collection[str]) -> "Buffer":
+        """Return the buffer with one more result.
+
+        Args:
+            result: A client's model.
+            scale: The scale s_i of the result, for instance a discount for its staleness.
+            statistics: The names of floating-point buffers, which are averaged as values, not as differences.
+        """
         sums = {}
-        for name, new in arrival.model.items():
+        for name, new in result.model.items():
             known = self.sums.get(name)
             if not _is_continuous(new):
                 sums[name] = new if known is None else torch.maximum(known, new)
                 continue
-            own = _wide(new) if name in statistics else _wide(new) - _wide(arrival.start[name])
+            own = _wide(new) if name in statistics else _wide(new) - _wide(result.start[name])
             sums[name] = own * scale if known is None else known + own * scale
         return Buffer(sums, self.scale + scale, self.count + 1)
 
@@ -55,10 +67,15 @@ class Buffer:
     def move(self, weights: Weights, lr: float, statistics: Collection[str]) -> Weights:
         """Return `weights` moved by `lr` times the mean of the scaled differences.
 
-        The statistics become the mean of the arrivals', weighted by the scales: `lr` never extrapolates them.
+        The statistics become the mean of the clients', weighted by the scales: `lr` never extrapolates them.
 
-        >>> arrivals = [ClientResult({"w": torch.zeros(1)}, {"w": torch.tensor([value])}, 0) for value in (1.0, 3.0)]
-        >>> buffer = Buffer().add(arrivals[0], 1.0, ()).add(arrivals[1], 0.5, ())
+        Args:
+            weights: The server's state dict.
+            lr: The server's step size.
+            statistics: The names of floating-point buffers.
+
+        >>> results = [ClientResult({"w": torch.zeros(1)}, {"w": torch.tensor([value])}, 0) for value in (1.0, 3.0)]
+        >>> buffer = Buffer().add(results[0], 1.0, ()).add(results[1], 0.5, ())
         >>> buffer.move({"w": torch.tensor([10.0])}, 1.0, ())["w"].item()  # 10 + (1 · 1 + 0.5 · 3) / 2
         11.25
         """
@@ -76,7 +93,13 @@ class Buffer:
 
 @dataclass(frozen=True)
 class ServerModel:
-    """The server's model, which has moved `version` times, and what waits to move it again."""
+    """The server's model in asynchronous training.
+
+    Attributes:
+        weights: The state dict.
+        version: How often it has moved.
+        buffer: The results that wait to move it again.
+    """
 
     weights: Weights
     version: int = 0
@@ -85,7 +108,7 @@ class ServerModel:
 
 @torch.no_grad()
 def mix(weights: Weights, model: Weights, share: float) -> Weights:
-    """Return (1 − share) · weights + share · model, for a share between 0 and 1.
+    """Return (1 − share) · weights + share · model, for a share between 0 and 1; whole numbers take the maximum.
 
     >>> mix({"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}, 0.25)["w"].item()
     2.0
@@ -100,7 +123,7 @@ def mix(weights: Weights, model: Weights, share: float) -> Weights:
 
 
 def _within_range(after: Weights, before: Weights) -> Weights:
-    """Return the weights `after` a move, or those `before` it where it has left the range of their number type."""
+    """Return the weights `after` a move, or those `before` it if a value is no longer finite."""
     return after if all_finite([*after.values()]) else before
 
 

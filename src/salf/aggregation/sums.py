@@ -1,23 +1,46 @@
-"""Running sums of what the contributors of a layer conveyed, wide enough that none of it is rounded away."""
+"""Running sums of what the contributors of a layer sent, in a type wide enough for rounding not to add up."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from salf.values import Floats
 
 _SINGLE_BYTES = torch.float32.itemsize
 
 
+def local_progress(steps: npt.ArrayLike, momentum: float) -> Floats:
+    """Return how far so many local steps go: the sum ‖a‖₁ of the weights with which their gradients enter Δ.
+
+    For SGD with momentum ρ that is (τ − ρ (1 − ρ^τ)/(1 − ρ)) / (1 − ρ) (FedNova, arXiv 2007.07481, §4).
+
+    >>> local_progress([1, 2], momentum=0.5)  # after two steps the first gradient has entered as 1 + 0.5
+    array([1. , 2.5])
+    """
+    taken = np.asarray(steps, dtype=np.float64)
+    rest = 1 - momentum
+    return np.asarray((taken - momentum * (1 - momentum**taken) / rest) / rest, dtype=np.float64)
+
+
 @dataclass(slots=True)  # not frozen: that takes several times as long to make
 class PartialSum:
-    """What the contributors of one layer conveyed, summed by whoever computed it.
+    """What several contributors of one layer sent, already summed by an engine.
 
-    With the weights a_u of `Aggregation.weights` and the progress τ_u of `local_progress`, `weight` is Σ a_u and
-    `weighted_steps` Σ a_u τ_u. `deltas`, times `scale`, are Σ s_u Δ_u, where s_u is a_u, times what
-    `Aggregation.importance_weights` may say, and divided by τ_u under a rule that normalises by steps; `buffers` holds Σ a_u b_u,
-    and the maximum of whole numbers.
+    w_{u,l} is a client's weight in the layer and τ_u its `local_progress`. `CohortSums` gives the weights.
+
+    Attributes:
+        contributors: How many clients sent the layer.
+        weight: Σ a_u over them.
+        weighted_steps: Σ a_u τ_u over them.
+        deltas: By parameter, what gives Σ w_{u,l} Δ_u when multiplied by `scale`; under a rule that normalises by
+            steps each Δ_u is divided by τ_u.
+        buffers: By buffer, Σ a_u b_u; the maximum for whole numbers.
+        scale: A factor of all deltas that is still to be applied.
     """
 
     contributors: int
@@ -30,7 +53,7 @@ class PartialSum:
 
 @dataclass(slots=True)
 class LayerSum:
-    """Running sums of one layer over the updates that conveyed it; `deltas` are yet to be multiplied by `scale`."""
+    """Running sums of one layer over the updates that hold it; `deltas` are yet to be multiplied by `scale`."""
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -41,7 +64,14 @@ class LayerSum:
     scale: float = 1.0
 
     def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float) -> None:
-        """Add one client's deltas times `scale`; it weighs `weight` and took so many `steps`."""
+        """Add one client's update of the layer.
+
+        Args:
+            deltas: The client's Δ by parameter; empty if it counts as a contributor only.
+            scale: The factor of the deltas.
+            weight: The client's weight a_u.
+            steps: The client's progress τ_u.
+        """
         self.contributors += 1
         self.weight += weight
         self.weighted_steps += weight * steps
@@ -50,7 +80,7 @@ class LayerSum:
             _accumulate(sums, name, delta, scale)
 
     def add_total(self, total: PartialSum) -> None:
-        """Add what several clients conveyed; the total is used up."""
+        """Add what several clients sent; the total is used up."""
         self.contributors += total.contributors
         self.weight += total.weight
         self.weighted_steps += total.weighted_steps
@@ -67,7 +97,7 @@ class LayerSum:
             self._add_buffer(name, value, 1.0)
 
     def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
-        """Add one client's buffers, weighed; whole numbers take the maximum."""
+        """Add one client's buffers times its weight; whole numbers take the maximum."""
         self.buffer_weight += weight
         for name, value in buffers.items():
             self._add_buffer(name, value, weight)
@@ -89,12 +119,12 @@ class LayerSum:
 
 
 def _widened(value: Tensor) -> Tensor:
-    """Return the same in single precision if its own type is shorter."""
+    """Return a tensor in single precision at least."""
     return value if value.dtype.itemsize >= _SINGLE_BYTES else value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float) -> None:
-    """Add scale · value, in single precision where the tensor's own type is shorter."""
+    """Add scale · value, in single precision at least."""
     wide = torch.promote_types(value.dtype, torch.float32)
     if name not in sums:
         sums[name] = value.to(wide) * scale
@@ -103,5 +133,5 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
 
 
 def mean_of(old: Tensor, total: Tensor, weight: float) -> Tensor:
-    """Return a buffer's mean in the type of its old value; of whole numbers the maximum, which `total` is."""
+    """Return a buffer's mean in the type of its old value; `total` itself for whole numbers, whose maximum it is."""
     return (total / weight).to(old.dtype) if old.is_floating_point() or old.is_complex() else total

@@ -1,4 +1,8 @@
-"""Data sets, and how their training examples are divided among clients."""
+"""Data sets, and their division among clients.
+
+`load` gives one of the published image sets, `Dataset.from_tensors` and `Dataset.from_tables` data at hand. A
+`Partition` assigns each training example to one client.
+"""
 
 from salf.data.dataset import Dataset as Dataset
 from salf.data.partitions import Partition as Partition

@@ -1,4 +1,7 @@
-"""The binary version of CIFAR-10: six batches of records, each a label and the pixels of one image."""
+"""The binary version of CIFAR-10.
+
+Each of six batches is a sequence of records: a label and the pixels of one image.
+"""
 
 import tarfile
 import zlib
@@ -10,10 +13,10 @@ import numpy as np
 from salf.data.files import Split, check_labels, damaged, exists, locate, read_bytes, unreadable
 
 PACKED = "cifar-10-binary.tar.gz"
-"""The archive in which the batches are published."""
+"""The published archive of the batches."""
 
 FOLDER = "cifar-10-batches-bin"
-"""The folder into which that archive unpacks."""
+"""The folder in that archive."""
 
 NAMES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 """The batches; the last is the test set."""
@@ -22,11 +25,11 @@ _IMAGE = (3, 32, 32)
 _RECORD_BYTES = 1 + 3 * 32 * 32
 
 
-def read(folders: Sequence[Path]) -> tuple[Split, Split]:
-    """Read training and test images of shape (3, 32, 32): from the batches if any is there, else from their archive.
+def read_cifar(folders: Sequence[Path]) -> tuple[Split, Split]:
+    """Read training and test images of shape (3, 32, 32).
 
-    The batches may lie in one of `folders` or in `cifar-10-batches-bin` within it. Raises `DataUnavailable` if one is
-    missing or damaged.
+    They come from the batches if any exists, in one of `folders` or in `cifar-10-batches-bin` within it, else from
+    their archive. A missing or damaged file raises `DataUnavailable`.
     """
     places = [place for folder in folders for place in (folder / FOLDER, folder)]
     archive = next((path for folder in folders if exists(path := folder / PACKED)), None)
@@ -36,20 +39,20 @@ def read(folders: Sequence[Path]) -> tuple[Split, Split]:
     else:
         contents = _unpack(archive)
     splits = {path: _parse(path, content) for path, content in contents.items()}
-    # Nothing in a batch says how long it is, but all are of one length: that betrays one that was cut short.
+    # A batch does not state its length, but all have the same: this shows a truncated one.
     counts = {path: len(split.labels) for path, split in splits.items()}
     shortest, longest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[shortest] != counts[longest]:
         raise damaged(
             shortest,
-            f"it holds {counts[shortest]} images, but {longest.name} {counts[longest]} (all hold equally many)",
+            f"it holds {counts[shortest]} images, but {longest.name} holds {counts[longest]}",
         )
     *train, test = splits.values()
     return Split(np.concatenate([s.images for s in train]), np.concatenate([s.labels for s in train])), test
 
 
 def _unpack(archive: Path) -> dict[Path, bytes]:
-    """Return the batches in the archive, in order; nothing is written, so nothing can be left half-written."""
+    """Return the batches in the archive, in order, without writing files."""
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as content:
@@ -68,6 +71,7 @@ def _unpack(archive: Path) -> dict[Path, bytes]:
 
 
 def _parse(path: Path, content: bytes) -> Split:
+    """Return the images and labels of a batch."""
     if not content or len(content) % _RECORD_BYTES:
         raise damaged(path, f"its {len(content)} bytes are not one or more records of {_RECORD_BYTES} bytes")
     records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD_BYTES)

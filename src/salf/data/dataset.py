@@ -1,4 +1,4 @@
-"""A data set in memory: examples to train on, examples to test on, and how many classes there are."""
+"""A data set in memory: training and test examples with their labels."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -15,8 +15,13 @@ from salf.errors import InvalidSetting, check_type
 class Dataset:
     """Training and test examples with their labels.
 
-    `inputs` has shape (examples, *input_shape) and is float32, already normalised, or int64 where examples are numbers
-    of tokens; `labels` has shape (examples,), is int64 and lies in 0 … `num_classes` − 1.
+    Attributes:
+        name: What messages and records call it.
+        inputs: Shape (examples, *input_shape), float32 and normalised, or int64 for numbers of tokens.
+        labels: Shape (examples,), int64, in 0 … `num_classes` − 1.
+        test_inputs: Like `inputs`.
+        test_labels: Like `labels`.
+        num_classes: The number of classes.
 
     >>> examples = Dataset.from_tensors(torch.zeros(6, 4), torch.arange(6) % 3, torch.zeros(2, 4), torch.tensor([0, 2]))
     >>> len(examples), examples.input_shape, examples.num_classes
@@ -39,24 +44,30 @@ class Dataset:
         test_labels: torch.Tensor,
         name: str = "tensors",
     ) -> Self:
-        """Make a data set of tensors at hand, which are not copied where their type fits already.
+        """Make a data set of tensors, which are copied only to change their type.
 
-        Inputs of any floating type become float32 and are taken as they are, so normalise them first; whole numbers
-        become int64. There are as many classes as the largest label asks for. Raises `InvalidSetting`, which lists
-        everything that is wrong.
+        Args:
+            inputs: Training examples. Floating types become float32 and are not normalised; integers become int64.
+            labels: Their classes from 0, of any integer type, shape (examples,).
+            test_inputs: Test examples of the same shape and kind.
+            test_labels: Their classes. The largest label of both sets `num_classes`.
+            name: What messages and records call the data set.
+
+        Raises:
+            InvalidSetting: The tensors do not fit; the message lists every problem.
         """
         given = {"inputs": inputs, "labels": labels, "test_inputs": test_inputs, "test_labels": test_labels}
         for argument, tensor in given.items():
             check_type(argument, tensor, torch.Tensor, "a tensor")
         problems = [
-            *_problems(inputs, labels, "inputs", "labels"),
-            *_problems(test_inputs, test_labels, "test_inputs", "test_labels"),
+            *_tensor_problems(inputs, labels, "inputs", "labels"),
+            *_tensor_problems(test_inputs, test_labels, "test_inputs", "test_labels"),
         ]
         if inputs.shape[1:] != test_inputs.shape[1:]:
             shapes = f"{tuple(inputs.shape[1:])}, in test_inputs {tuple(test_inputs.shape[1:])}"
-            problems.append(f"one example in inputs has shape {shapes} (they must agree)")
+            problems.append(f"one example in inputs has shape {shapes}; give both the same shape")
         if inputs.is_floating_point() != test_inputs.is_floating_point():
-            problems.append(f"inputs are {inputs.dtype}, test_inputs {test_inputs.dtype} (convert one of them)")
+            problems.append(f"inputs are {inputs.dtype}, test_inputs {test_inputs.dtype}; convert one of them")
         if problems:
             raise InvalidSetting(f"the data set '{name}' cannot be used: " + "; ".join(problems))
         labels, test_labels = _converted(labels), _converted(test_labels)
@@ -65,11 +76,17 @@ class Dataset:
 
     @classmethod
     def from_tables(cls, train: Table, test: Table, *, inputs: str, labels: str, name: str = "tables") -> Self:
-        """Make a data set of two tables, such as splits of Hugging Face's `datasets`, given the names of two columns.
+        """Make a data set of two tables, such as splits of Hugging Face's `datasets`.
 
-        Images become float32 of shape (channels, height, width), normalised to [−1, 1]; numbers are treated as by
-        `from_tensors`. Raises `InvalidSetting` for a column that is missing or holds no numbers of one shape, and for
-        what `from_tensors` refuses.
+        Images become float32 of shape (channels, height, width), normalised to [−1, 1]. Other columns are treated as in
+        `from_tensors`, whose errors apply.
+
+        Args:
+            train: Training examples: a mapping from names to columns.
+            test: Test examples, with the same columns.
+            inputs: The name of the column of examples.
+            labels: The name of the column of labels.
+            name: What messages and records call the data set.
 
         >>> train = {"pixels": torch.zeros(6, 8, 8, 3, dtype=torch.uint8), "digit": [0, 1, 2, 0, 1, 2]}
         >>> data = Dataset.from_tables(train, train, inputs="pixels", labels="digit")
@@ -85,7 +102,9 @@ class Dataset:
         )
 
     def held_out(self, seed: int, share: float = 0.1) -> Self:
-        """Return a data set whose test data is a share of the training examples, chosen by `seed` and taken out there.
+        """Return a data set that tests on a held-out share of the training examples.
+
+        `seed` chooses them; the test data of this data set is not used.
 
         >>> data = Dataset.from_tensors(torch.ones(20, 2), torch.arange(20), torch.ones(3, 2), torch.arange(3))
         >>> len(data.held_out(seed=1)), len(data.held_out(seed=1).test_labels)
@@ -103,7 +122,7 @@ class Dataset:
         )
 
     def cpu(self) -> Self:
-        """Return the same data in the CPU's memory, not copied where it is there already."""
+        """Return the same data in CPU memory, copied only if necessary."""
         return replace(
             self,
             inputs=self.inputs.cpu(),
@@ -113,7 +132,7 @@ class Dataset:
         )
 
     def fingerprint(self) -> str:
-        """Return a text that is the same for the same examples and labels, and practically never for others.
+        """Return a hash of all examples and labels.
 
         >>> data = Dataset.from_tensors(torch.ones(4, 2), torch.arange(4), torch.ones(3, 2), torch.arange(3))
         >>> data.fingerprint() == data.held_out(seed=1).fingerprint()
@@ -134,25 +153,27 @@ class Dataset:
         return self.labels.shape[0]
 
 
-def _problems(inputs: torch.Tensor, labels: torch.Tensor, inputs_name: str, labels_name: str) -> list[str]:
+def _tensor_problems(inputs: torch.Tensor, labels: torch.Tensor, inputs_name: str, labels_name: str) -> list[str]:
+    """Return what is wrong with training or test tensors, and the remedies."""
     problems = []
     if inputs.numel() == 0 or labels.numel() == 0:
-        problems.append(f"{inputs_name} or {labels_name} is empty")
+        problems.append(f"{inputs_name} or {labels_name} is empty; give at least one example")
     elif inputs.is_complex() or inputs.dtype == torch.bool:
-        problems.append(f"{inputs_name} is of type {inputs.dtype} (use real or whole numbers)")
+        problems.append(f"{inputs_name} is of type {inputs.dtype}; use real or whole numbers")
     elif not bool(_converted(inputs).isfinite().all()):
-        problems.append(f"{inputs_name} holds values that are not finite as float32 (remove or replace them)")
+        problems.append(f"{inputs_name} holds values that are not finite as float32; remove or replace them")
     if labels.dim() != 1:
-        problems.append(f"{labels_name} has shape {tuple(labels.shape)} (one number per example is needed)")
+        problems.append(f"{labels_name} has shape {tuple(labels.shape)}; give one number per example")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        problems.append(f"{labels_name} is of type {labels.dtype} (use integers)")
+        problems.append(f"{labels_name} is of type {labels.dtype}; use integers")
     elif labels.numel() and (smallest := int(labels.to(torch.int64).min())) < 0:
-        problems.append(f"{labels_name} holds the negative label {smallest} (count classes from 0)")
+        problems.append(f"{labels_name} holds the negative label {smallest}; write classes from 0")
     if inputs.shape[:1] != labels.shape[:1]:
         shapes = f"{inputs_name} has shape {tuple(inputs.shape)}, {labels_name} {tuple(labels.shape)}"
-        problems.append(f"{shapes} (they must begin with the same number)")
+        problems.append(f"{shapes}; give one label per example")
     return problems
 
 
 def _converted(values: torch.Tensor) -> torch.Tensor:
+    """Return floating numbers as float32 and integers as int64."""
     return values.detach().to(torch.float32 if values.is_floating_point() else torch.int64)

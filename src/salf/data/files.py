@@ -1,8 +1,9 @@
-"""Finding the published files of an image set, and reading each whole or refusing it."""
+"""The published files of image sets: where they are, and whether they are whole."""
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,21 +13,46 @@ import numpy.typing as npt
 from salf.errors import DataUnavailable
 
 CLASSES = 10
-"""How many classes each of the image sets has."""
+"""The number of classes of every image set."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Published files and where to download them.
+
+    Attributes:
+        files: Maps each name to its checksum, written `sha256:…`.
+        mirrors: Addresses to which a name is appended; the first that works is used.
+    """
+
+    files: Mapping[str, str]
+    mirrors: tuple[str, ...]
 
 
 class Split(NamedTuple):
-    """Training or test images as published: bytes of shape (examples, channels, height, width), and their labels."""
+    """Training or test images as published.
+
+    Attributes:
+        images: Bytes of shape (examples, channels, height, width).
+        labels: Their classes, shape (examples,).
+    """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
 
 
 def locate(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[Path]:
-    """Return where each of `names` is, with the first of `suffixes` found: all in the first folder that holds any.
+    """Return the path of each file, all in the first folder that holds any of them.
 
-    Folders are never mixed: MNIST and Fashion-MNIST have the same file names. Raises `DataUnavailable`, which names
-    the files that are missing and the places looked in.
+    Folders are never mixed, because MNIST and Fashion-MNIST have the same file names.
+
+    Args:
+        folders: Where to look, in this order.
+        names: The files, without suffixes.
+        suffixes: Appended to a name; the first that exists is taken.
+
+    Raises:
+        DataUnavailable: Files are missing; the message names them and the folders.
     """
     found = {}
     for folder in folders:
@@ -37,22 +63,22 @@ def locate(folders: Sequence[Path], names: Sequence[str], suffixes: Sequence[str
     missing = [name + suffixes[-1] for name in names if name not in found]
     if missing:
         raise DataUnavailable(
-            f"{', '.join(missing)} not found in {' or '.join(map(str, folders))}: set data.root to the folder with the "
-            "published files, or leave it out to have them downloaded"
+            f"{', '.join(missing)} not found in {' or '.join(map(str, folders))}; set data.root to the folder with the "
+            "published files, or leave it out to download them"
         )
     return [found[name] for name in names]
 
 
 def expanded(setting: str, folder: Path | str) -> Path:
-    """Return the folder that a setting names, with `~` replaced; raises `DataUnavailable` if that is nobody's home."""
+    """Return the folder that a setting names, with `~` replaced by the home folder."""
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
-        raise DataUnavailable(f"{setting} is '{folder}': {error} Write the folder out in full.") from error
+        raise DataUnavailable(f"{setting} is '{folder}', which has no home folder; write the full path") from error
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is anything at `path`; raises `DataUnavailable` where that cannot be told."""
+    """Return whether `path` exists; raise `DataUnavailable` if that is unknown."""
     try:
         return path.exists()
     except OSError as error:
@@ -60,7 +86,7 @@ def exists(path: Path) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content, decompressed if it is gzipped, whatever it is called."""
+    """Return a file's content, decompressed if it is gzipped, whatever its name."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
@@ -71,7 +97,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def check_labels(path: Path, labels: npt.NDArray[np.uint8]) -> None:
-    """Refuse labels that name no class."""
+    """Raise `DataUnavailable` for labels above the last class."""
     if labels.max() >= CLASSES:
         raise damaged(path, f"it holds the label {labels.max()}; labels go from 0 to {CLASSES - 1}")
 
@@ -79,13 +105,15 @@ def check_labels(path: Path, labels: npt.NDArray[np.uint8]) -> None:
 def damaged(path: Path, problem: str) -> DataUnavailable:
     """Return the error for a file that is not what was published."""
     return DataUnavailable(
-        f"{path} is damaged: {problem}; put the published file there, or leave data.root out to have it downloaded"
+        f"{path} is damaged: {problem}; put the published file there, or leave data.root out to download it"
     )
 
 
 def unreadable(path: Path, error: OSError) -> DataUnavailable:
-    """Return the error for a file that the system does not let us read."""
-    return DataUnavailable(f"{path} cannot be read: {error.strerror or error}; mend that, or set data.root elsewhere")
+    """Return the error for a file that cannot be read."""
+    return DataUnavailable(
+        f"{path} cannot be read: {error.strerror or error}; check its permissions, or set data.root to another folder"
+    )
 
 
 def _first(folder: Path, name: str, suffixes: Sequence[str]) -> Path | None:

@@ -1,4 +1,7 @@
-"""The IDX format of MNIST and Fashion-MNIST: a big-endian header with the array's shape, then its bytes."""
+"""The IDX format of MNIST and Fashion-MNIST.
+
+A file has a big-endian header with the array's shape, then its bytes.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,21 +13,22 @@ import numpy.typing as npt
 from salf.data.files import Split, check_labels, damaged, locate, read_bytes
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-"""The four files, as both sets call them."""
+"""The four files of both sets."""
 
 _SIDE = 28
 
 
-def read(folders: Sequence[Path]) -> tuple[Split, Split]:
-    """Read training and test images of shape (1, 28, 28) from the first folder that holds any of the four files.
+def read_idx(folders: Sequence[Path]) -> tuple[Split, Split]:
+    """Read training and test images of shape (1, 28, 28), gzipped or not.
 
-    The files may be gzipped or not. Raises `DataUnavailable` if one is missing or damaged.
+    All come from the first folder that holds any of the four files. A missing or damaged file raises `DataUnavailable`.
     """
     train_images, train_labels, test_images, test_labels = locate(folders, NAMES, suffixes=("", ".gz"))
     return _read_split(train_images, train_labels), _read_split(test_images, test_labels)
 
 
 def _read_split(images_path: Path, labels_path: Path) -> Split:
+    """Read images and labels that belong together."""
     images = _read_array(images_path, dimensions=3)
     labels = _read_array(labels_path, dimensions=1)
     if images.shape[1:] != (_SIDE, _SIDE):
@@ -37,6 +41,7 @@ def _read_split(images_path: Path, labels_path: Path) -> Split:
 
 
 def _read_array(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """Read one array of bytes and check it against its header."""
     content = read_bytes(path)
     # Two zero bytes, the type (8: unsigned bytes), the number of dimensions; then each dimension in four bytes.
     magic = bytes([0, 0, 8, dimensions])

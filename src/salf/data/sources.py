@@ -1,17 +1,16 @@
-"""The data sets that can be named in an experiment, and where each comes from."""
+"""The data sets that an experiment can name, and their origins."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from salf.data import cifar, idx
+from salf.data.cifar import PACKED, read_cifar
 from salf.data.dataset import Dataset
-from salf.data.fetch import Archive, cache_folder, fetch
-from salf.data.files import CLASSES, Split, expanded
+from salf.data.files import CLASSES, Archive, Split, expanded
+from salf.data.idx import read_idx
 from salf.errors import InvalidSetting
 from salf.seeds import stream
 
@@ -20,15 +19,23 @@ _DIGITS_TRAIN = 1500
 
 @dataclass(frozen=True)
 class Source:
-    """A published image set: its files, and how to read them from the first of several folders that holds them."""
+    """A published image set.
+
+    Attributes:
+        name: As in `data.name`.
+        archive: Its files and mirrors.
+        read: Reads the training and test split from the first of several folders that holds them.
+    """
 
     name: str
     archive: Archive
     read: Callable[[Sequence[Path]], tuple[Split, Split]]
 
     def load(self, root: Path | str | None = None) -> Dataset:
-        """Load the set from `root` or `root/<name>`; without `root` from the user's cache, downloaded if need be."""
+        """Load the set from `root` or `root/<name>`; None: download it to the cache."""
         if root is None:
+            from salf.data.fetch import cache_folder, fetch  # noqa: PLC0415 - imports pooch
+
             folders = [cache_folder() / self.name]
             fetch(self.archive, folders[0])
         else:
@@ -38,8 +45,8 @@ class Source:
         return _assemble(self.name, train, test, brightest=255)
 
 
-# Checksums are those of the files as published. The copies that distributions ship are often compressed anew: the same
-# images, other bytes. They can be read through `data.root`, which is not checked against these.
+# Checksums of the published files. Distributions often recompress their copies: the same images, other bytes. Such
+# copies can be read through `data.root`, whose files are not checked against these.
 _SOURCES = (
     Source(
         "mnist",
@@ -52,7 +59,7 @@ _SOURCES = (
             },
             ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         ),
-        idx.read,
+        read_idx,
     ),
     Source(
         "fashion-mnist",
@@ -68,15 +75,15 @@ _SOURCES = (
                 "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
             ),
         ),
-        idx.read,
+        read_idx,
     ),
     Source(
         "cifar10",
         Archive(
-            {cifar.PACKED: "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+            {PACKED: "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
             ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/"),
         ),
-        cifar.read,
+        read_cifar,
     ),
 )
 
@@ -85,14 +92,19 @@ NAMES = ("digits", *(source.name for source in _SOURCES))
 
 
 def load(name: str, root: Path | str | None = None) -> Dataset:
-    """Load one of the data sets in `NAMES`, as images whose values were scaled to [0, 1] and normalised to [−1, 1].
+    """Load one of the data sets in `NAMES`, with pixels normalised to [−1, 1].
 
-    `digits` ships with scikit-learn: 1797 images of shape (1, 8, 8), of which the same 297 are the test set whatever
-    the experiment's seed. `mnist` and `fashion-mnist` have images of shape (1, 28, 28), `cifar10` (3, 32, 32); they are
-    read from `root` or `root/<name>`, or without `root` downloaded once.
+    `digits` ships with scikit-learn: 1797 images of shape (1, 8, 8). The same 297 are the test set for every seed.
+    `mnist` and `fashion-mnist` have images of shape (1, 28, 28), `cifar10` (3, 32, 32).
 
-    Raises `InvalidSetting` for an unknown name, and for `digits` with a `root`; `DataUnavailable` for files that are
-    missing, damaged or cannot be downloaded.
+    Args:
+        name: One of `NAMES`.
+        root: The folder with the published files, directly or in a folder of the set's name; None: download them once
+            to the cache. `digits` takes none.
+
+    Raises:
+        InvalidSetting: The name is unknown, or `digits` has a `root`.
+        DataUnavailable: Files are missing, damaged, or cannot be downloaded.
 
     >>> digits = load("digits")
     >>> len(digits), len(digits.test_labels), digits.input_shape, digits.num_classes
@@ -101,18 +113,19 @@ def load(name: str, root: Path | str | None = None) -> Dataset:
     if name == "digits":
         if root is not None:
             raise InvalidSetting(
-                f"data.root is '{root}', but digits ships with scikit-learn and needs none: leave data.root out, or "
-                "set data.name to the data set that is there"
+                f"data.root is '{root}', but digits ships with scikit-learn and needs none; leave data.root out, or "
+                "set data.name to the data set in that folder"
             )
         return _load_digits()
     for source in _SOURCES:
         if source.name == name:
             return source.load(root)
-    raise InvalidSetting(f"data.name is '{name}', which is none of {', '.join(NAMES)}")
+    raise InvalidSetting(f"data.name is '{name}'; choose one of {', '.join(NAMES)}")
 
 
 def _load_digits() -> Dataset:
-    from sklearn.datasets import load_digits  # noqa: PLC0415 — takes a second to import, and only digits needs it
+    """Return scikit-learn's digits, split at random but always alike."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second to import; only digits needs it
 
     pixels, targets = load_digits(return_X_y=True)
     images, labels = pixels.astype(np.uint8).reshape(-1, 1, 8, 8), targets.astype(np.uint8)
@@ -122,11 +135,10 @@ def _load_digits() -> Dataset:
 
 
 def _assemble(name: str, train: Split, test: Split, brightest: int) -> Dataset:
-    inputs, test_inputs = (_normalise(split.images, brightest) for split in (train, test))
+    """Return the data set of two splits whose pixels go from 0 to `brightest`."""
+    # In place: CIFAR-10 takes 600 MB as float32.
+    inputs, test_inputs = (
+        torch.from_numpy(split.images.astype(np.float32)).div_(brightest).sub_(0.5).div_(0.5) for split in (train, test)
+    )
     labels, test_labels = (torch.from_numpy(split.labels.astype(np.int64)) for split in (train, test))
     return Dataset(name, inputs, labels, test_inputs, test_labels, CLASSES)
-
-
-def _normalise(pixels: npt.NDArray[np.uint8], brightest: int) -> torch.Tensor:
-    # In place: CIFAR-10 takes 600 MB as float32.
-    return torch.from_numpy(pixels.astype(np.float32)).div_(brightest).sub_(0.5).div_(0.5)

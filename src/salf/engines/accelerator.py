@@ -1,4 +1,4 @@
-"""The device that computes: the CPU, or a CUDA device, whose clock and random numbers are not the CPU's."""
+"""The device that computes: the CPU, or a CUDA device with its own clock and random numbers."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from salf.errors import InvalidSetting
 
 CPU = torch.device("cpu")
 NAMES = ("cpu", "cuda", "cuda:N")
-# An accelerator has memory to spare, and is quick with few large passes: the engines take so many times as much there.
-ROOMIER = 8
+# An accelerator has memory to spare and is fast in few large passes: engines use this many times as much there.
+ACCELERATOR_MEMORY = 8
 
 
 def is_device_name(name: str) -> bool:
-    """Say whether a device of this name can compute, somewhere if not here.
+    """Say whether a device of this name can compute, perhaps on another machine.
 
     >>> [is_device_name(name) for name in ("cpu", "cuda", "cuda:1", "meta", "cuda:x")]
     [True, True, True, False, False]
@@ -25,7 +25,7 @@ def is_device_name(name: str) -> bool:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name. Raises `InvalidSetting` unless it is here.
+    """Return the device of this name. Raises `InvalidSetting` unless this machine has it.
 
     >>> find_device("cpu")
     device(type='cpu')
@@ -44,27 +44,31 @@ def find_device(name: str) -> torch.device:
     place = int(number) if number else torch.cuda.current_device()
     if place >= count:
         raise InvalidSetting(
-            f"device is '{name}', but the CUDA devices here are numbered from 0 to {count - 1}; choose one of those"
+            f"device is '{name}', but the CUDA devices here are numbered from 0 to {count - 1}; choose one of them"
         )
     return torch.device("cuda", place)
 
 
 def title_of(device: torch.device) -> str:
-    """Return what a device is called: the name of its model, or "cpu"."""
+    """Return the name of a device's model, or "cpu".
+
+    >>> title_of(CPU)
+    'cpu'
+    """
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given; the CPU always has."""
+    """Wait until a device has finished all queued work; the CPU always has."""
     if device.type != "cpu":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Let torch draw without a trace: after the context its generators, the CPU's and the device's, are as before.
+    """Restore the states of torch's generators, the CPU's and the device's, after the context.
 
-    With a `seed` both begin anew from it.
+    With a `seed` both start from it within the context.
 
     >>> with fork_rng(CPU, seed=1):
     ...     first = torch.rand(1)
@@ -81,10 +85,10 @@ def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 def draw_states(device: torch.device) -> list[Tensor]:
-    """Return the states of torch's generators, the CPU's and the device's; they change when something is drawn."""
+    """Return the states of torch's generators, the CPU's and the device's; every draw changes them."""
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _numbers(device))]
 
 
 def _numbers(device: torch.device) -> list[int]:
-    """Return the number of a CUDA device; none of the CPU."""
+    """Return the number of a CUDA device; an empty list for the CPU."""
     return [] if device.type == "cpu" else [device.index]

@@ -1,4 +1,4 @@
-"""Which engine computes a run, and whether it can be trusted with the model."""
+"""The choice of the engine of a run, and the check that it computes the model correctly."""
 
 import copy
 import warnings
@@ -8,71 +8,72 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salf import seeds
-from salf.aggregation import Aggregation, Contributors, InverseProbability, Memory, Rule
+from salf.aggregation import Aggregation, Contributors, Rule
 from salf.engines.accelerator import fork_rng
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.tasks import Engine, OptimizerSettings, Tasks, train_round
+from salf.engines.tasks import Engine, Tasks, train_round
+from salf.engines.training import Training
 from salf.errors import InvalidSetting, UnsuitableModel
-from salf.layers import Layers
-from salf.values import LayerCosts
 
 EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
 
-# Above so many operations per example, a client's own work outweighs what it costs to begin each of them.
+# Above this many operations per example, computing a client takes longer than launching its operations.
 _STACKED_UP_TO_FLOPS = 3e5
-# The fused engine holds the updates of all clients of a round at once where each is needed: only small ones.
+# The fused engine holds the individual updates of all clients of a round at once: only for small models.
 _APART_UP_TO_BYTES = 4 * 2**20
 _CHECKED_DEPTHS = 5
 _CHECKED_BATCH, _CHECKED_EXAMPLES = 4, 64
-# In single precision rounding alone may come to per cents, deep below layers of batch normalisation.
+# In single precision rounding alone can reach a few per cent, deep below layers of batch normalization.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
-class Training:
-    """What the clients of a run train, on what, and how; `batch_size` is the largest that occurs."""
+class _CheckedMean(Contributors):
+    """The rule with which engines are checked; it needs individual updates where the run's rule does."""
 
-    model: nn.Module
-    layers: Layers
-    costs: LayerCosts
-    inputs: Tensor
-    labels: Tensor
-    optimisation: OptimizerSettings
-    batch_size: int
-    local_steps: int
+    individual: bool = False
+
+    @property
+    def needs_individual_updates(self) -> bool:
+        return self.individual
 
 
 def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, skips_layers: bool = False) -> Engine:
     """Return the engine called `name`, or with "auto" the one that suits the run best.
 
-    Without a `rule` clients train one by one, as their turn comes, and there is nothing to choose. `skips_layers` says
-    that a client may convey a layer without those behind it.
+    The choice depends on the run alone, not on the speed of the machine, so that a resumed run uses the same engine
+    everywhere. An engine that computes many clients at once is first compared with the plain one on a few clients. If
+    their results differ, "auto" warns and uses the plain engine.
 
-    The choice depends on the run alone, not on how fast this machine is, so that a run is the same wherever it is
-    resumed. An engine that does many clients at once is tried on a few of them beside the plain one first. If their
-    results differ "auto" warns and goes on with the plain engine; an engine that was asked for by name raises
-    `InvalidSetting`.
+    Args:
+        name: The setting `engine`.
+        training: What the clients train, on what and how.
+        rule: The rule of the run; None for an asynchronous method, whose clients train one at a time.
+        skips_layers: Whether a client may send a layer without the layers behind it.
+
+    Raises:
+        InvalidSetting: The named engine cannot compute the run.
     """
     if name == "flower":
         raise InvalidSetting(
-            "engine is 'flower', whose clients run under Flower: use salf run --engine flower, or in Python "
+            "engine is 'flower', whose clients run under Flower; use salf run --engine flower, or in Python "
             "salf.flower.run_on_flower(experiment)"
         )
     if rule is None:
-        return _plain(training)
+        return PlainEngine(training)
     if skips_layers and name == "fused":
         raise InvalidSetting(
-            "engine is 'fused', which computes layers from the output on, but by this method clients leave out some of "
-            "those; choose 'auto' or 'plain'"
+            "engine is 'fused', which computes layers from the output on, but this method leaves out some of them; "
+            "choose 'auto' or 'plain'"
         )
     wanted = _best(training, rule, skips_layers=skips_layers) if name == "auto" else name
     if wanted == "plain":
-        return _plain(training)
+        return PlainEngine(training)
     try:
         engine = _build(wanted, training, rule)
         _check(wanted, training, rule)
@@ -80,71 +81,64 @@ def choose_engine(name: EngineName, training: Training, rule: Rule | None, *, sk
         if name != "auto":
             raise InvalidSetting(f"engine is '{name}': {error}; choose 'auto' or 'plain'") from error
         warnings.warn(f"simulated one client after another, which is slow: {error}", stacklevel=2)
-        return _plain(training)
+        return PlainEngine(training)
     return engine
 
 
 def _best(training: Training, rule: Rule, *, skips_layers: bool) -> Literal["plain", "fused", "stacked"]:
-    sums = training.local_steps == 1 and training.optimisation.optimizer == "sgd" and not skips_layers
-    if sums and (not isinstance(rule, Memory) or _tells_clients_apart(training)):
+    one_step = training.local_steps == 1 and training.optimizer.optimizer == "sgd" and not skips_layers
+    if one_step and (not rule.needs_individual_updates or _computes_individual_updates(training)):
         return "fused"
     return "stacked" if training.costs.forward <= _STACKED_UP_TO_FLOPS else "plain"
 
 
-def _tells_clients_apart(training: Training) -> bool:
-    """Say whether the fused engine can tell the clients' updates apart, and all of them take little memory."""
+def _computes_individual_updates(training: Training) -> bool:
+    """Say whether the fused engine can compute each client's own update, in little memory."""
     if sum(training.costs.layer_bytes) > _APART_UP_TO_BYTES:
         return False
     try:
-        return _fused(training).clients_apart
+        return FusedEngine(training).clients_apart
     except UnsuitableModel:
         return False
 
 
-def _fused(training: Training) -> FusedEngine:
-    return FusedEngine(training.model, training.layers, training.inputs, training.labels, training.optimisation)
-
-
-def _plain(training: Training) -> PlainEngine:
-    return PlainEngine(training.model, training.layers, training.inputs, training.labels, training.optimisation)
-
-
 def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
+    """Return the engine called `name`. Raises `InvalidSetting` if it cannot compute the run."""
     if name == "stacked":
-        data = training.inputs, training.labels
-        return StackedEngine(training.model, training.layers, *data, training.optimisation)
+        return StackedEngine(training)
     if training.local_steps > 1:
         raise InvalidSetting(
             f"the fused engine computes one local step, not client.local_steps = {training.local_steps}"
         )
-    engine = _fused(training)
-    if isinstance(rule, Memory) and not engine.clients_apart:
+    engine = FusedEngine(training)
+    if rule.needs_individual_updates and not engine.clients_apart:
         raise InvalidSetting(
-            "of this model the fused engine computes sums, but the rule 'memory' needs each client's own update"
+            f"of this model the fused engine computes sums, but the rule {type(rule).__name__} needs each client's own "
+            "update"
         )
-    if isinstance(rule, InverseProbability) and not engine.layers_apart:
+    if rule.weighs_layers and not engine.layers_apart:
         raise InvalidSetting(
-            "one operation of the model belongs to several layers, which the fused engine cannot weigh apart for "
-            "'inverse-probability'"
+            "one operation of the model belongs to several layers, in which the fused engine cannot weigh clients in "
+            f"different ways for the rule {type(rule).__name__}"
         )
     return engine
 
 
 def _check(name: str, training: Training, rule: Rule) -> None:
-    """Raise `UnsuitableModel` unless an engine gives what the plain one gives, for a few clients of all depths.
+    """Raise `UnsuitableModel` unless an engine agrees with the plain one on a few clients of all depths.
 
-    They are compared in double precision, or in single precision where the model computes in no other.
+    They are compared in double precision, or in single precision if the model computes in no other.
     """
     failed = f"{type(training.model).__name__} cannot be trained by the {name} engine"
     precision = torch.float64
     sample, tasks = _sample(training, double=True), _sample_tasks(training)
     try:
-        expected = _play(_plain(sample), sample, tasks, rule)
+        expected = _state_after(PlainEngine(sample), sample, tasks, rule)
     except (RuntimeError, TypeError, ValueError):
         precision, sample = torch.float32, _sample(training, double=False)
-        expected = _play(_plain(sample), sample, tasks, rule)
+        expected = _state_after(PlainEngine(sample), sample, tasks, rule)
     try:
-        found = _play(_build(name, sample, rule), sample, tasks, rule)
+        found = _state_after(_build(name, sample, rule), sample, tasks, rule)
     except Exception as error:  # whatever a transformation of the user's model raises
         text = " ".join(str(error).split())[:200]
         raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}"]) from error
@@ -153,15 +147,15 @@ def _check(name: str, training: Training, rule: Rule) -> None:
         moved = _difference(layer.parameters, (found, expected), weights)
         seen = _difference(layer.buffers, (found, expected), None)
         if max(moved, seen) > _TOLERANCE[precision]:
-            raise UnsuitableModel(failed, [f"layer '{layer.name}' comes out otherwise than client by client"])
+            raise UnsuitableModel(failed, [f"layer '{layer.name}' differs from what the plain engine computes"])
 
 
-def _play(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[str, Tensor]:
-    """Return the global weights after one round, by a rule that needs what the given one does."""
+def _state_after(engine: Engine, training: Training, tasks: Tasks, rule: Rule) -> dict[str, Tensor]:
+    """Return the global state after one round, by a rule that needs individual updates if the given one does."""
     weights = {name: value.detach() for name, value in training.model.state_dict().items()}
-    alike = Memory() if isinstance(rule, Memory) else Contributors()
+    mean = _CheckedMean(individual=rule.needs_individual_updates)
     with fork_rng(training.inputs.device):
-        result, _ = train_round(engine, weights, tasks, lambda: Aggregation(weights, training.layers, alike))
+        result, _ = train_round(engine, weights, tasks, lambda: Aggregation(weights, training.layers, mean))
     return result.state
 
 
@@ -179,7 +173,13 @@ def _sample(training: Training, *, double: bool) -> Training:
 def _difference(
     names: tuple[str, ...], states: Sequence[Mapping[str, Tensor]], since: Mapping[str, Tensor] | None
 ) -> float:
-    """Return the largest difference of tensors, relative to the largest value, or to the largest change `since`."""
+    """Return the largest difference between two states, beyond rounding.
+
+    Args:
+        names: The tensors to compare.
+        states: The two states.
+        since: If given, differences are relative to the largest change since this state, else to the largest value.
+    """
     one, other = states
     found, size = 0.0, 0.0
     for name in names:
@@ -194,10 +194,10 @@ def _difference(
 
 
 def _sample_tasks(training: Training) -> Tasks:
-    """Return tasks of clients that get to various depths in their last step, from none of the layers to all."""
+    """Return tasks of clients that reach various depths in their last step, from no layer to all layers."""
     layers, steps = len(training.layers), min(2, training.local_steps)
     depths = min(_CHECKED_DEPTHS, layers * steps + 1)
-    # Two clients of each depth: what mixes examples shows only between clients that are computed together.
+    # Two clients of each depth: mixed examples show only between clients that are computed together.
     done = np.repeat(np.unique(np.linspace(0, layers * steps, depths).round().astype(np.int64)), 2)
     counts = (done[:, None] + np.arange(layers)) // layers
     batch = min(training.batch_size, _CHECKED_BATCH)

@@ -1,15 +1,12 @@
-"""What an engine is asked to compute, and what every engine is."""
+"""What an engine computes: the tasks of a round's clients, and the protocol of all engines."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as validated
-from torch import Tensor, nn
+from torch import Tensor
 
 from salf import seeds
 from salf.aggregation import Aggregated, Aggregation
@@ -22,9 +19,13 @@ from salf.values import Ints
 class ClientTask:
     """One client's part of a round.
 
-    `steps`, of shape (layers,), counts the optimizer steps each layer gets, input to output; the last one may be
-    partial. `batches` holds the indices of the training examples of each step, shape (local steps, batch). `seed`
-    governs what the model itself draws, such as dropout. `proximal` is μ of the term μ/2 ‖w − w_t‖² in the loss.
+    Attributes:
+        client: The client's number.
+        steps: How many optimizer steps each layer takes, shape (layers,), input to output; the last may be partial.
+        batches: The indices of the training examples of each step, shape (local steps, batch).
+        num_examples: The size of the client's data set.
+        seed: The seed of what the model itself draws, such as dropout.
+        proximal: μ of the term μ/2 ‖w − w_t‖² in the loss.
     """
 
     client: int
@@ -39,10 +40,16 @@ class ClientTask:
 class Tasks:
     """What the clients of one round compute; a row of each array belongs to one client.
 
-    `clients`, of shape (clients,), are their numbers, `steps`, (clients, layers), as in `ClientTask`. `batches`, of
-    shape (clients, local steps, batch), holds indices of training examples, and −1 at the end of the batches of a
-    client that has fewer; `full` says that none has. `num_examples`, (clients,), are the sizes of their data sets.
-    `seed` and `round` are the address of what the model draws. `proximal` is as in `ClientTask`.
+    Attributes:
+        clients: The clients' numbers, shape (clients,).
+        steps: As in `ClientTask`, shape (clients, layers).
+        batches: Indices of training examples, shape (clients, local steps, batch); −1 fills the batches of a client
+            that has fewer examples.
+        num_examples: The sizes of the clients' data sets, shape (clients,).
+        seed: With `round` and a client's number, the address of what the model draws.
+        round: The number of the round.
+        proximal: As in `ClientTask`.
+        full: Whether no batch contains −1.
     """
 
     clients: Ints
@@ -82,20 +89,31 @@ class Tasks:
 
 
 class Engine(Protocol):
-    """Computes what the clients of a round convey; `at_once` if it does so for many of them in one operation."""
+    """Computes the updates of a round's clients.
+
+    Attributes:
+        name: The name in settings and records.
+        at_once: Whether it computes many clients in one operation.
+    """
 
     name: str
     at_once: bool
 
     @property
     def one_by_one(self) -> "Engine | None":
-        """The engine that looks at each client's update, of one that adds them up by itself."""
+        """The engine that checks each client's update, for one that only computes their sum."""
         ...
 
     def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
-        """Let the clients train from the global `weights`, and add what they convey to a round's aggregation.
+        """Let the clients train, and add what they send to a round's aggregation.
 
-        Return whose updates were accepted, shape (clients,).
+        Args:
+            weights: The global state dict from which every client starts.
+            tasks: What the clients compute.
+            running: The round's aggregation.
+
+        Returns:
+            Which clients' updates were accepted, shape (clients,).
         """
         ...
 
@@ -106,24 +124,39 @@ def train_round(
     tasks: Tasks,
     begin: Callable[[], Aggregation],
 ) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
-    """Let the clients train from the global `weights`, and aggregate what they convey as `begin` begins it.
+    """Let the clients of a round train, and aggregate what they send.
 
-    Return the new state, and whose updates were accepted, shape (clients,). Where a layer does not stay finite, though
-    nobody has looked at each update, the round is repeated client by client, to find out which is to blame.
+    If a layer overflows in an engine that does not check each update, the round is computed again client by client, to
+    reject only the updates that are not finite.
+
+    Args:
+        engine: Computes the round.
+        weights: The global state dict from which every client starts.
+        tasks: What the clients compute.
+        begin: Begins the round's aggregation; called again if the round is computed again.
+
+    Returns:
+        The new state, and which clients' updates were accepted, shape (clients,).
     """
     running = begin()
     accepted = engine.train_cohort(weights, tasks, running)
     result = running.finish(len(tasks.clients))
-    if result.overflowed and engine.one_by_one is not None and not running.needs_individual_updates:
+    if result.overflowed and engine.one_by_one is not None and not running.sums.needs_individual_updates:
         return train_round(engine.one_by_one, weights, tasks, begin)
     return result, accepted
 
 
 def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> npt.NDArray[np.bool_]:
-    """Add each client's update, given by its row in the tasks; return whose were accepted, shape (clients,).
+    """Add each client's update to an aggregation, in the order of the clients' numbers.
 
-    Who has none conveys nothing. They are added in the order of their numbers, whatever the order of the rows, and used
-    up: what an aggregation remembers of them never lies in memory twice.
+    Args:
+        running: The round's aggregation.
+        tasks: What the clients computed.
+        updates: Each update, by the client's row in the tasks; a client without one sends nothing. They are used up,
+            so that an update and its copy in an aggregation's memory exist together only for one client at a time.
+
+    Returns:
+        Which clients' updates were accepted, shape (clients,).
     """
     accepted = np.ones(len(tasks.clients), dtype=np.bool_)
     for position in np.argsort(tasks.clients, kind="stable").tolist():
@@ -133,24 +166,3 @@ def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> 
         except InvalidUpdate:
             accepted[position] = False
     return accepted
-
-
-@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class OptimizerSettings:
-    """How a client optimises: one of `torch.optim`'s optimizers, made anew in every round."""
-
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0, le=1e30)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 0.0
-
-    def __post_init__(self) -> None:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is an option of sgd, not of {self.optimizer}")
-
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimizer over `parameters`."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, weight_decay=self.weight_decay)

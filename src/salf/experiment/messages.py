@@ -40,7 +40,7 @@ def _describe(problem: ErrorDetails, settings: Mapping[str, Any], root: Section)
         return f"{key} must be given"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}" if key else message
+        return f"{key}: {message}" if key and not message.startswith(f"{key}.") else message
     if kind == "union_tag_invalid" and section is not None:
         value = value[section.tag]
         key = key if section.brief else f"{key}.{section.tag}"

@@ -1,4 +1,7 @@
-"""Network families as values: each describes an architecture, and builds it for the shape of the data at hand."""
+"""Network families as values.
+
+Each describes an architecture and builds it for the shape of the data. `build` does so reproducibly.
+"""
 
 from salf.models.catalogue import Model as Model
 from salf.models.catalogue import build as build

@@ -1,4 +1,4 @@
-"""The models a config file can name, and how to build one reproducibly."""
+"""The models that an experiment can name, and their reproducible construction."""
 
 from typing import Annotated, TypeAlias
 
@@ -18,11 +18,18 @@ Model: TypeAlias = Annotated[Mlp | Cnn | Vgg | ResidualNet | Transformer | Facto
 
 
 def build(model: Model, input_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
-    """Build a model on the CPU with weights that depend on `seed` alone, and leave torch's generators as they were.
+    """Build a model on the CPU with weights that depend on the seed only.
 
-    `input_shape` is the shape of one example, without the batch: (channels, height, width) for images. A `Factory` that
-    draws elsewhere than from torch's CPU generator must see to its own seed. Raises `InvalidSetting` if the model does
-    not fit the data, or not into memory.
+    Torch's generators keep their states. A `Factory` that draws from another generator must seed it itself.
+
+    Args:
+        model: The description.
+        input_shape: Shape of one example, without the batch: (channels, height, width) for images.
+        num_classes: At least 2.
+        seed: The experiment's seed.
+
+    Raises:
+        InvalidSetting: The model does not fit the data or the memory.
 
     >>> first, second = (build(Mlp(), (784,), num_classes=10, seed=1) for _ in range(2))
     >>> bool((first.fc1.weight == second.fc1.weight).all())
@@ -30,7 +37,7 @@ def build(model: Model, input_shape: tuple[int, ...], num_classes: int, seed: in
     """
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         if isinstance(model, Factory):
-            # A module is executed by its first import only: what it seeds or draws then must not count.
+            # Only the first import executes a module, so what it seeds or draws must not count.
             import_callable(model.call)
         # torch.manual_seed would also seed the accelerators' generators, which are not restored.
         torch.default_generator.manual_seed(seed)

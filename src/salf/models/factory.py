@@ -1,4 +1,4 @@
-"""A user's own model, named in a config file by the function that builds it."""
+"""A user's own model, named by the function that builds it."""
 
 import difflib
 import hashlib
@@ -12,19 +12,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from salf.errors import InvalidSetting
+from salf.values import STRICT
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Factory:
-    """A model built by calling a function or class without arguments.
+    """A model that a function or class builds without arguments.
 
-    `call` says where it is: `package.module:callable`, also for modules in the current folder, or
-    `path/to/file.py:callable`. The model itself must fit the data: neither shape nor number of classes is passed on.
+    `call` is `package.module:callable`, also for modules in the current folder, or `path/to/file.py:callable`. The
+    model must fit the data: it is not told their shape or number of classes.
 
     >>> Factory("torch.nn:Identity").build((4,), num_classes=4)
     Identity()
@@ -34,14 +34,17 @@ class Factory:
     name: Literal["factory"] = "factory"
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Call the callable; raises `InvalidSetting` if it cannot be found, fails, or returns no `nn.Module`."""
+        """Call the callable, which must return an `nn.Module`.
+
+        A callable that is missing, fails, or returns anything else raises `InvalidSetting`.
+        """
         make = import_callable(self.call)
         try:
             with _searched_first(_folder(self.call)):
                 made = make()
         except Exception as reason:
             raise InvalidSetting(
-                f"model.call is '{self.call}', which raised {_describe(reason)}; "
+                f"model.call is '{self.call}', which raised {_reason_of(reason)}; "
                 "name a callable that builds the model without arguments"
             ) from reason
         if not isinstance(made, nn.Module):
@@ -53,11 +56,13 @@ class Factory:
 
 
 def import_callable(spec: str) -> Callable[..., object]:
-    """Import what `package.module:callable` or `path/to/file.py:callable` names.
+    """Import `package.module:callable` or `path/to/file.py:callable`.
 
-    Modules are looked for in the current folder first, as `python -m` does; a file's neighbours can be imported by it.
-    A file is executed once per process, like a module. Raises `InvalidSetting` if the text has another form, if the
-    module cannot be imported, if it lacks the attribute, or if that is not callable.
+    The current folder is searched first, as `python -m` does, and a file can import its neighbours. A file is executed
+    once per process, like a module.
+
+    Raises:
+        InvalidSetting: The text has another form, the module cannot be imported, or it has no such callable.
 
     >>> import_callable("collections:OrderedDict")
     <class 'collections.OrderedDict'>
@@ -74,8 +79,8 @@ def import_callable(spec: str) -> Callable[..., object]:
             module = _run_file(Path(place)) if _is_file(place) else importlib.import_module(place)
     except (Exception, SystemExit) as reason:
         raise InvalidSetting(
-            f"model.call is '{spec}', but '{place}' cannot be imported ({_describe(reason)}); "
-            "mend the name or the module"
+            f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)}); "
+            "correct the name or the module"
         ) from reason
     if not hasattr(module, attribute):
         raise InvalidSetting(
@@ -95,14 +100,14 @@ def _is_file(place: str) -> bool:
 
 
 def _folder(spec: str) -> Path:
-    """Return the folder in which imports are to be looked for first."""
+    """Return the folder that imports search first."""
     place = spec.rpartition(":")[0]
     return Path(place).resolve().parent if _is_file(place) else Path.cwd()
 
 
 @contextmanager
 def _searched_first(folder: Path) -> Iterator[None]:
-    """Let imports look into `folder` before anywhere else, and no longer afterwards."""
+    """Make imports search `folder` first, inside the block only."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -112,7 +117,7 @@ def _searched_first(folder: Path) -> Iterator[None]:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Execute a file as a module whose name no other file can have, unless that was done before."""
+    """Return a file as a module with a unique name, executed unless it was before."""
     origin = str(path.resolve())
     name = f"{path.stem}_{hashlib.blake2b(origin.encode(), digest_size=8).hexdigest()}"
     if name in sys.modules:
@@ -131,12 +136,14 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _suggest(attribute: str, names: dict[str, object]) -> str:
+    """Return the remedy for a name that a module lacks."""
     public = [name for name, value in names.items() if callable(value) and not name.startswith("_")]
     close = difflib.get_close_matches(attribute, public)
     if close:
-        return "did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
+        return "use " + " or ".join(f"'{name}'" for name in close)
     return "define it there, or name another callable"
 
 
-def _describe(reason: BaseException) -> str:
+def _reason_of(reason: BaseException) -> str:
+    """Return the type of an error and its text, if any."""
     return f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__

@@ -1,4 +1,4 @@
-"""Narrower versions of a network: the first channels of every hidden layer."""
+"""Narrower versions of a network, with the first channels of every hidden layer."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from salf.errors import InvalidSetting
 
-# What gives each channel on without knowing how many there are.
+# Modules that work with any number of channels.
 _PASSIVE = (
     *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
@@ -19,7 +19,9 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Scale(nn.Module):
-    """Multiplies by `factor` in training and does nothing in evaluation (HeteroFL's Scaler, arXiv 2010.01264).
+    """Multiplies by `factor` in training mode: HeteroFL's Scaler (arXiv 2010.01264).
+
+    In evaluation mode it is the identity.
 
     >>> import torch
     >>> scale = Scale(4.0)
@@ -36,20 +38,21 @@ class Scale(nn.Module):
         return x * self.factor if self.training else x
 
     def extra_repr(self) -> str:
-        """Return the factor."""
+        """Return the factor for `repr`."""
         return f"factor={self.factor:g}"
 
 
 def narrow(model: nn.Module, width: float, *, scaler: bool = True) -> nn.Sequential:
-    """Return a copy of a chain of layers in which each hidden layer keeps its first ⌈`width` · n⌉ of n channels.
+    """Return a copy whose hidden layers keep their first ⌈width · n⌉ of n channels.
 
-    Its parameters have the names of the model's, and of each the first rows and columns; the first layer keeps its
-    inputs, the last its classes. Its BatchNorm keeps no running statistics (HeteroFL's static normalisation), and with
-    `scaler` a `Scale` by 1/`width` follows every narrowed layer, before BatchNorm or activation. `model` stays as it
-    is.
+    Parameters keep their names, and the first rows and columns of each remain. The first layer keeps its inputs, the
+    last its classes. BatchNorm keeps no running statistics: HeteroFL's static normalisation (arXiv 2010.01264).
 
-    Raises `InvalidSetting` unless `model` is an `nn.Sequential`, nested or not, of linear layers, convolutions without
-    groups, BatchNorm, activations, pooling, dropout and flattening that ends in a linear layer.
+    Args:
+        model: An `nn.Sequential`, nested or not, of linear layers, convolutions without groups, BatchNorm, activations,
+            pooling, dropout and flattening, which ends in a linear layer; others raise `InvalidSetting`.
+        width: Above 0 and at most 1.
+        scaler: Whether a `Scale` by 1/width follows every narrowed layer, before BatchNorm or activation.
 
     >>> wide = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> [tuple(parameter.shape) for parameter in narrow(wide, 0.5).parameters()]
@@ -58,7 +61,7 @@ def narrow(model: nn.Module, width: float, *, scaler: bool = True) -> nn.Sequent
     twin = copy.deepcopy(_require_chain(model))
     modules = [module for _, module in _leaves(twin)]
     last = [module for module in modules if isinstance(module, _WEIGHTED)][-1]
-    channels: tuple[int, int] | None = None  # of what comes next: how many there are, and how many are kept
+    channels: tuple[int, int] | None = None  # of the next input: how many there are, and how many are kept
     for module in modules:
         if isinstance(module, _WEIGHTED):
             outputs = module.weight.shape[0]
@@ -71,7 +74,11 @@ def narrow(model: nn.Module, width: float, *, scaler: bool = True) -> nn.Sequent
 
 
 def prefixes(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return, of the tensors named in `like`, the first rows, columns, … that make up the shapes in it, as views.
+    """Return views of the first rows and columns of tensors, in the shapes of `like`.
+
+    Args:
+        tensors: Tensors by name.
+        like: Smaller tensors of some of these names.
 
     >>> import torch
     >>> prefixes({"w": torch.arange(6).reshape(2, 3)}, {"w": torch.empty(2, 1)})["w"].tolist()
@@ -81,7 +88,7 @@ def prefixes(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[
 
 
 def _kept(size: int, channels: tuple[int, int] | None) -> int:
-    """Return how many of `size` inputs are kept: those of the kept channels, which flattening puts first."""
+    """Return how many of `size` inputs belong to the kept channels."""
     if channels is None:
         return size
     every, kept = channels
@@ -89,9 +96,10 @@ def _kept(size: int, channels: tuple[int, int] | None) -> int:
 
 
 def _narrow_weighted(module: nn.Linear | nn.Conv2d, inputs: int, outputs: int) -> None:
-    module.weight = _first(module.weight, outputs, inputs)
+    """Keep the first inputs and outputs of a layer."""
+    module.weight = _leading(module.weight, outputs, inputs)
     if module.bias is not None:
-        module.bias = _first(module.bias, outputs)
+        module.bias = _leading(module.bias, outputs)
     if isinstance(module, nn.Linear):
         module.in_features, module.out_features = inputs, outputs
     else:
@@ -99,19 +107,21 @@ def _narrow_weighted(module: nn.Linear | nn.Conv2d, inputs: int, outputs: int) -
 
 
 def _narrow_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, features: int) -> None:
+    """Keep the first features of a BatchNorm, without running statistics."""
     module.num_features = features
     if module.affine:
-        module.weight, module.bias = _first(module.weight, features), _first(module.bias, features)
+        module.weight, module.bias = _leading(module.weight, features), _leading(module.bias, features)
     module.track_running_stats = False
     module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def _first(parameter: Tensor, *sizes: int) -> nn.Parameter:
+def _leading(parameter: Tensor, *sizes: int) -> nn.Parameter:
+    """Return the first entries of a parameter along each dimension, as a new one."""
     return nn.Parameter(parameter.detach()[tuple(map(slice, sizes))].clone(), parameter.requires_grad)
 
 
 def _with_scalers(chain: nn.Sequential, factor: float, last: nn.Module) -> nn.Sequential:
-    """Return the chain with a `Scale` after each layer that has weights, but for the last."""
+    """Return the chain with a `Scale` after each layer with weights except the last."""
     scaled = nn.Sequential()
     for name, module in _children(chain):
         scaled.add_module(name, _with_scalers(module, factor, last) if isinstance(module, nn.Sequential) else module)
@@ -121,12 +131,12 @@ def _with_scalers(chain: nn.Sequential, factor: float, last: nn.Module) -> nn.Se
 
 
 def _children(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
-    """Return the modules of a chain in the order in which they are called, with their names, also what comes twice."""
+    """Return the modules of a chain in call order, repeated ones included."""
     return [(name, chain.get_submodule(name)) for name in chain._modules]  # noqa: SLF001 - named_children skips those
 
 
 def _leaves(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of nested chains with their names, in the order in which they are called."""
+    """Yield the modules of nested chains in call order."""
     if type(model) is not nn.Sequential:
         yield name, model
         return
@@ -135,9 +145,9 @@ def _leaves(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _require_chain(model: nn.Module) -> nn.Sequential:
-    """Return a model that can be narrowed; raises `InvalidSetting`, which lists every reason, for any other."""
+    """Return a model that can be narrowed; raise `InvalidSetting` for others."""
     leaves = list(_leaves(model))
-    problems = [problem for name, module in leaves for problem in _problems(name, module)]
+    problems = [problem for name, module in leaves for problem in _narrowing_problems(name, module)]
     weighted = [module for _, module in leaves if [*module.parameters()]]
     parameters = [parameter for module in weighted for parameter in module.parameters()]
     if len(set(map(id, parameters))) < len(parameters):
@@ -147,13 +157,14 @@ def _require_chain(model: nn.Module) -> nn.Sequential:
     if isinstance(model, nn.Sequential) and not problems:
         return model
     raise InvalidSetting(
-        f"method.name is 'heterofl', which narrows plain chains of layers, but of this {type(model).__name__} "
-        f"{'; '.join(problems)}; choose model.name 'mlp', 'cnn' or 'vgg11', build the model as an nn.Sequential of "
+        f"method.name is 'heterofl', which narrows plain chains of layers, but in this {type(model).__name__} "
+        f"{', '.join(problems)}; choose model.name 'mlp', 'cnn' or 'vgg11', build the model as an nn.Sequential of "
         "such layers, or choose another method, such as 'salf'"
     )
 
 
-def _problems(name: str, module: nn.Module) -> Iterator[str]:
+def _narrowing_problems(name: str, module: nn.Module) -> Iterator[str]:
+    """Yield the reason why a module cannot be narrowed."""
     if not name:
         yield "nothing is an nn.Sequential"
     elif type(module) not in (*_PASSIVE, *_WEIGHTED, *_NORMS):

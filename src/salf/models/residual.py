@@ -3,21 +3,21 @@
 from collections import OrderedDict
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from salf.errors import InvalidSetting
-from salf.models.shapes import Size, SomeSizes, require_classes, require_image
+from salf.models.shapes import SomeSizes, require_classes, require_image
+from salf.values import STRICT, Count
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class ResidualNet:
-    """A residual network of basic blocks (He et al., arXiv 1512.03385) with one stage per entry of `blocks`.
+    """A residual network of basic blocks (He et al., arXiv 1512.03385).
 
-    The first stage has `width` channels and the resolution of the image; each further one has twice the channels and
-    half the resolution. `blocks=(3, 3, 3)` with 16 channels is that paper's ResNet-20 for CIFAR, but for the 1×1
-    convolutions on the shortcuts where the shape changes.
+    Each entry of `blocks` is the number of blocks of a stage. The first stage has `width` channels and the resolution
+    of the image; each further stage has twice the channels and half the resolution. `blocks=(3, 3, 3)` with 16 channels
+    is that paper's ResNet-20 for CIFAR, with 1×1 convolutions on the shortcuts that change the shape.
 
     >>> network = ResidualNet(width=8, blocks=(1, 1)).build((1, 8, 8), num_classes=10)
     >>> [name for name, _ in network.named_children()]
@@ -25,14 +25,14 @@ class ResidualNet:
     """
 
     name: Literal["residual"] = "residual"
-    width: Size = 16
+    width: Count = 16
     blocks: SomeSizes = (1, 1, 1)
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Build the network for images of shape (channels, height, width).
 
-        Raises `InvalidSetting` for examples that are no images, for fewer than two classes, and for images of which the
-        last stage would see less than 2×2: BatchNorm could not train on a batch of one example then.
+        Other shapes, fewer than two classes, and images that the last stage would see smaller than 2×2 raise
+        `InvalidSetting`: BatchNorm could not train on a batch of one such example.
         """
         inputs, height, width = require_image(self.name, input_shape)
         smallest = 2 ** len(self.blocks)
@@ -49,9 +49,9 @@ class ResidualNet:
         channels = self.width
         for stage, count in enumerate(self.blocks):
             outputs = self.width * 2**stage
-            first = _Block(channels, outputs, stride=1 if stage == 0 else 2)
+            first = _ResidualBlock(channels, outputs, stride=1 if stage == 0 else 2)
             layers[f"stage{stage + 1}"] = nn.Sequential(
-                first, *(_Block(outputs, outputs, stride=1) for _ in range(count - 1))
+                first, *(_ResidualBlock(outputs, outputs, stride=1) for _ in range(count - 1))
             )
             channels = outputs
         layers["average"] = nn.AdaptiveAvgPool2d(1)
@@ -60,12 +60,15 @@ class ResidualNet:
         return nn.Sequential(layers)
 
 
-class _Block(nn.Module):
-    """Two 3×3 convolutions, added to the input; a 1×1 convolution adapts the input where the shape changes."""
+class _ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, added to the input.
+
+    A 1×1 convolution adapts an input of another shape.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        # The shortcut is declared first because its gradient is the last to be complete.
+        # Declared first, because its gradient is complete last.
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
@@ -78,7 +81,7 @@ class _Block(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride), rounded up."""
+        """Map images to `outputs` channels, of sides divided by `stride` and rounded up."""
         shortcut = self.shortcut(x)
         residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
         added: Tensor = self.relu2(residual + shortcut)

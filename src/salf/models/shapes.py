@@ -1,18 +1,20 @@
-"""What a network may be asked for: positive sizes, images of three dimensions, at least two classes."""
+"""Checks that networks share: sizes, shapes of examples, number of classes."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from salf.errors import InvalidSetting
+from salf.values import Count
 
-Size = Annotated[int, Field(strict=True, ge=1)]
-Sizes = tuple[Size, ...]
+Sizes = tuple[Count, ...]
 SomeSizes = Annotated[Sizes, Field(min_length=1)]
 
 
 def require_positive(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one example if it has at least one dimension and none is empty, else raise `InvalidSetting`.
+    """Return the shape of one example, which must have values in every dimension.
+
+    `name` is the model's, for the message.
 
     >>> require_positive("mlp", (784,))
     (784,)
@@ -26,7 +28,9 @@ def require_positive(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]
 
 
 def require_image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return (channels, height, width) if that is what the examples have, else raise `InvalidSetting`.
+    """Return the shape of one example, which must be (channels, height, width).
+
+    `name` is the model's, for the message.
 
     >>> require_image("cnn", (1, 28, 28))
     (1, 28, 28)
@@ -35,14 +39,16 @@ def require_image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, in
     if len(shape) != 3:
         raise InvalidSetting(
             f"model.name is '{name}', which takes images of shape (channels, height, width), not examples of shape "
-            f"{shape}; choose 'mlp', or give the data that shape"
+            f"{shape}; choose 'mlp', or give data of that shape"
         )
     channels, height, width = shape
     return channels, height, width
 
 
 def require_classes(num_classes: int) -> int:
-    """Return the number of classes if there are at least two, else raise `InvalidSetting`."""
+    """Return the number of classes, which must be at least 2."""
     if num_classes < 2:
-        raise InvalidSetting(f"num_classes is {num_classes}, but a classifier needs 2 or more; give data with classes")
+        raise InvalidSetting(
+            f"num_classes is {num_classes}, but a classifier needs at least 2; give data with more classes"
+        )
     return num_classes

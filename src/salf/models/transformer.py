@@ -3,25 +3,25 @@
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
 from salf.errors import InvalidSetting
-from salf.models.shapes import Size, require_classes, require_image
+from salf.models.shapes import require_classes, require_image
+from salf.values import STRICT, Count
 
 _POSITION_DEVIATION = 0.02
 _EXPANSION = 4
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Transformer:
-    """A vision transformer (Dosovitskiy et al., arXiv 2010.11929), normalised before each sub-layer, without dropout.
+    """A vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-    The image is cut into squares of side `patch`, each of which becomes a token of `width` numbers; `depth` blocks of
-    attention with `heads` heads follow, and the mean of the tokens is classified. Raises `InvalidSetting` if `heads`
-    does not divide `width`.
+    The image is cut into squares of side `patch`, and each becomes a token of `width` numbers. `depth` blocks of
+    attention with `heads` heads follow; the mean of the tokens is classified. Each sub-layer normalises its input, and
+    there is no dropout. `heads` must divide `width`.
 
     >>> network = Transformer(width=16, depth=1, heads=2, patch=4).build((1, 8, 8), num_classes=10)
     >>> [name for name, _ in network.named_children()]
@@ -29,10 +29,10 @@ class Transformer:
     """
 
     name: Literal["transformer"] = "transformer"
-    width: Size = 32
-    depth: Size = 2
-    heads: Size = 4
-    patch: Size = 4
+    width: Count = 32
+    depth: Count = 2
+    heads: Count = 4
+    patch: Count = 4
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -42,9 +42,9 @@ class Transformer:
             )
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width), whose sides are multiples of `patch`.
+        """Build the network for images of shape (channels, height, width).
 
-        Raises `InvalidSetting` for other sides, for examples that are no images, and for fewer than two classes.
+        Other shapes, sides that are no multiples of `patch`, and fewer than two classes raise `InvalidSetting`.
         """
         channels, height, width = require_image(self.name, input_shape)
         if height % self.patch or width % self.patch:
@@ -57,16 +57,16 @@ class Transformer:
             features=channels * self.patch**2,
             tokens=(height // self.patch) * (width // self.patch),
             width=self.width,
-            blocks=[_Block(self.width, self.heads) for _ in range(self.depth)],
+            blocks=[_AttentionBlock(self.width, self.heads) for _ in range(self.depth)],
             num_classes=require_classes(num_classes),
         )
 
 
 class _Transformer(nn.Module):
-    """The whole network; it owns `position` itself, which backpropagation completes just before `embed`."""
+    """The network; its gradient of `position` is complete just before that of `embed`."""
 
     def __init__(
-        self, *, patch: int, features: int, tokens: int, width: int, blocks: list["_Block"], num_classes: int
+        self, *, patch: int, features: int, tokens: int, width: int, blocks: list["_AttentionBlock"], num_classes: int
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -85,8 +85,8 @@ class _Transformer(nn.Module):
         return scores
 
 
-class _Block(nn.Module):
-    """Attention and a two-layer network, each normalised before and added to what it was given."""
+class _AttentionBlock(nn.Module):
+    """Attention and a two-layer network, each normalised first and then added."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention with several heads, each of width / heads numbers per token."""
+    """Self-attention with several heads of width / heads numbers per token each."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

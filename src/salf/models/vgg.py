@@ -1,17 +1,17 @@
-"""The VGG networks in the form usual for CIFAR: BatchNorm after each convolution, one fully connected layer."""
+"""VGG networks as usual for CIFAR: BatchNorm and one fully connected layer."""
 
 from collections import OrderedDict
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from salf.errors import InvalidSetting
 from salf.models.shapes import require_classes, require_image
+from salf.values import STRICT
 
-# Configurations A, B, D and E of Simonyan and Zisserman (arXiv 1409.1556), table 1: how many convolutions of how many
-# channels come before each of the five poolings.
+# Configurations A, B, D and E of Simonyan and Zisserman (arXiv 1409.1556), table 1: the convolutions before each of the
+# five poolings, and their channels.
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -22,12 +22,12 @@ _CONVOLUTIONS = {
 _SMALLEST = 2 ** len(_CHANNELS)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Vgg:
-    """A VGG network: 3×3 convolutions with BatchNorm and ReLU, five poolings, one linear layer from 512 features.
+    """A VGG network: 3×3 convolutions with BatchNorm and ReLU, and five poolings.
 
-    A convolution and its BatchNorm are called block1.conv and block1.norm, …; the last layer fc. They are layers of
-    their own unless grouped by the prefixes block1, block2, ….
+    One linear layer from 512 features, `fc`, follows. The convolutions and their BatchNorms are called block1.conv,
+    block1.norm, …. Each is a layer of its own unless they are grouped by the prefixes block1, block2, ….
 
     >>> network = Vgg("vgg11").build((3, 32, 32), num_classes=10)
     >>> sum(parameter.numel() for parameter in network.parameters())
@@ -37,10 +37,10 @@ class Vgg:
     name: Literal["vgg11", "vgg13", "vgg16", "vgg19"] = "vgg11"
 
     def build(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """Build the network for images of shape (channels, height, width), height and width at least 32.
+        """Build the network for images of shape (channels, height, width), at least 32×32.
 
-        Larger images are averaged over what is left of height and width. Raises `InvalidSetting` for smaller ones, for
-        examples that are no images, and for fewer than two classes.
+        For larger images, the last feature maps are averaged. Smaller images, other shapes, and fewer than two classes
+        raise `InvalidSetting`.
         """
         channels, height, width = require_image(self.name, input_shape)
         if min(height, width) < _SMALLEST:
@@ -63,6 +63,7 @@ class Vgg:
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
+    """Return convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         OrderedDict[str, nn.Module](
             conv=nn.Conv2d(inputs, outputs, 3, padding=1), norm=nn.BatchNorm2d(outputs), relu=nn.ReLU()

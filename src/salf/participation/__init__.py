@@ -1,4 +1,8 @@
-"""TODO."""
+"""Participation of clients in a run: reached layers, speeds, and starving layers.
+
+Observations are immutable values: `observe` returns the next one. Methods and rules read them in place of a known
+device model.
+"""
 
 from salf.participation.reach import Chances as Chances
 from salf.participation.reach import ObservedReach as ObservedReach
@@ -6,6 +10,6 @@ from salf.participation.speeds import ObservedSpeeds as ObservedSpeeds
 from salf.participation.starvation import StarvationMonitor as StarvationMonitor
 from salf.participation.starvation import StarvationWarning as StarvationWarning
 from salf.participation.starvation import Starving as Starving
-from salf.participation.starvation import describe as describe
+from salf.participation.starvation import describe_starvation as describe_starvation
 from salf.participation.starvation import left_behind as left_behind
 from salf.participation.starvation import starving as starving

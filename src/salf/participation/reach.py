@@ -1,4 +1,4 @@
-"""How often each client reached each layer, observed over the rounds of a run whose depth distribution nobody knows."""
+"""How often each client reached each layer, counted over the rounds of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,26 +7,30 @@ import numpy as np
 import numpy.typing as npt
 
 from salf import theory
-from salf.values import Ints
+from salf.errors import InvalidSetting
+from salf.values import Floats, Ints
 
-_PRIOR_ROUNDS = 2.0  # how many rounds of evidence the frequency over all clients counts for
-_SURE_AFTER = 10  # rounds without a miss, of a client that was not asked in every round
+_PRIOR_ROUNDS = 2.0  # the weight of the frequency over all clients, in rounds
+_SURE_AFTER = 10  # rounds without a miss, of a client that does not take part in every round
 _PAGE = 256
 
 
 @dataclass(frozen=True)
 class ObservedReach:
-    """Counts of rounds asked and layers reached per client; a value: `observe` returns the next one.
+    """Counts of rounds and reached layers per client; `observe` gives the next value.
 
-    The probability that client u reaches layer l is estimated as its own frequency, smoothed towards that of all
-    clients: π̂_{u,l} = (reached_{u,l} + 2 q̂_l) / (rounds_u + 2), q̂_l = (Σ reached_l + 1) / (Σ rounds + 1). Without
-    evidence it is 1, so nothing is corrected before anyone was seen to miss a layer; and a client that never missed a
-    layer, in all rounds so far or in ten at least, is taken to be certain of it, so that p_l is 0 as soon as there is
-    one. Fewer rounds say little where clients are drawn from many: those who were lucky once would pass for certain.
+    The probability that client u reaches layer l is its own frequency, smoothed towards that of all clients:
+    π̂_{u,l} = (reached_{u,l} + 2 q̂_l) / (rounds_u + 2) with q̂_l = (Σ reached_l + 1) / (Σ rounds + 1). Without
+    observations it is 1, so no rule corrects before a client has missed a layer. It is also 1 for a client that never
+    missed the layer, in all rounds so far or in at least ten; one such client makes p_l zero. Fewer rounds prove little
+    if cohorts are drawn from a large population: clients that were lucky once would count as certain.
 
-    `pages` holds the counts of 256 clients each, the rounds in the first column and then the layers, and only of those
-    of whom one was asked: a round copies the pages of its cohort, whatever the size of the population. `observations`
-    counts the rounds in which anybody was asked.
+    Attributes:
+        num_layers: L.
+        pages: Counts of 256 clients each, shape (256, 1 + layers): rounds, then layers reached. Only pages of clients
+            that took part exist, and a round copies the pages of its cohort, whatever the size of the population.
+        totals: Their sum over clients, shape (1 + layers,).
+        observations: Number of rounds with at least one client.
 
     >>> seen = ObservedReach(num_layers=2).observe([3, 8], [[False, True], [True, True]])
     >>> seen.probability([3, 8, 5]).round(3)
@@ -39,17 +43,24 @@ class ObservedReach:
     observations: int = 0
 
     def observe(self, clients: npt.ArrayLike, reached: npt.ArrayLike) -> "ObservedReach":
-        """Count one round: `reached` has shape (clients, layers), true where a client reached a layer."""
+        """Count one round.
+
+        Args:
+            clients: Numbers of the round's clients, shape (clients,).
+            reached: Whether each client reached each layer, shape (clients, layers).
+        """
         ids, hits = np.asarray(clients, dtype=np.int64), np.asarray(reached, dtype=np.int64)
         if hits.shape != (len(ids), self.num_layers) and (ids.size or hits.size):
-            raise ValueError(f"reached has shape {hits.shape}, not ({len(ids)}, {self.num_layers}): clients, layers")
+            raise InvalidSetting(
+                f"reached has shape {hits.shape}; give shape (clients, layers), here ({len(ids)}, {self.num_layers})"
+            )
         counts = np.ones((len(ids), self.num_layers + 1), dtype=np.int64)
         counts[:, 1:] = hits.reshape(len(ids), self.num_layers)
         pages, places = dict(self.pages), ids % _PAGE
-        distinct = bool((ids[1:] > ids[:-1]).all())  # as the clients of a round are
+        distinct = bool((ids[1:] > ids[:-1]).all())  # true for the sorted clients of a round
         for page, own in _by_page(ids):
             known = pages.get(page)
-            pages[page] = self._nothing(_PAGE) if known is None else known.copy()
+            pages[page] = self._zeros(_PAGE) if known is None else known.copy()
             if distinct:
                 pages[page][places[own]] += counts[own]
             else:
@@ -57,8 +68,8 @@ class ObservedReach:
         seen = self.observations + bool(len(ids))
         return ObservedReach(self.num_layers, pages, self._totals() + counts.sum(axis=0), seen)
 
-    def probability(self, clients: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Estimate π_{u,l} for the given clients, shape (clients, layers)."""
+    def probability(self, clients: npt.ArrayLike) -> Floats:
+        """Estimate π_{u,l} of the given clients, shape (clients, layers)."""
         counts = self._counts(np.asarray(clients, dtype=np.int64))
         rounds, reached = counts[:, :1], counts[:, 1:]
         totals = self._totals()
@@ -68,52 +79,56 @@ class ObservedReach:
         return np.where(enough & (reached == rounds), 1.0, smoothed)
 
     def to_arrays(self) -> dict[str, Ints]:
-        """Return the counts as arrays: `clients` and `rounds` of shape (clients,), `reached` of (clients, layers).
+        """Return the counts as arrays, for a checkpoint.
 
-        `observations` has shape (1,).
+        `clients` and `rounds` have shape (clients,), `reached` (clients, layers), `observations` (1,).
         """
         pages = sorted(self.pages)
-        counts = np.concatenate([self._nothing(0), *(self.pages[page] for page in pages)])
+        counts = np.concatenate([self._zeros(0), *(self.pages[page] for page in pages)])
         clients = (np.array(pages, dtype=np.int64)[:, None] * _PAGE + np.arange(_PAGE)).ravel()
-        asked = counts[:, 0] > 0
+        took_part = counts[:, 0] > 0
         return {
-            "clients": clients[asked],
-            "rounds": counts[asked, 0],
-            "reached": counts[asked, 1:],
+            "clients": clients[took_part],
+            "rounds": counts[took_part, 0],
+            "reached": counts[took_part, 1:],
             "observations": np.array([self.observations]),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Ints]) -> "ObservedReach":
-        """Read what `to_arrays` returned."""
+        """Return the value whose `to_arrays` gave `arrays`."""
         counts = np.concatenate([arrays["rounds"][:, None], arrays["reached"]], axis=1)
         empty = cls(arrays["reached"].shape[1])
         pages = {}
         for page, own in _by_page(arrays["clients"]):
-            pages[page] = empty._nothing(_PAGE)
+            pages[page] = empty._zeros(_PAGE)
             pages[page][arrays["clients"][own] % _PAGE] = counts[own]
         return cls(empty.num_layers, pages, counts.sum(axis=0), int(arrays["observations"][0]))
 
     def _counts(self, ids: Ints) -> Ints:
-        counts, places = self._nothing(len(ids)), ids % _PAGE
+        counts, places = self._zeros(len(ids)), ids % _PAGE
         for page, own in _by_page(ids):
             if page in self.pages:
                 counts[own] = self.pages[page][places[own]]
         return counts
 
     def _totals(self) -> Ints:
-        return self._nothing(1)[0] if self.totals is None else self.totals
+        return self._zeros(1)[0] if self.totals is None else self.totals
 
-    def _nothing(self, clients: int) -> Ints:
+    def _zeros(self, clients: int) -> Ints:
         return np.zeros((clients, self.num_layers + 1), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Chances:
-    """What a round's record tells of the chances π_{u,l} of those asked, a number per layer, to six decimals.
+    """The probabilities π_{u,l} of a round's clients as its record has them.
 
-    `empty` is p_l, the chance that nobody conveys the layer, `mean` and `least` are over clients; all are empty where
-    nobody was asked.
+    Each field has one number per layer, to six decimals, or none if the round has no client.
+
+    Attributes:
+        empty: p_l, the probability that no client reaches the layer.
+        mean: Mean of π_{u,l} over clients.
+        least: Minimum of π_{u,l} over clients.
     """
 
     empty: tuple[float, ...] = ()
@@ -121,10 +136,13 @@ class Chances:
     least: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, reach: npt.NDArray[np.float64], min_contributors: int = 1, empty: Sequence[float] = ()) -> "Chances":
-        """Sum up π_{u,l}, of shape (clients, layers); a layer with fewer than `min_contributors` counts as empty.
+    def of(cls, reach: Floats, min_contributors: int = 1, empty: Sequence[float] = ()) -> "Chances":
+        """Summarise π_{u,l} over clients.
 
-        `empty` is p_l of these clients where it is known already.
+        Args:
+            reach: π_{u,l}, shape (clients, layers).
+            min_contributors: A layer with fewer contributors counts as empty.
+            empty: p_l of these clients, if already computed.
 
         >>> Chances.of(np.array([[0.25, 1.0], [0.5, 1.0]]))
         Chances(empty=(0.375, 0.0), mean=(0.375, 1.0), least=(0.25, 1.0))
@@ -138,15 +156,15 @@ class Chances:
 
 
 def _by_page(ids: Ints) -> Iterator[tuple[int, npt.NDArray[np.bool_] | slice]]:
-    """Yield each page that holds some of the clients, and which of them."""
+    """Yield each page of some clients, and the positions of its clients among them."""
     if not len(ids):
         return
     pages = ids // _PAGE
     first, last = int(pages.min()), int(pages.max())
-    if first == last:  # looking for different ones takes longer than all else
+    if first == last:  # the usual case; searching for pages would take longer than all the rest
         yield first, slice(None)
         return
-    if (pages[1:] >= pages[:-1]).all():  # those of a page stand beside each other
+    if (pages[1:] >= pages[:-1]).all():  # sorted: the clients of a page are contiguous
         starts = [0, *(np.flatnonzero(pages[1:] > pages[:-1]) + 1).tolist(), len(pages)]
         yield from zip(pages[starts[:-1]].tolist(), map(slice, starts, starts[1:]), strict=False)
         return

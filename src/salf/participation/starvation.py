@@ -1,4 +1,7 @@
-"""Layers that starve: conveyed by hardly anybody, or by the same clients for ever, so that nobody else's data count."""
+"""Layers that starve: almost no client reaches them, or always the same ones do.
+
+The data of all other clients does not enter these layers.
+"""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,20 +10,19 @@ from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr
+import scipy
 
 from salf.participation.reach import ObservedReach
 from salf.values import Floats
 
-Bools = npt.NDArray[np.bool_]
 FIRST_LOOK = 60  # rounds; then after twice, four times, … as many
 _HARDLY_EVER, _SURE = 0.05, 0.05
 _IMPLAUSIBLE = 0.001
-_TOO_MANY = 0.1  # of the clients may be too slow without a word
-_MOST_EMPTY = 0.5  # above which the rule `Corrected` no longer corrects in full
+_TOO_MANY = 0.1  # a smaller share of slow clients gives no warning
+_MOST_EMPTY = 0.5  # above it the rule `Corrected` no longer corrects in full
 _MOST_NAMED = 6
 REMEDY = (
-    "let slow clients compute on smaller batches (method.name = 'salfplus' or 'adel'), remember what they conveyed "
+    "let slow clients compute on smaller batches (method.name = 'salfplus' or 'adel'), keep their last updates "
     "('memory'), or raise method.deadline"
 )
 
@@ -33,64 +35,73 @@ class StarvationWarning(UserWarning):
 class Starving:
     """A layer that starves.
 
-    `absent` are the clients that hardly ever convey it, of `known` ones that were asked often enough to tell. `nobody`
-    says that in most rounds nobody conveys it at all.
+    Attributes:
+        layer: Its name.
+        absent: The clients that almost never reach it.
+        known: How many clients took part often enough to tell.
+        unreached: Whether no client reaches it in most rounds.
     """
 
     layer: str
     absent: tuple[int, ...]
     known: int
-    nobody: bool
+    unreached: bool
 
     def __str__(self) -> str:
         """Name the layer and the clients.
 
-        >>> print(Starving("conv1", (0, 1, 2, 7), 30, nobody=False))
-        conv1 (never or hardly ever conveyed by 4 of 30 clients: 0–2, 7)
-        >>> print(Starving("conv1", (), 0, nobody=True))
-        conv1 (in most rounds conveyed by nobody)
+        >>> print(Starving("conv1", (0, 1, 2, 7), 30, unreached=False))
+        conv1 (almost never reached by 4 of 30 clients: 0–2, 7)
+        >>> print(Starving("conv1", (), 0, unreached=True))
+        conv1 (reached by no client in most rounds)
         """
-        if self.nobody:
-            return f"{self.layer} (in most rounds conveyed by nobody)"
+        if self.unreached:
+            return f"{self.layer} (reached by no client in most rounds)"
         few = f"{len(self.absent)} of {self.known} clients"
-        return f"{self.layer} (never or hardly ever conveyed by {few}: {_listed(self.absent)})"
+        return f"{self.layer} (almost never reached by {few}: {_listed(self.absent)})"
 
 
 def starving(observed: ObservedReach, layers: Sequence[str], asked: int) -> tuple[Starving, ...]:
-    """Return the layers that starve in a run of which `observed` is known, input to output; `asked` clients a round.
+    """Return the layers that starve, input to output.
 
-    A layer does if by its overall frequency q it is conveyed by nobody in more than half of the rounds, (1 − q)^asked,
-    or if a tenth of the clients hardly ever convey it: in so few of their rounds that a chance of 5 % would be
-    implausible (binomial test at 5 %). That takes 59 rounds at least, and those asked less often do not count.
+    A layer starves if its overall frequency q leaves it without a contributor in more than half of the rounds,
+    (1 − q)^asked > ½. It also starves if more than a tenth of the clients almost never reach it: so rarely that a
+    probability of 5 % is implausible (binomial test at 5 %). That takes at least 59 rounds of a client; clients with
+    fewer do not count.
+
+    Args:
+        observed: What the run has shown so far.
+        layers: The names of its layers, input to output.
+        asked: Clients per round.
 
     >>> seen = ObservedReach(num_layers=2)
     >>> for _ in range(60):
     ...     seen = seen.observe([0, 1, 2], [[False, True], [False, True], [True, True]])
     >>> starving(seen, ["conv1", "fc1"], asked=3)
-    (Starving(layer='conv1', absent=(0, 1), known=3, nobody=False),)
+    (Starving(layer='conv1', absent=(0, 1), known=3, unreached=False),)
     """
     counts = observed.to_arrays()
     rounds, reached = counts["rounds"], counts["reached"]
     if not len(rounds) or rounds.sum() < FIRST_LOOK * asked:
         return ()
-    nobody = _nobody(reached.sum(axis=0) / rounds.sum(), asked)
+    unreached = _mostly_empty(reached.sum(axis=0) / rounds.sum(), asked)
     known = (1 - _HARDLY_EVER) ** rounds < _SURE
     clients = counts["clients"][known]
-    absent = np.asarray(bdtr(reached[known], rounds[known, None], _HARDLY_EVER)) < _SURE
+    absent = np.asarray(scipy.special.bdtr(reached[known], rounds[known, None], _HARDLY_EVER)) < _SURE
     return tuple(
         Starving(layer, tuple(clients[own].tolist()), len(clients), bool(empty))
-        for layer, own, empty in zip(layers, absent.T, nobody.tolist(), strict=True)
+        for layer, own, empty in zip(layers, absent.T, unreached.tolist(), strict=True)
         if empty or own.sum() > _TOO_MANY * len(clients)
     )
 
 
 def left_behind(observed: ObservedReach) -> bool:
-    """Say whether it shows that some client reaches some layer much more seldom than the others do, or hardly ever.
+    """Return whether some client reaches some layer far less often than the others.
 
-    It has reached it in so few of the rounds in which it was asked that even half of the frequency over all clients, or
-    5 % where that is more, would be implausible (binomial test at 0.1 %). Or in most rounds nobody at all reaches the
-    layer. The fewer others reach it, the longer it takes to show: 10 rounds if all others always do, 135 if hardly
-    anybody does; and of who was asked less often than that nothing is known. It looks at everyone ever asked.
+    The client reached it in so few of its rounds that even half of the frequency over all clients, or 5 % if that is
+    more, is implausible (binomial test at 0.1 %). It takes 10 rounds to show if all other clients always reach the
+    layer, and 135 if almost no client does. The answer is also True if no client reaches some layer in most rounds. All
+    clients observed so far count.
 
     >>> seen = ObservedReach(num_layers=1)
     >>> for _ in range(20):
@@ -103,58 +114,72 @@ def left_behind(observed: ObservedReach) -> bool:
     if not len(rounds):
         return False
     usual = reached.sum(axis=0) / rounds.sum()
-    if (_nobody(usual, rounds.sum() / observed.observations)).any():
+    if _mostly_empty(usual, rounds.sum() / observed.observations).any():
         return True
-    return bool((bdtr(reached, rounds[:, None], np.maximum(usual / 2, _HARDLY_EVER)) < _IMPLAUSIBLE).any())
+    least = np.maximum(usual / 2, _HARDLY_EVER)
+    return bool((scipy.special.bdtr(reached, rounds[:, None], least) < _IMPLAUSIBLE).any())
 
 
-def _nobody(usual: Floats, asked: float) -> Bools:
-    """Say of each layer, reached with a `usual` frequency, whether in most rounds none of those asked reaches it."""
+def _mostly_empty(usual: Floats, asked: float) -> npt.NDArray[np.bool_]:
+    """Return whether each layer, of a `usual` frequency, is empty in most rounds."""
     return np.asarray((1 - usual) ** asked > _MOST_EMPTY)
 
 
-def describe(found: Sequence[Starving], remedy: str = REMEDY) -> str:
-    """Say which layers starve, for want of which clients, and what helps; `remedy` is for slow clients.
+def describe_starvation(found: Sequence[Starving], remedy: str = REMEDY) -> str:
+    """Return the message for layers that starve; `remedy` is for slow clients.
 
-    >>> describe([Starving("conv1", (), 0, nobody=True)])
-    'layer conv1 (in most rounds conveyed by nobody) starves; raise the deadline, or ask more clients in each round'
+    >>> describe_starvation([Starving("conv1", (), 0, unreached=True)])
+    'layer conv1 (reached by no client in most rounds) starves; raise the deadline or the number of clients per round'
     """
     one = len(found) == 1
     what = f"{'layer' if one else 'layers'} {', '.join(map(str, found))} {'starves' if one else 'starve'}"
-    if all(each.nobody for each in found):
-        return f"{what}; raise the deadline, or ask more clients in each round"
-    return f"{what}: what these clients know does not enter; {remedy}"
+    if all(each.unreached for each in found):
+        return f"{what}; raise the deadline or the number of clients per round"
+    return f"{what}: the data of these clients does not enter; {remedy}"
 
 
 class StarvationMonitor:
-    """Looks for layers that starve now and then in a run, and tells of each once."""
+    """Checks a run for layers that starve, after 60, 120, 240, … rounds.
+
+    It reports each layer once.
+
+    >>> monitor = StarvationMonitor(["conv1", "fc1"])
+    >>> monitor.newly_starving(60, ObservedReach(num_layers=2), asked=3)
+    ()
+    """
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._layers = layers
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def look(self, round: int, observed: ObservedReach, asked: int) -> tuple[Starving, ...]:
-        """Return the layers that were found to starve for the first time after a round; after most nobody looks."""
+    def newly_starving(self, round: int, observed: ObservedReach, asked: int) -> tuple[Starving, ...]:
+        """Return the layers that starve and were not reported before.
+
+        Args:
+            round: The round that has ended, from 1; in most rounds nothing is checked.
+            observed: What the run has shown so far.
+            asked: Clients per round.
+        """
         found = starving(observed, self._layers, asked) if _is_due(round) else ()
-        new = tuple(one for one in found if one.layer not in self._told)
-        self._told |= {one.layer for one in new}
+        new = tuple(one for one in found if one.layer not in self._reported)
+        self._reported |= {one.layer for one in new}
         return new
 
     def warn(self, round: int, observed: ObservedReach, asked: int) -> None:
-        """Warn with a `StarvationWarning` of layers that were found to starve for the first time."""
-        found = self.look(round, observed, asked)
+        """Issue a `StarvationWarning` for layers that `newly_starving` returns."""
+        found = self.newly_starving(round, observed, asked)
         if found:
-            warnings.warn(describe(found), StarvationWarning, stacklevel=4)
+            warnings.warn(describe_starvation(found), StarvationWarning, stacklevel=4)
 
 
 def _is_due(round: int) -> bool:
-    """Say whether to look after a round: the 60th, 120th, 240th and so on."""
+    """Return whether a round is the 60th, 120th, 240th and so on."""
     times, rest = divmod(round, FIRST_LOOK)
     return not rest and times.bit_count() == 1
 
 
 def _listed(clients: Iterable[int]) -> str:
-    """Write increasing numbers, neighbours together, and not too many.
+    """Write increasing numbers as ranges, at most six of them.
 
     >>> _listed([0, 1, 2, 7, 9, 10]), _listed(range(0, 40, 2))
     ('0–2, 7, 9–10', '0, 2, 4, 6, 8, 10 and 14 more')
@@ -166,7 +191,7 @@ def _listed(clients: Iterable[int]) -> str:
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last of each run of neighbours among increasing numbers."""
+    """Yield the first and last number of each run of consecutive numbers."""
     places = enumerate(numbers)
     for _, run in groupby(places, key=lambda entry: entry[1] - entry[0]):
         own = [number for _, number in run]

@@ -1,43 +1,47 @@
-"""Who is asked, how long they take: rounds drawn ahead of a run, and what a deadline would make of them."""
+"""A federation before its first round, and rounds drawn to forecast its deadlines."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from salf import seeds, theory
 from salf.devices import Cohort, CompletionTimes, Workload
-from salf.values import Floats
+from salf.values import Floats, Ints
 
 _MOST_CLIENTS = 2000  # more are represented by a random sample
-_MOST_NUMBERS = 4_000_000  # of times in memory
-_ROUNDS = (20, 2000)  # at least and at most so many are drawn
-_FIRST_ROUND = 1_000_000_000  # drawn rounds are none that a run plays: this is a forecast, not a replay
+_MOST_NUMBERS = 4_000_000  # times in memory
+_ROUNDS = (20, 2000)  # the least and largest number of drawn rounds
+_FIRST_ROUND = 1_000_000_000  # far beyond the rounds of a run: this is a forecast, not a replay
 
 
 class Timing(Protocol):
-    """What says how long clients take: a device model of `salf.devices`, or measured times."""
+    """A source of the clients' times: a device model or measured times."""
 
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
-        """Draw when the clients of a round finish what."""
+        """Draw the times at which a cohort completes its layers."""
         ...
 
     def typical_seconds(self, workload: Workload) -> float:
-        """Return how long an ordinary device takes for the whole job."""
+        """Return the seconds that a typical device needs for the whole workload."""
         ...
 
     def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
-        """Return the chance of each client to reach each layer, None where it has no closed form."""
+        """Return π_{u,l}, shape (clients, layers), or None if it has no closed form."""
         ...
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """A federation before its first round: `asked` of `population` clients get `workload` in each round.
+    """A federation before its first round.
 
-    `seed` is that of the run that is planned: it fixes which clients are the slow ones, where that is for ever.
+    Attributes:
+        devices: How long the clients take.
+        workload: The work of each client in a round.
+        population: Number of clients.
+        asked: Clients per round, at most `population`.
+        seed: The seed of the planned run; it fixes which clients are permanently slow.
     """
 
     devices: Timing
@@ -48,7 +52,7 @@ class Fleet:
 
     @cached_property
     def clients(self) -> Cohort:
-        """All clients, or a random sample of them where they are very many."""
+        """All clients, or a random sample of a very large population."""
         everyone = np.arange(self.population)
         if self.population > _MOST_CLIENTS:
             size = max(_MOST_CLIENTS, self.asked)
@@ -57,7 +61,7 @@ class Fleet:
 
     @cached_property
     def rounds(self) -> "DrawnRounds":
-        """Rounds drawn for all clients at once, however many of them are asked in each."""
+        """Rounds drawn for all clients, with a cohort in each."""
         everyone, workload = self.clients, self.workload
         numbers = len(everyone.clients) * workload.local_steps * workload.costs.num_layers
         count = min(max(_MOST_NUMBERS // numbers, _ROUNDS[0]), _ROUNDS[1])
@@ -76,12 +80,15 @@ class Fleet:
         )
 
     def reach(self, deadline_seconds: float) -> Floats:
-        """Return π_{u,l}, shape (clients, layers): exact where the devices know it, else the frequency in the draws."""
+        """Return π_{u,l}, shape (clients, layers).
+
+        It is exact if the devices have a closed form, else the frequency in the drawn rounds.
+        """
         known = self.devices.reach(self.workload, self.clients, deadline_seconds)
         return self.rounds.frequency(deadline_seconds) if known is None else known
 
     def empty(self, reach: Floats) -> Floats:
-        """Return p_l, the chance that none of those asked reaches layer l."""
+        """Return p_l, the probability that no client of a round reaches layer l."""
         return theory.empty_probability(reach=reach, num_clients=min(self.asked, len(reach)))
 
     @property
@@ -92,26 +99,34 @@ class Fleet:
 
 @dataclass(frozen=True)
 class DrawnRounds:
-    """Times of many rounds, as in `salf.devices.CompletionTimes`, with the rounds in front.
+    """Times of many rounds, as in `salf.devices.CompletionTimes`, stacked.
 
-    `conveyed` and `ready` have shape (rounds, clients, local steps, layers), `whole` (rounds, clients), and `cohorts`
-    (rounds, asked) says which clients are asked in each.
+    Attributes:
+        conveyed: When each layer has reached the server, shape (rounds, clients, local steps, layers).
+        ready: When its gradient is complete, of the same shape.
+        whole: When a client has sent its whole workload, shape (rounds, clients).
+        cohorts: Positions of the clients of each round, shape (rounds, clients per round).
+        give_up_seconds: How long a server without a deadline waits for clients that never answer.
     """
 
     conveyed: Floats
     ready: Floats
     whole: Floats
-    cohorts: npt.NDArray[np.int64]
+    cohorts: Ints
     give_up_seconds: float
 
     def frequency(self, deadline_seconds: float) -> Floats:
-        """Return how often each client reached each layer at least once, shape (clients, layers)."""
+        """Return the share of rounds in which each client reached each layer.
+
+        The shape is (clients, layers).
+        """
         return np.asarray((self.conveyed[:, :, 0] <= deadline_seconds).mean(axis=0), dtype=np.float64)
 
     def round_seconds(self, deadline_seconds: float = np.inf) -> float:
-        """Return how long a round lasts on average: till the deadline, or till the last client has finished.
+        """Return the mean duration of a round.
 
-        Without a deadline it ends with the last client that answers, or when those that never do are given up.
+        It ends at the deadline, or when the last client has finished. Without a deadline, clients that never answer are
+        given up after `give_up_seconds`.
         """
         patience = self.give_up_seconds if np.isinf(deadline_seconds) else np.inf
         whole = np.take_along_axis(self.whole, self.cohorts, axis=1)
@@ -119,9 +134,13 @@ class DrawnRounds:
         return float(np.minimum(last, deadline_seconds).mean())
 
     def kept(self, deadline_seconds: float, costs: Floats) -> tuple[float, float]:
-        """Return the shares of the finished backward work that layer-wise updates keep, and that dropping keeps.
+        """Return the shares of finished work that layer-wise updates and dropping keep.
 
-        NaN where nothing is finished. What is finished but cannot be sent in time is lost either way.
+        Finished work that cannot be sent in time is lost in both. The shares are NaN if no work is finished.
+
+        Args:
+            deadline_seconds: The deadline.
+            costs: Costs of the layers' backward passes, shape (layers,).
         """
         finished = (self.ready <= deadline_seconds).sum(axis=2) @ costs
         conveyed = (self.conveyed <= deadline_seconds).sum(axis=2) @ costs
@@ -131,14 +150,14 @@ class DrawnRounds:
         return float(conveyed.sum()) / total, float(conveyed[self.whole <= deadline_seconds].sum()) / total
 
     def deadlines(self, count: int) -> Floats:
-        """Return `count` deadlines, or fewer, at which ever more of the work is conveyed, from hardly any to all."""
+        """Return at most `count` deadlines, from almost no work sent to all of it."""
         times = np.sort(self.conveyed[np.isfinite(self.conveyed)])
         places = np.linspace(0.02, 0.999, count) * (len(times) - 1)
         return np.unique(round_up(times[places.astype(np.int64)]))
 
 
 def round_up(seconds: Floats) -> Floats:
-    """Round up to three significant digits: never down, or what is conveyed at that very time would be late.
+    """Round up to three significant digits: a layer sent at that time is not late.
 
     >>> round_up(np.array([1.0, 0.123401, 4567.0]))
     array([1.00e+00, 1.24e-01, 4.57e+03])

@@ -1,4 +1,4 @@
-"""What several runs of one method come to, test by test: the mean, and a band from worst to best."""
+"""Curves over several runs of one method: the mean, and a band from the worst run to the best."""
 
 import math
 from collections.abc import Sequence
@@ -6,27 +6,35 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from salf.records.rounds import RoundRecord
-from salf.values import Floats
+from salf.values import Floats, Ints
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure at each round that was tested, all of shape (points,): `seconds` of virtual time, `mean`, `low`, `high`.
+    """Accuracy or loss at each round that was evaluated in every run; all arrays have the shape (points,).
 
-    `seconds` is the mean over runs, in which the same round ends at different times.
+    Attributes:
+        rounds: The numbers of the rounds.
+        seconds: The virtual time at the end of the round, the mean over runs.
+        mean: The mean over runs.
+        low: The smallest value of any run.
+        high: The largest value of any run.
     """
 
-    rounds: npt.NDArray[np.int64]
+    rounds: Ints
     seconds: Floats
     mean: Floats
     low: Floats
     high: Floats
 
+    def scaled(self, factor: float) -> "Curve":
+        """Return the curve in another unit, `factor` times as small."""
+        return Curve(self.rounds, self.seconds, factor * self.mean, factor * self.low, factor * self.high)
+
     def thinned(self, points: int) -> "Curve":
-        """Return at most so many points, two or more, evenly spaced, the first and the last among them."""
+        """Return at most `points` (2 or more) evenly spaced points, including the first and the last."""
         if len(self.rounds) <= points:
             return self
         kept = np.linspace(0, len(self.rounds) - 1, points).round().astype(np.int64)
@@ -34,7 +42,11 @@ class Curve:
 
 
 def curve_of(runs: Sequence[Sequence[RoundRecord]], figure: Literal["accuracy", "loss"]) -> Curve:
-    """Return the curve of a figure over the rounds for which all of the runs have it.
+    """Return the curve over the rounds that were evaluated in every run.
+
+    Args:
+        runs: The records of each run.
+        figure: The quantity: accuracy (0 to 1) or loss.
 
     >>> runs = [[RoundRecord(1, time, None, 1, (1,), 1.0, accuracy=time / 10)] for time in (1.0, 3.0)]
     >>> curve = curve_of(runs, "accuracy")
@@ -58,7 +70,7 @@ def curve_of(runs: Sequence[Sequence[RoundRecord]], figure: Literal["accuracy", 
 
 
 def deviation_of(values: Sequence[float]) -> float:
-    """Return the standard deviation of a sample; NaN for less than two values, or where one is NaN.
+    """Return the standard deviation of a sample; NaN for fewer than two values, or if one is NaN.
 
     >>> deviation_of([1.0, 3.0]), deviation_of([1.0]), deviation_of([1.0, math.nan])
     (1.4142135623730951, nan, nan)

@@ -1,29 +1,42 @@
-"""What a round was, in a form that machines and people can read later."""
+"""The record of a round, and what a run's records say: accuracy, time to accuracy, work kept."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+TARGET_SHARE = 0.95  # of the best final accuracy is the target of experiments that set none
+
 
 @dataclass(frozen=True)
 class RoundRecord:
     """One round of a run.
 
-    `time_s` is the virtual time at its end, `deadline_s` the deadline (None: there was none), `clients` how many were
-    asked (where nobody waits: how many jobs were at work), `contributors` how many conveyed each layer, input to
-    output, `depths` how many conveyed 0, 1, … and all layers, `work_kept` the share of the finished backward work that
-    entered the model (by floating-point operations; None when none was finished), `bytes_down` and `bytes_up` what the
-    server sent and what reached it in time, `rejected` how many updates were refused. `accuracy` and `loss`, on the
-    test data, are None where they were not evaluated. `engine` names what computed the round.
+    In methods without rounds, a "round" is a stretch of virtual time, and `clients` counts jobs in place of clients.
 
-    What was thought of the clients' chances before the round, per layer: `empty` is p_l, that nobody conveys it,
-    `reach` and `least_reach` are the mean and the least π_{u,l} of those asked. They are estimated from earlier rounds,
-    unless the method was told the true ones; nothing where there are no rounds.
+    Attributes:
+        round: The number of the round, from 1.
+        time_s: The virtual time at its end, in seconds.
+        deadline_s: Its deadline, in seconds; None if there was none.
+        clients: How many clients took part.
+        contributors: How many clients sent each layer, input to output.
+        work_kept: The share of the clients' finished backward work, in floating-point operations, that entered the
+            model, 0 to 1; None if no work was finished.
+        depths: How many clients sent 0, 1, … and all layers.
+        bytes_down: What the server sent.
+        bytes_up: What reached the server in time.
+        rejected: How many updates the server refused.
+        accuracy: The test accuracy, 0 to 1; None if the round was not evaluated.
+        loss: The test loss; None if the round was not evaluated.
+        engine: The engine that computed the round.
+        empty: p_l of each layer, the chance that no client sends it. Like the next two, it is estimated before the
+            round from earlier ones, unless the method was given the true value; empty for methods without rounds.
+        reach: The mean over the round's clients of π_{u,l}, the chance that client u sends layer l.
+        least_reach: The smallest π_{u,l} among the round's clients.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -56,7 +69,11 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, line: str) -> "RoundRecord":
-        """Read what `to_json` wrote. Raises `ValueError` for anything else."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The line is anything else.
+        """
         values = json.loads(line)
         if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
             raise ValueError("this is not the record of a round")
@@ -72,12 +89,16 @@ _ADAPTER = TypeAdapter(RoundRecord)
 
 
 def final_accuracy(records: Iterable[RoundRecord]) -> float:
-    """Return the last accuracy that was evaluated; NaN if none was."""
+    """Return the last accuracy that was evaluated; NaN if none was.
+
+    >>> final_accuracy([RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0, accuracy=0.8), RoundRecord(2, 4.0, 2.0, 1, (1,), 1.0)])
+    0.8
+    """
     return next((record.accuracy for record in reversed(list(records)) if record.accuracy is not None), math.nan)
 
 
 def time_to_accuracy(records: Iterable[RoundRecord], target: float) -> float:
-    """Return the virtual time, in seconds, at which `target` was first reached; infinite if it never was.
+    """Return the virtual time, in seconds, at which a run first reached `target`; infinite if it never did.
 
     >>> time_to_accuracy([RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0, accuracy=0.8)], 0.75)
     2.0
@@ -86,8 +107,28 @@ def time_to_accuracy(records: Iterable[RoundRecord], target: float) -> float:
     return next(reached, math.inf)
 
 
+def target_accuracy(chosen: float | None, methods: Iterable[Sequence[Sequence[RoundRecord]]]) -> float:
+    """Return the accuracy to which methods are timed: the chosen one, or 95 % of the best mean final accuracy.
+
+    Args:
+        chosen: The experiment's target, 0 to 1; None if it sets none.
+        methods: For each method, the records of its runs.
+
+    Returns:
+        An accuracy from 0 to 1; NaN if none is chosen and no method was evaluated in every run.
+
+    >>> runs = [[RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0, accuracy=value)] for value in (0.7, 0.9)]
+    >>> target_accuracy(None, [runs, runs[:1]]), target_accuracy(0.5, [runs])
+    (0.76, 0.5)
+    """
+    if chosen is not None:
+        return chosen
+    means = [fmean(map(final_accuracy, runs)) for runs in methods]
+    return TARGET_SHARE * max((mean for mean in means if math.isfinite(mean)), default=math.nan)
+
+
 def accuracy_at(records: Iterable[RoundRecord], seconds: float) -> float:
-    """Return the last accuracy that was evaluated within `seconds` of virtual time; NaN if none was.
+    """Return the last accuracy evaluated within `seconds` of virtual time; NaN if there is none.
 
     >>> records = [RoundRecord(number, float(number), None, 1, (1,), 1.0, accuracy=number / 10) for number in (1, 2, 3)]
     >>> accuracy_at(records, 2.5)
@@ -97,6 +138,13 @@ def accuracy_at(records: Iterable[RoundRecord], seconds: float) -> float:
 
 
 def mean_work_kept(records: Iterable[RoundRecord]) -> float:
-    """Return the mean over rounds of the share of finished work that entered the model; NaN if none was finished."""
+    """Return the mean over rounds of the share of finished work that entered the model.
+
+    Returns:
+        A share from 0 to 1; NaN if no work was finished in any round.
+
+    >>> mean_work_kept([RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0), RoundRecord(2, 4.0, 2.0, 1, (1,), 0.5)])
+    0.75
+    """
     kept = [record.work_kept for record in records if record.work_kept is not None]
     return fmean(kept) if kept else math.nan

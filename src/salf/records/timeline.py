@@ -1,4 +1,4 @@
-"""Who did what when in one round: a value that can be kept in a file and drawn later, without the model or the data."""
+"""The timeline of one round, which can be saved and drawn later without the model or the data."""
 
 from typing import Annotated, Literal
 
@@ -14,10 +14,15 @@ Activity = Literal["receive", "forward", "backward", "send"]
 
 @validated(frozen=True, config=STRICT)
 class Span:
-    """Something that a client did from `start_s` to `end_s`, in seconds from the start of the round.
+    """One activity of a client.
 
-    `layer` is the place of the layer whose backward pass it was, counted from 0 at the input; None for anything else.
-    `counted` says whether it entered the model, `cut` whether the end of the round interrupted it.
+    Attributes:
+        activity: What the client did.
+        start_s: Its start, in seconds from the start of the round.
+        end_s: Its end.
+        counted: Whether it contributed to the model.
+        cut: Whether the end of the round interrupted it.
+        layer: The layer of a backward pass, counted from 0 at the input; None for other activities.
     """
 
     activity: Activity
@@ -30,7 +35,13 @@ class Span:
 
 @validated(frozen=True, config=STRICT)
 class ClientLine:
-    """What one client did in a round; `depth` is how many layers it conveyed."""
+    """The activities of one client in a round.
+
+    Attributes:
+        client: The client's number.
+        depth: How many layers it sent.
+        spans: What it did, in order.
+    """
 
     client: Count
     depth: Count
@@ -39,11 +50,15 @@ class ClientLine:
 
 @validated(frozen=True, config=STRICT)
 class TimeLine:
-    """One round: what each client did until `end_s`, when the round was over.
+    """The activities of a round's clients.
 
-    `layers` are the layers' names, input to output, `clients` is how many clients were asked; `lines` holds some of
-    them where they are many, sorted from the one that conveyed most to the one that conveyed least. `deadline_s` is
-    None where there was no deadline. `round` is None, and `lines` is empty, for a method without rounds.
+    Attributes:
+        layers: The layers' names, input to output.
+        round: The number of the round; None for methods without rounds.
+        clients: How many clients took part.
+        deadline_s: The deadline, in seconds from the start of the round; None if there was none.
+        end_s: When the round ended.
+        lines: The clients, or some of them if they are many, sorted from the most layers sent to the fewest.
     """
 
     layers: tuple[str, ...]
@@ -54,7 +69,7 @@ class TimeLine:
     lines: tuple[ClientLine, ...] = ()
 
     def to_json(self) -> bytes:
-        """Return it as JSON.
+        """Return the timeline as JSON.
 
         >>> line = TimeLine(("0",), 3, 1, None, 2.0, (ClientLine(0, 1, (Span("send", 1.5, 2.0, True),)),))
         >>> TimeLine.from_json(line.to_json()) == line
@@ -64,7 +79,11 @@ class TimeLine:
 
     @classmethod
     def from_json(cls, content: bytes) -> "TimeLine":
-        """Read what `to_json` wrote. Raises `ValueError` for anything else."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The content is anything else.
+        """
         return _ADAPTER.validate_json(content)
 
 

@@ -1,105 +1,124 @@
-"""Who conveyed what: clients per layer over the rounds, and how deep clients got."""
+"""Which layers arrived: clients per layer over the rounds, and the depth that clients reached."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from salf.records import RoundRecord
-from salf.report import svg
+from salf.report.frame import WIDTH, Frame, Picture
+from salf.report.looks import Look
 from salf.report.reported import Group
-from salf.values import Floats
+from salf.values import Floats, Ints
 
-_COLUMNS = 120  # of a heat map: with more rounds, a column is the mean of several
-_LEVELS = 8  # of colour, above none
-_LEFT = 104.0  # room for the layers' names
+LEVELS = 8  # of colour, above none
+_COLUMNS = 120  # of a heat map; with more rounds, a column is the mean of several
 
 
-def participation(group: Group) -> str:
-    """Draw how many clients conveyed each layer (rows, output on top) in each round, the mean over seeds."""
+@dataclass(frozen=True)
+class HeatMap(Picture):
+    """A figure with a row for each layer and a column for each round, or for several.
+
+    Attributes:
+        x_label: The name of the horizontal axis.
+        rows: The layers' names, from top to bottom.
+        row: The height of a row.
+        cells: All cells of a colour as one SVG path, by the colour's level from 1.
+        clients: The number of clients that the last level stands for.
+    """
+
+    x_label: str
+    rows: Sequence[str]
+    row: float
+    cells: dict[int, str]
+    clients: int
+
+
+def draw_participation(group: Group) -> HeatMap:
+    """Draw how many clients sent each layer in each round: the mean over seeds, with the output layer on top."""
     rounds = min(len(run.records) for run in group.runs)
     counts = np.mean([[record.contributors for record in run.records[:rounds]] for run in group.runs], axis=0)
-    asked = max(1, *(record.clients for run in group.runs for record in run.records))
-    width = -(-rounds // _COLUMNS)
-    columns = np.stack([counts[begin : begin + width].mean(axis=0) for begin in range(0, rounds, width)])
-    levels = np.ceil(_LEVELS * np.clip(columns / asked, 0.0, 1.0) - 1e-9).astype(np.int64).T[::-1]
+    clients = max(1, *(record.clients for record in group.records))
     names = group.runs[0].layers
     row = max(9.0, min(26.0, 260 / len(names)))
-    frame = svg.Frame(_LEFT, 10, svg.WIDTH - 24, 10 + row * len(names), (0.0, float(rounds)), (0.0, float(len(names))))
-    cells = [_cells(levels, level, width, rounds, frame, row) for level in range(1, _LEVELS + 1)]
-    labels = [
-        svg.text(_LEFT - 8, 10 + row * (place + 0.5) + 5, svg.shortened(name, 12), "end")
-        for place, name in enumerate(reversed(names))
-        if row >= 14 or place % 2 == 0
-    ]
-    back = svg.rectangle(_LEFT, 10, frame.right - _LEFT, row * len(names), "none")
-    summary = f"Clients of {asked} that conveyed each layer, mean over rounds: " + "; ".join(
-        f"{name} {mean:.1f}" for name, mean in zip(names, counts.mean(axis=0), strict=True)
-    )
-    each = "" if width == 1 else f" (a column: the mean of {width})"
-    parts = [back, *cells, *labels, *frame.x_axis(f"round{each}"), *_key(frame, asked)]
-    return svg.figure(group.label, summary, frame.bottom + 84, parts)
+    frame = Frame(104, 10, WIDTH - 24, 10 + row * len(names), (0.0, float(rounds)))
+    width = -(-rounds // _COLUMNS)
+    levels = _levels(counts / clients, width)
+    cells = {level: _cells(levels == level, width, frame, row) for level in range(1, LEVELS + 1)}
+    means = "; ".join(f"{name} {mean:.1f}" for name, mean in zip(names, counts.mean(axis=0), strict=True))
+    summary = f"Clients of {clients} that sent each layer, mean over rounds: {means}"
+    x_label = "round" if width == 1 else f"round (a column is the mean of {width})"
+    return HeatMap(group.label, summary, frame, x_label, names[::-1], row, cells, clients)
 
 
-def _cells(levels: npt.NDArray[np.int64], level: int, width: int, rounds: int, frame: svg.Frame, row: float) -> str:
-    """Return all cells of one colour as a single path; neighbours in a row are one rectangle."""
-    steps = []
-    for place, line in enumerate(levels == level):
-        edges = np.flatnonzero(np.diff(line.astype(np.int8), prepend=0, append=0)) * width
-        for begin, end in edges.reshape(-1, 2).tolist():
-            left, right = frame.at_x(begin), frame.at_x(min(end, rounds))
-            top, height = svg.number(frame.top + row * place), svg.number(row)
-            across = svg.number(right - left)
-            steps.append(f"M{left:.2f} {top}h{across}v{height}h-{across}Z")
-    return f'<path d="{"".join(steps)}" class="h{level}"/>' if steps else ""
+def _levels(shares: Floats, width: int) -> Ints:
+    """Return the colour of each cell, 0 to `LEVELS`.
 
+    Args:
+        shares: The share of clients that sent each layer, shape (rounds, layers).
+        width: How many rounds share a column.
 
-def _key(frame: svg.Frame, asked: int) -> list[str]:
-    """Return what the colours mean."""
-    top, side = frame.bottom + 54, 22.0
-    boxes = [svg.rectangle(_LEFT + side * level, top, side, 14, f"h{level}" if level else "none") for level in range(9)]
-    return [
-        *boxes,
-        svg.text(_LEFT - 8, top + 12, "none", "end"),
-        svg.text(_LEFT + side * 9 + 8, top + 12, f"all {asked} clients", "start"),
-    ]
-
-
-def depth_distribution(group: Group, place: int) -> str:
-    """Draw the share of clients that conveyed 0, 1, … and all layers; nothing where the records do not say.
-
-    `place` is that of the group on the page, which gives it its colour.
+    Returns:
+        Levels of shape (layers, columns), with the output layer first.
     """
-    shares = depth_shares([record for run in group.runs for record in run.records])
-    if not len(shares):
-        return ""
-    frame = svg.Frame(
-        52, 34, svg.WIDTH - 12, 204, (0.0, float(len(shares))), (0.0, max(10.0, 105 * float(shares.max())))
-    )
-    step = frame.at_x(1) - frame.at_x(0)
-    bars = [
-        svg.rectangle(
-            frame.at_x(depth) + 0.12 * step,
-            frame.at_y(100 * share),
-            0.76 * step,
-            frame.bottom - frame.at_y(100 * share),
-            f"bar c{place % 7}",
-            f"{depth} layers: {100 * share:.1f} %",
-        )
-        for depth, share in enumerate(shares.tolist())
-    ]
-    every = -(-len(shares) // 14)
-    labels = [svg.text(frame.at_x(depth + 0.5), 222, str(depth)) for depth in range(0, len(shares), every)]
-    base = svg.line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")
-    name = svg.text((frame.left + frame.right) / 2, 241, "layers conveyed")
-    summary = "Share of clients by the number of layers conveyed: " + "; ".join(
-        f"{depth}: {100 * share:.1f} %" for depth, share in enumerate(shares.tolist())
-    )
-    return svg.figure(group.label, summary, 250, [*frame.y_axis("% of clients asked"), *bars, base, *labels, name])
+    columns = np.stack([shares[begin : begin + width].mean(axis=0) for begin in range(0, len(shares), width)])
+    levels: Ints = np.ceil(LEVELS * np.clip(columns, 0.0, 1.0) - 1e-9).astype(np.int64)
+    return levels.T[::-1]
+
+
+def _cells(filled: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], width: int, frame: Frame, row: float) -> str:
+    """Return the filled cells, shape (layers, columns), as one path; neighbours in a row are one rectangle."""
+    steps = []
+    for place, cells in enumerate(filled):
+        edges = np.flatnonzero(np.diff(cells.astype(np.int8), prepend=0, append=0)) * width
+        for begin, end in edges.reshape(-1, 2).tolist():
+            left, right = frame.at_x(begin), frame.at_x(min(end, frame.x[1]))
+            steps.append(f"M{left:.2f} {frame.top + row * place:.4g}h{right - left:.1f}v{row:.3g}h{left - right:.1f}Z")
+    return "".join(steps)
+
+
+@dataclass(frozen=True)
+class DepthPicture(Picture):
+    """A figure with a bar for each depth.
+
+    Attributes:
+        look: The group's look.
+        shares: The share of clients of each depth, in per cent.
+    """
+
+    look: Look
+    shares: Sequence[float]
+
+
+def draw_depths(group: Group, place: int) -> DepthPicture | None:
+    """Draw the share of clients that sent 0, 1, … and all layers.
+
+    Args:
+        group: The runs to draw.
+        place: The place of the group on the page, which determines its colour.
+
+    Returns:
+        The figure; None if the records do not contain depths.
+    """
+    shares = [100 * share for share in depth_shares(group.records).tolist()]
+    if not shares:
+        return None
+    frame = Frame(52, 34, WIDTH - 12, 204, (0.0, float(len(shares))), (0.0, max(10.0, 1.05 * max(shares))))
+    words = "; ".join(f"{depth}: {share:.1f} %" for depth, share in enumerate(shares))
+    summary = f"Share of clients by the number of layers sent: {words}"
+    return DepthPicture(group.label, summary, frame, Look.of(place), shares)
 
 
 def depth_shares(records: Sequence[RoundRecord]) -> Floats:
-    """Return the share of clients of each depth over all rounds, shape (layers + 1,); empty where records lack it."""
+    """Return the share of clients that sent 0, 1, … and all layers, over all rounds.
+
+    >>> record = RoundRecord(1, 2.0, 2.0, 4, (1, 3), 1.0, depths=(1, 2, 1))
+    >>> depth_shares([record, record]).tolist()
+    [0.25, 0.5, 0.25]
+
+    Returns:
+        Shares of shape (layers + 1,); empty if records do not contain depths.
+    """
     known = [record.depths for record in records if record.depths]
     if not known or len({len(depths) for depths in known}) > 1:
         return np.empty(0)

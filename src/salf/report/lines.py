@@ -1,80 +1,109 @@
-"""Figures over time or rounds: per method the mean over seeds as a line, and a band from worst to best."""
+"""Curves of accuracy and loss: a line for each group's mean, and a band from its worst run to its best."""
 
 import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from salf.records import Curve
-from salf.report import svg
+from salf.records import Curve, curve_of
+from salf.report.frame import WIDTH, Frame, Picture, path_through
+from salf.report.looks import Look
+from salf.report.reported import Group
 
-_POINTS = 200  # of a line: more cannot be told apart
-_MARKERS = 6  # along a line
-_HEIGHT = 290.0
+_POINTS = 200  # of a line; more cannot be told apart
+_MARKS = 6  # along a line
 
-Axis = Literal["seconds", "rounds"]
+# The quantities with their name on the axis and the factor to its unit, and what they are drawn against.
+_QUANTITIES: tuple[tuple[Literal["accuracy", "loss"], str, float], ...] = (
+    ("accuracy", "test accuracy (%)", 100.0),
+    ("loss", "test loss", 1.0),
+)
+_AXES = {"seconds": ("virtual time", "virtual time (s)"), "rounds": ("rounds", "round")}
 
 
-def draw_curves(curves: Mapping[str, Curve], caption: str, unit: str, axis: Axis) -> str:
-    """Draw curves, by the label of their group, against virtual seconds or rounds; nothing if there are no points."""
-    drawn = {place: curve.thinned(_POINTS) for place, curve in enumerate(curves.values()) if len(curve.rounds)}
-    if not drawn:
-        return ""
-    low = min(float(curve.low.min()) for curve in drawn.values())
-    high = max(float(curve.high.max()) for curve in drawn.values())
+@dataclass(frozen=True)
+class DrawnCurve:
+    """The curve of one group.
+
+    Attributes:
+        label: The group's label.
+        look: How it looks.
+        line: The line of the mean, as an SVG path.
+        band: The area from the worst run to the best, as an SVG path; empty if the runs agree.
+        marks: The places of its marks.
+    """
+
+    label: str
+    look: Look
+    line: str
+    band: str
+    marks: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class CurvePicture(Picture):
+    """A figure with a curve for each group.
+
+    Attributes:
+        x_label: The name of the horizontal axis.
+        y_label: The name of the vertical axis.
+        curves: The curves, from back to front.
+        target: The value that a line marks; None for no line.
+    """
+
+    x_label: str
+    y_label: str
+    curves: Sequence[DrawnCurve]
+    target: float | None
+
+
+def draw_curves(groups: Sequence[Group], target: float | None) -> list[CurvePicture]:
+    """Draw accuracy and loss against virtual time and against rounds, where rounds were evaluated.
+
+    Args:
+        groups: The groups of the page.
+        target: The accuracy to mark by a line, 0 to 1; None for no line.
+    """
+    pictures = []
+    for quantity, unit, scale in _QUANTITIES:
+        drawn = {place: curve_of(group.curves, quantity).scaled(scale) for place, group in enumerate(groups)}
+        curves = {place: curve for place, curve in drawn.items() if len(curve.rounds)}
+        marked = scale * target if target is not None and quantity == "accuracy" else None
+        labels = [group.label for group in groups]
+        pictures += [_draw(quantity, unit, axis, curves, labels, marked) for axis in _AXES if curves]
+    return pictures
+
+
+def _draw(
+    quantity: str, unit: str, axis: str, curves: Mapping[int, Curve], labels: Sequence[str], target: float | None
+) -> CurvePicture:
+    """Draw a figure; `curves` are by the place of their group, which determines their look."""
+    end = max(float(getattr(curve, axis)[-1]) for curve in curves.values())
+    frame = Frame(52, 34, WIDTH - 24, 244, (0.0, end or 1.0), _range([*curves.values()], target))
+    against, x_label = _AXES[axis]
+    caption = f"{quantity.capitalize()} against {against}"
+    ends = (f"{labels[place]} from {curve.mean[0]:.4g} to {curve.mean[-1]:.4g}" for place, curve in curves.items())
+    line = "" if target is None else f" A line marks the target of {target:.4g} %."
+    summary = f"{caption}, {unit}: {'; '.join(ends)}.{line}"
+    drawn = [_draw_curve(frame, curve.thinned(_POINTS), axis, place, labels[place]) for place, curve in curves.items()]
+    return CurvePicture(caption, summary, frame, x_label, unit, drawn, target)
+
+
+def _range(curves: Sequence[Curve], target: float | None) -> tuple[float, float]:
+    """Return the values at the lower and the upper edge: all that is drawn, and a margin."""
+    also = [] if target is None else [target]
+    low = min([float(curve.low.min()) for curve in curves] + also)
+    high = max([float(curve.high.max()) for curve in curves] + also)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    end = max(float(getattr(curve, axis)[-1]) for curve in drawn.values())
-    frame = svg.Frame(52, 34, svg.WIDTH - 24, _HEIGHT - 46, (0.0, end or 1.0), (low - margin, high + margin))
-    parts = [*frame.y_axis(unit), *frame.x_axis("virtual time (s)" if axis == "seconds" else "round")]
-    for place, curve in drawn.items():
-        parts += _draw(frame, curve, place, axis)
-    return svg.figure(caption, _summary(curves, caption, unit), _HEIGHT, parts)
+    return low - margin, high + margin
 
 
-def _draw(frame: svg.Frame, curve: Curve, place: int, axis: Axis) -> list[str]:
-    xs = [frame.at_x(float(value)) for value in getattr(curve, axis)]
-    low, mean, high = ([frame.at_y(float(value)) for value in values] for values in (curve.low, curve.mean, curve.high))
-    parts = []
-    if low != high:
-        outline = [*zip(xs, high, strict=True), *reversed([*zip(xs, low, strict=True)])]
-        parts.append(svg.path(outline, f"band c{place % 7}", closed=True))
-    parts.append(svg.path(zip(xs, mean, strict=True), f"curve c{place % 7} d{place % 4}"))
-    # Methods that coincide show each other's markers if each begins at a place of its own.
-    every = max(1, math.ceil(len(xs) / _MARKERS))
-    parts += [marker(xs[at], mean[at], place) for at in range(place % every, len(xs), every)]
-    return parts
-
-
-def marker(x: float, y: float, place: int) -> str:
-    """Return the mark of the group at this place of a page; seven shapes in seven colours."""
-    shapes = (
-        "M-4-4H4V4H-4Z",
-        "M0-5.5L5 4H-5Z",
-        "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0-4.5 0Z",
-        "M0-6L5 0L0 6L-5 0Z",
-        "M0 5.5L5-4H-5Z",
-        "M-5-1.7H-1.7V-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5Z",
-        "M-5-5L0-1.8L5-5L1.8 0L5 5L0 1.8L-5 5L-1.8 0Z",
-    )
-    move = f"translate({svg.number(x)} {svg.number(y)})"
-    return f'<path d="{shapes[place % 7]}" transform="{move}" class="mark c{place % 7}"/>'
-
-
-def legend(labels: list[str]) -> str:
-    """Return the list of groups, each with its line and its mark."""
-    entries = "".join(
-        f'<li><svg viewBox="0 0 48 16" width="48" height="16" aria-hidden="true">'
-        f"{svg.path([(1, 8), (47, 8)], f'curve c{place % 7} d{place % 4}')}{marker(24, 8, place)}</svg>"
-        f"{escape(label)}</li>"
-        for place, label in enumerate(labels)
-    )
-    return f'<ul class="legend">{entries}</ul>\n'
-
-
-def _summary(curves: Mapping[str, Curve], caption: str, unit: str) -> str:
-    """Say in words where each curve begins and ends."""
-    ends = "; ".join(
-        f"{label} from {curve.mean[0]:.4g} to {curve.mean[-1]:.4g}" if len(curve.rounds) else f"{label} was not tested"
-        for label, curve in curves.items()
-    )
-    return f"{caption}, {unit}: {ends}."
+def _draw_curve(frame: Frame, curve: Curve, axis: str, place: int, label: str) -> DrawnCurve:
+    xs = [frame.at_x(value) for value in getattr(curve, axis).tolist()]
+    low, mean, high = ([frame.at_y(value) for value in one.tolist()] for one in (curve.low, curve.mean, curve.high))
+    outline = [*zip(xs, high, strict=True), *reversed([*zip(xs, low, strict=True)])]
+    every = max(1, math.ceil(len(xs) / _MARKS))
+    points = [*zip(xs, mean, strict=True)]
+    # Curves that coincide show each other's marks, because each begins at its own place.
+    marks = points[place % every :: every]
+    return DrawnCurve(label, Look.of(place), path_through(points), path_through(outline) if low != high else "", marks)

@@ -1,22 +1,30 @@
-"""The table of figures: what the runs of each group come to."""
+"""What the runs of a group achieved, in numbers."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from salf.records import RoundRecord, deviation_of, final_accuracy, mean_work_kept
+from salf.records import RoundRecord, deviation_of, final_accuracy, mean_work_kept, time_to_accuracy
 from salf.report.reported import Group
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The means over the runs of a group, as far as they have got.
+    """Means over the runs of a group, as far as these have got.
 
-    `accuracy`, from 0 to 1, and `loss` are the last that were tested (NaN: none was), `deviation` the standard
-    deviation of the accuracy over seeds (NaN for one). `rounds` is how many rounds every run has at least, `time_s` the
-    virtual time at the end, `work_kept` the share of the clients' finished work that entered the model, `bytes_down`
-    and `bytes_up` what the server sent and received, `rejected` how many updates it refused in all runs together.
+    Attributes:
+        method: The group's label.
+        seeds: The seeds of its runs.
+        rounds: How many rounds every run has at least.
+        planned: How many rounds the experiment has.
+        accuracy: The last test accuracy, 0 to 1; NaN if no round was tested.
+        deviation: The standard deviation of the accuracy over seeds; NaN for one seed.
+        loss: The last test loss; NaN if no round was tested.
+        time_s: The virtual time at the end, in seconds.
+        work_kept: The share of the clients' finished work that entered the model, 0 to 1.
+        bytes_down: What the server sent in a run.
+        bytes_up: What the server received in a run.
+        rejected: How many updates the server refused in all runs together.
     """
 
     method: str
@@ -34,9 +42,9 @@ class Figures:
 
 
 def figures_of(group: Group) -> Figures:
-    """Return what the runs of a group come to."""
+    """Return what the runs of a group achieved."""
     accuracies = [final_accuracy(run.records) for run in group.runs]
-    records = [record for run in group.runs for record in run.records]
+    records = group.records
     return Figures(
         method=group.label,
         seeds=group.seeds,
@@ -53,5 +61,38 @@ def figures_of(group: Group) -> Figures:
     )
 
 
-def _final_loss(records: Sequence[RoundRecord]) -> float:
+def _final_loss(records: tuple[RoundRecord, ...]) -> float:
     return next((record.loss for record in reversed(records) if record.loss is not None), math.nan)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a group achieved, measured against a target accuracy.
+
+    Attributes:
+        figures: The group's figures.
+        times: The virtual time, in seconds, at which each run first reached the target; infinite if it never did.
+    """
+
+    figures: Figures
+    times: tuple[float, ...]
+
+    @classmethod
+    def of(cls, group: Group, target: float) -> "Outcome":
+        """Measure a group against a target from 0 to 1; nothing reaches a target of NaN."""
+        return cls(figures_of(group), tuple(time_to_accuracy(run.records, target) for run in group.runs))
+
+    @property
+    def label(self) -> str:
+        """The group's label."""
+        return self.figures.method
+
+    @property
+    def seconds(self) -> float:
+        """The mean time to the target; infinite if any run never reached it."""
+        return fmean(self.times)
+
+    @property
+    def reached(self) -> int:
+        """How many runs reached the target."""
+        return sum(map(math.isfinite, self.times))

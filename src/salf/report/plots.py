@@ -1,55 +1,55 @@
-"""Pictures of runs."""
+"""Picture files of runs and plans, PNG or SVG; the first of them imports matplotlib."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from itertools import cycle
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from salf.errors import RunFolderError
 from salf.records import RoundRecord, curve_of
+from salf.report.looks import Look
 from salf.values import Floats
 
-# Colours that people with every kind of colour vision tell apart (Okabe and Ito, 2008), dark enough for white paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
-_LINES = ("-", "--", "-.", ":")
-_MOST_NAMED = 12  # lines in a legend
-_NOTHING = 1e-9  # what is smaller is a rounding error, and left out where an axis is logarithmic
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from salf.planning import Outlook
+
+_GREY = "#555555"
+_MARKS = 8  # along a curve
+_MOST_NAMED = 12  # lines in a legend of a deadline's figures
+_ROUNDING = 1e-9  # smaller values are rounding errors, and left out where an axis is logarithmic
 
 
 def plot_accuracy(
     curves: Mapping[str, Sequence[Sequence[RoundRecord]]], title: str, target: float | None = None
-) -> Figure:
-    """Draw test accuracy against virtual time: per method the mean over its runs, and a band from worst to best.
+) -> "Figure":
+    """Draw test accuracy against virtual time: the mean over runs, and a band from the worst to the best.
 
-    `curves` maps a method to the records of its runs, one sequence per seed.
+    Args:
+        curves: For each method, the records of its runs, one sequence per seed.
+        title: The title.
+        target: An accuracy to mark by a line, 0 to 1; None for no line.
+
+    >>> record = RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0, accuracy=0.8)
+    >>> figure = plot_accuracy({"salf": [[record]]}, "digits", target=0.75)
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['salf', 'target 75.0 %']
     """
     with _style():
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        looks = cycle(
-            (colour, marker, line) for line in _LINES for colour, marker in zip(_COLOURS, _MARKERS, strict=True)
-        )
-        for (method, runs), look in zip(curves.items(), looks, strict=False):
-            _draw(axes, method, runs, *look)
+        figure, axes = _new_figure()
+        for place, (method, runs) in enumerate(curves.items()):
+            _draw_method(axes, method, runs, place)
         if target is not None:
-            axes.axhline(
-                100 * target, color="#555555", linewidth=1, linestyle=":", label=f"target {100 * target:.1f} %"
-            )
+            axes.axhline(100 * target, color=_GREY, linewidth=1, linestyle=":", label=f"target {100 * target:.1f} %")
         axes.set(xlabel="virtual time (s)", ylabel="test accuracy (%)")
-        axes.set_title(_short(title, 80), parse_math=False)  # dollar signs are dollar signs
+        axes.set_title(_one_line(title, 80), parse_math=False)  # dollar signs are dollar signs
         axes.set_xlim(left=0)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             legend = axes.legend(frameon=False, loc="lower right", ncols=1 + len(curves) // 8)
             for text in legend.get_texts():
@@ -57,55 +57,61 @@ def plot_accuracy(
     return figure
 
 
-def plot_growth(clients: Sequence[int], seconds: Sequence[float], title: str) -> Figure:
-    """Draw the time of a round against its number of clients, both logarithmic, beside a line of slope 1."""
+def _draw_method(axes: "Axes", method: str, runs: Sequence[Sequence[RoundRecord]], place: int) -> None:
+    """Draw the curve of one method in the look of its place."""
+    curve, look = curve_of(runs, "accuracy"), Look.of(place)
+    every = max(1, len(curve.seconds) // _MARKS)
+    axes.plot(
+        curve.seconds,
+        100 * curve.mean,
+        color=look.colour,
+        linestyle=look.line,
+        marker=look.mark,
+        markevery=(place % every, every),  # curves that coincide show each other's marks
+        markersize=5,
+        label=_one_line(method, 60),
+    )
+    axes.fill_between(curve.seconds, 100 * curve.low, 100 * curve.high, color=look.colour, alpha=0.15, linewidth=0)
+
+
+def plot_growth(clients: Sequence[int], seconds: Sequence[float], title: str) -> "Figure":
+    """Draw the time of a round against its number of clients, both logarithmic, beside a line of slope 1.
+
+    Args:
+        clients: Numbers of clients.
+        seconds: The time of a round for each of them.
+        title: The title.
+
+    >>> plot_growth([10, 100], [0.01, 0.1], "MLP").axes[0].get_xscale()
+    'log'
+    """
     with _style():
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        milliseconds = 1000 * np.asarray(seconds, dtype=np.float64)
-        axes.loglog(clients, milliseconds, color=_COLOURS[0], marker=_MARKERS[0], label="measured")
+        figure, axes = _new_figure()
+        milliseconds, look = 1000 * np.asarray(seconds, dtype=np.float64), Look.of(0)
+        axes.loglog(clients, milliseconds, color=look.colour, marker=look.mark, label="measured")
         linear = milliseconds[-1] * np.asarray(clients, dtype=np.float64) / clients[-1]
-        axes.loglog(clients, linear, color="#555555", linestyle=":", label="proportional to the clients")
+        axes.loglog(clients, linear, color=_GREY, linestyle=":", label="proportional to the number of clients")
         axes.set(xlabel="clients in a round", ylabel="time of a round (ms)")
         axes.set_title(title)
         axes.grid(alpha=0.25, which="both")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return figure
 
 
-class Forecast(Protocol):
-    """What `plot_deadlines` draws of one deadline, as in `salf.planning.Outlook`."""
+def plot_deadlines(outlooks: Sequence["Outlook"], layers: Sequence[str], best_seconds: float, title: str) -> "Figure":
+    """Draw how depth, empty layers, work, variance, error and round time depend on the deadline.
 
-    @property
-    def deadline_seconds(self) -> float: ...  # noqa: D102
-    @property
-    def mean_depth(self) -> float: ...  # noqa: D102
-    @property
-    def empty(self) -> Floats: ...  # noqa: D102
-    @property
-    def kept(self) -> float: ...  # noqa: D102
-    @property
-    def kept_by_dropping(self) -> float: ...  # noqa: D102
-    @property
-    def variance_factor(self) -> Floats: ...  # noqa: D102
-    @property
-    def round_seconds(self) -> float: ...  # noqa: D102
-    @property
-    def bound(self) -> float: ...  # noqa: D102
-    @property
-    def estimate(self) -> float: ...  # noqa: D102
+    Infinite values are left out.
 
-
-def plot_deadlines(outlooks: Sequence[Forecast], layers: Sequence[str], best_seconds: float, title: str) -> Figure:
-    """Draw what becomes of depth, empty layers, work, variance, bound and round time as the deadline grows.
-
-    `layers` are the layers' names, input to output; a line marks the deadline `best_seconds`. What is infinite is left
-    out.
+    Args:
+        outlooks: What to expect of each deadline.
+        layers: The layers' names, input to output.
+        best_seconds: The deadline that a line marks.
+        title: The title.
     """
     curves: dict[str, dict[str, Floats]] = {
-        "layers conveyed per client": {"": np.array([each.mean_depth for each in outlooks])},
-        "chance that nobody conveys a layer": dict(
+        "layers sent per client": {"": np.array([each.mean_depth for each in outlooks])},
+        "chance that no client sends a layer": dict(
             zip(layers, np.array([each.empty for each in outlooks]).T, strict=True)
         ),
         "finished work kept (%)": {
@@ -121,85 +127,84 @@ def plot_deadlines(outlooks: Sequence[Forecast], layers: Sequence[str], best_sec
     }
     seconds = np.array([each.deadline_seconds for each in outlooks])
     with _style():
-        figure = Figure(figsize=(11, 6.2), layout="constrained")
-        for axes, (heading, lines) in zip(figure.subplots(2, 3, sharex=True).flat, curves.items(), strict=True):
-            _draw_over_deadlines(axes, seconds, lines, heading, best_seconds)
+        figure, _ = _new_figure(11, 6.2, rows=2, columns=3)
+        for axes, (heading, lines) in zip(figure.axes, curves.items(), strict=True):
+            _draw_over_deadlines(axes, seconds, lines, heading)
+            axes.axvline(best_seconds, color=_GREY, linewidth=1, linestyle=":")
         figure.supxlabel("deadline (s)")
-        figure.suptitle(_short(title, 100), parse_math=False)
+        figure.suptitle(_one_line(title, 100), parse_math=False)
     return figure
 
 
-def _draw_over_deadlines(
-    axes: Axes, seconds: Floats, lines: Mapping[str, Floats], heading: str, best_seconds: float
-) -> None:
-    looks = cycle((colour, line) for line in _LINES for colour in _COLOURS)
+def _draw_over_deadlines(axes: "Axes", seconds: Floats, lines: Mapping[str, Floats], heading: str) -> None:
+    """Draw one of the figures of `plot_deadlines`, with a legend if it has several lines, but not very many."""
     logarithmic = heading.startswith(("error", "variance"))
-    for (name, values), (colour, line) in zip(lines.items(), looks, strict=False):
-        shown = np.isfinite(values) & (values > (_NOTHING if logarithmic else -1))
+    for place, (name, values) in enumerate(lines.items()):
+        shown = np.isfinite(values) & (values > (_ROUNDING if logarithmic else -1))
+        look, marker = Look.of(place), "." if len(seconds) < 15 else None
         known = np.where(shown, values, np.nan)
-        marker = "." if len(seconds) < 15 else None
-        axes.plot(seconds, known, color=colour, linestyle=line, marker=marker, label=_short(name, 24))
-    axes.axvline(best_seconds, color="#555555", linewidth=1, linestyle=":")
+        axes.plot(seconds, known, color=look.colour, linestyle=look.line, marker=marker, label=_one_line(name, 24))
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter("")
     axes.set_title(heading, fontsize="medium")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     if 1 < len(lines) <= _MOST_NAMED:
         for text in axes.legend(frameon=False, fontsize="small").get_texts():
             text.set_parse_math(False)
 
 
-def _draw(axes: Axes, method: str, runs: Sequence[Sequence[RoundRecord]], colour: str, marker: str, line: str) -> None:
-    curve = curve_of(runs, "accuracy")
-    axes.plot(
-        curve.seconds,
-        100 * curve.mean,
-        color=colour,
-        linestyle=line,
-        marker=marker,
-        markevery=max(1, len(curve.seconds) // 8),
-        markersize=5,
-        label=_short(method, 60),
-    )
-    axes.fill_between(curve.seconds, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, linewidth=0)
+def _new_figure(width: float = 8, height: float = 4.5, *, rows: int = 1, columns: int = 1) -> "tuple[Figure, Axes]":
+    """Return an empty figure with a pale grid, and the first of its axes.
+
+    Args:
+        width: The width in inches.
+        height: The height in inches.
+        rows: How many axes there are above each other.
+        columns: How many axes there are side by side.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes 0.4 s, which runs without picture files do not need
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for axes in figure.subplots(rows, columns, sharex=True, squeeze=False).flat:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, figure.axes[0]
 
 
-def _short(name: str, length: int) -> str:
-    """Fit a name into one line; one that begins with an underscore gets a blank first, or matplotlib would hide it."""
+def _one_line(name: str, length: int) -> str:
+    """Fit a name into one line; a blank before an underscore keeps matplotlib from hiding the name."""
     line = " ".join(name.split())
     line = line if len(line) <= length else f"{line[: length - 1]}…"
     return f" {line}" if line.startswith("_") else line
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; the suffix of `path`, .png or .svg, says how. Raises `RunFolderError`."""
-    image = _render(figure, path.suffix.removeprefix("."))
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure to a file; the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix, .png or .svg, determines the format.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    form, image = path.suffix.removeprefix("."), BytesIO()
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box is drawn, which is enough
+        figure.savefig(image, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
     try:
-        path.write_bytes(image)
+        path.write_bytes(image.getvalue())
     except OSError as error:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-        raise RunFolderError(f"cannot write {path}: {error.strerror}; mend that and go on") from error
-
-
-def svg_of(figure: Figure) -> str:
-    """Return a figure as an SVG element, to be put into a page."""
-    text = _render(figure, "svg").decode()
-    return text[text.index("<svg") :]
-
-
-def _render(figure: Figure, form: str) -> bytes:
-    """Return a picture's file; the same figure gives the same bytes."""
-    file = BytesIO()
-    with _style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box is drawn, which is enough
-        figure.savefig(file, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
+        ) from error
 
 
 @contextmanager
 def _style() -> Iterator[None]:
+    import matplotlib as mpl  # noqa: PLC0415 - see _new_figure
+
     with mpl.rc_context({"font.size": 11, "svg.hashsalt": "salf", "svg.fonttype": "none"}):
         yield

@@ -1,38 +1,54 @@
-"""What a report is made from: runs, and the groups of runs that differ in nothing but their seed."""
+"""The input of a report: runs, and groups of runs that differ only in their seed."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from salf.errors import RunFolderError
 from salf.records import RoundRecord, TimeLine
 
-# What may differ within a page. The others have no effect on a run's result, or none but by rounding.
-_OWN = ("method.", "client.lr", "seed", "engine", "data.root", "evaluate.target", "expected.")
+# Settings that change nothing in a run, and the seed, over which a report averages.
+_NOT_COMPARED = ("seed", "data.root", "evaluate.target", "expected.")
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One run: its complete settings as TOML, one record per round that has ended, and its typical round if known.
+    """One run, as a report needs it.
 
-    Raises `RunFolderError` if there are no records, or they are of models with different numbers of layers.
+    Attributes:
+        settings: The complete experiment as TOML.
+        records: One record per finished round, at least one.
+        timeline: A typical round; None if the run's folder has none.
+        explanation: One line about the method; empty if there is none.
+        unreproducible: Why the settings alone do not reproduce the run, such as "the data was given in Python".
+
+    Raises:
+        RunFolderError: There are no records, or records and timeline have different numbers of layers.
     """
 
     settings: str
     records: tuple[RoundRecord, ...]
     timeline: TimeLine | None = None
+    explanation: str = ""
+    unreproducible: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         depths = {len(record.contributors) for record in self.records}
         if len(depths) != 1:
-            raise RunFolderError("the records are not those of one run: their numbers of layers differ")
+            raise RunFolderError(
+                f"the records have {' and '.join(map(str, sorted(depths))) or 'no'} layers, so they are not those of "
+                "one run; restore records.jsonl, or start the run again in another folder"
+            )
         if self.timeline is not None and {len(self.timeline.layers)} != depths:
-            raise RunFolderError("the time-line is not that of this run: it has another number of layers")
+            raise RunFolderError(
+                f"the timeline has {len(self.timeline.layers)} layers and the records have {depths.pop()}; "
+                "remove timeline.json"
+            )
 
     @cached_property
     def flat(self) -> dict[str, object]:
-        """The settings under their dotted names."""
+        """The settings by their dotted names."""
         return flatten(tomllib.loads(self.settings))
 
     @property
@@ -52,12 +68,18 @@ class ReportedRun:
 
     @property
     def planned(self) -> int:
-        """How many rounds the experiment has."""
+        """The number of rounds of the experiment."""
         return int(str(self.flat["rounds"]))
 
     @property
+    def target(self) -> float | None:
+        """The accuracy to which the run is timed, 0 to 1; None if the experiment sets none."""
+        target = self.flat.get("evaluate.target")
+        return None if target is None else float(str(target))
+
+    @property
     def layers(self) -> tuple[str, ...]:
-        """The layers' names, input to output; their numbers from 1 where the names are not known."""
+        """The layers' names, input to output; numbers from 1 if the names are unknown."""
         if self.timeline is not None:
             return self.timeline.layers
         return tuple(str(number + 1) for number in range(len(self.records[0].contributors)))
@@ -65,7 +87,12 @@ class ReportedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method with the same settings, one per seed; `label` tells it from the page's other groups."""
+    """Runs with the same settings, one per seed.
+
+    Attributes:
+        label: The method's name, and the settings in which the group differs from the others of a report.
+        runs: The runs in ascending order of their seeds.
+    """
 
     label: str
     runs: tuple[ReportedRun, ...]
@@ -81,53 +108,104 @@ class Group:
         return [run.records for run in self.runs]
 
     @property
+    def records(self) -> list[RoundRecord]:
+        """The records of all runs."""
+        return [record for run in self.runs for record in run.records]
+
+    @property
     def is_finished(self) -> bool:
         """Whether each run has all of its rounds."""
         return all(len(run.records) >= run.planned for run in self.runs)
 
 
-def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
-    """Put together what differs in its seed only, in the order in which the first of each is given.
+def explanation_of(method: type) -> str:
+    """Return the first line of a class's docstring, by which a report explains the method.
 
-    Raises `RunFolderError` if runs differ in more than seed, method and learning rate, or one is given twice.
+    Returns:
+        The line; empty if the class has no docstring of its own.
+
+    >>> @dataclass
+    ... class MyMethod:
+    ...     '''Wait for half of the clients.
+    ...
+    ...     More about it.
+    ...     '''
+    >>> explanation_of(MyMethod)
+    'Wait for half of the clients.'
+    """
+    lines = (vars(method).get("__doc__") or "").strip().splitlines()
+    is_generated = lines[:1] and lines[0].startswith(f"{method.__name__}(")  # by `dataclass`
+    return "" if not lines or is_generated else lines[0]
+
+
+def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
+    r"""Group runs that differ only in their seed, in the order in which the first of each group is given.
+
+    Raises:
+        RunFolderError: There are no runs, or two have the same settings and the same seed.
+
+    >>> record = RoundRecord(1, 2.0, 2.0, 1, (1,), 1.0)
+    >>> text = 'name = "digits"\nseed = {}\nrounds = {}\n[method]\nname = "salf"'
+    >>> runs = [ReportedRun(text.format(seed, rounds), (record,)) for seed, rounds in ((1, 5), (0, 5), (0, 9))]
+    >>> [(group.label, group.seeds) for group in group_runs(runs)]
+    [('salf · rounds = 5', (0, 1)), ('salf · rounds = 9', (0,))]
     """
     if not runs:
-        raise RunFolderError("there are no runs to report")
-    common = [{key: value for key, value in run.flat.items() if not key.startswith(_OWN)} for run in runs]
-    differing = sorted(key for key in set().union(*common) if any(one.get(key) != common[0].get(key) for one in common))
-    if differing:
-        raise RunFolderError(
-            f"these are runs of different experiments ({', '.join(differing)} differ); a page shows runs that differ "
-            "in seed, method and learning rate only: report the others on a page of their own"
-        )
+        raise RunFolderError("there are no runs to report; pass the folder of at least one run")
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
-        found.setdefault(repr(sorted(_identity(run).items())), []).append(run)
+        found.setdefault(repr(sorted(_compared(run).items())), []).append(run)
     for same in found.values():
         seeds = [run.seed for run in same]
         if len(set(seeds)) < len(seeds):
-            raise RunFolderError(f"the run of {same[0].method} with seed {max(seeds, key=seeds.count)} is given twice")
+            raise RunFolderError(
+                f"two runs of {same[0].method} with seed {max(seeds, key=seeds.count)} have the same settings; "
+                "pass only one of their folders"
+            )
     firsts = [same[0] for same in found.values()]
     return tuple(
         Group(_label(same[0], firsts), tuple(sorted(same, key=lambda run: run.seed))) for same in found.values()
     )
 
 
-def _identity(run: ReportedRun) -> dict[str, object]:
-    """Return the settings in which groups differ."""
-    return {key: value for key, value in run.flat.items() if key.startswith(("method.", "client.lr"))}
+def _compared(run: ReportedRun) -> dict[str, object]:
+    """Return the settings in which groups may differ."""
+    return {key: value for key, value in run.flat.items() if not key.startswith(_NOT_COMPARED)}
 
 
-def _label(run: ReportedRun, all_runs: Iterable[ReportedRun]) -> str:
-    """Name a group by its method and, where others use that, too, by the settings in which they differ."""
-    others = [_identity(other) for other in all_runs if other.method == run.method]
-    own = _identity(run)
-    keys = sorted(key for key in set().union(*others) if any(other.get(key) != own.get(key) for other in others))
-    return " · ".join([run.method, *(f"{key} = {own.get(key, 'not set')}" for key in keys)])
+def _label(run: ReportedRun, firsts: Sequence[ReportedRun]) -> str:
+    """Name a group by its method and the settings in which it differs.
+
+    A method's own settings are named only where several groups have this method.
+    """
+    own = _compared(run)
+    among_all = differing_keys([_compared(one) for one in firsts])
+    of_method = differing_keys([_compared(one) for one in firsts if one.method == run.method])
+    keys = [key for key in among_all if key in of_method or not key.startswith("method.")]
+    return " · ".join([run.method, *(f"{key} = {_shortened(own.get(key, 'not set'))}" for key in keys)])
+
+
+def _shortened(value: object, length: int = 40) -> str:
+    written = str(value)
+    return written if len(written) <= length else f"{written[: length - 1]}…"
+
+
+def differing_keys(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the keys that do not have the same value everywhere, sorted.
+
+    >>> differing_keys([{"rounds": 3, "seed": 0}, {"rounds": 3, "seed": 1, "engine": "plain"}])
+    ['engine', 'seed']
+    """
+    keys = set[str]().union(*settings)
+    return sorted(key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings))
 
 
 def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested settings under their dotted names.
+    """Return nested settings by their dotted names.
+
+    Args:
+        settings: Tables within tables, as TOML gives them.
+        prefix: What each name begins with, such as "data."; empty for whole experiments.
 
     >>> flatten({"rounds": 3, "data": {"name": "digits"}})
     {'rounds': 3, 'data.name': 'digits'}

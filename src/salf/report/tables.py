@@ -1,85 +1,104 @@
-"""Tables of a report: figures, participation per layer, settings."""
+"""The contents of a report's tables: results, participation in layers, settings."""
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
-from html import escape
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from salf.report.numbers import Figures
-from salf.report.reported import Group
+from salf.report.numbers import Outcome
+from salf.report.reported import Group, differing_keys
 
 
-def table(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first column names the rows; it scrolls by itself, by keyboard, too, if it is too wide."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(value)}</td>" for value in others)}</tr>\n'
-        for first, *others in rows
-    )
-    return (
-        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>\n"
-    )
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows; every row has as many cells as there are columns."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def figures_table(figures: Sequence[Figures]) -> str:
-    """Return the table of figures."""
-    names = "method,test accuracy,test loss,virtual time,work kept,sent,received,refused,rounds,seeds"
-    rows = [
-        (
-            one.method,
-            _percent(one.accuracy) + (f" ± {100 * one.deviation:.2f}" if math.isfinite(one.deviation) else ""),
-            f"{one.loss:.4g}" if math.isfinite(one.loss) else "–",
-            f"{one.time_s:.6g} s",
-            _percent(one.work_kept),
-            _megabytes(one.bytes_down),
-            _megabytes(one.bytes_up),
-            str(one.rejected),
-            str(one.rounds) if one.rounds >= one.planned else f"{one.rounds} of {one.planned}",
-            ", ".join(map(str, one.seeds)),
-        )
-        for one in figures
-    ]
-    return table("Figures", names.split(","), rows)
+def results_table(outcomes: Sequence[Outcome], target: float) -> Table:
+    """Return the table of results; columns that would say nothing are left out.
+
+    Args:
+        outcomes: The outcome of each group.
+        target: The accuracy to which runs are timed, 0 to 1; NaN if there is none.
+    """
+    columns = {
+        "method": [one.label for one in outcomes],
+        "test accuracy": [_accuracy(one) for one in outcomes],
+        "test loss": [_number(one.figures.loss, "") for one in outcomes],
+        f"time to {100 * target:.4g} %": [_time_to_target(one) for one in outcomes] if math.isfinite(target) else [],
+        "virtual time": [f"{one.figures.time_s:.6g} s" for one in outcomes],
+        "work kept": [_percent(one.figures.work_kept) for one in outcomes],
+        "sent": [_number(one.figures.bytes_down / 1e6, " MB") for one in outcomes],
+        "received": [_number(one.figures.bytes_up / 1e6, " MB") for one in outcomes],
+        "refused": [str(one.figures.rejected) for one in outcomes] if any(o.figures.rejected for o in outcomes) else [],
+        "rounds": [_rounds(one) for one in outcomes],
+        "seeds": [", ".join(map(str, one.figures.seeds)) for one in outcomes],
+    }
+    shown = {name: cells for name, cells in columns.items() if cells}
+    return Table("Results", list(shown), list(zip(*shown.values(), strict=True)))
 
 
-def participation_table(groups: Sequence[Group]) -> str:
-    """Return the share of the clients asked that conveyed each layer, in per cent, per method."""
-    names = groups[0].runs[0].layers
-    shares = [_shares(group) for group in groups]
+def participation_tables(groups: Sequence[Group]) -> list[Table]:
+    """Return the share of clients that sent each layer, in per cent: one table for all groups with the same layers."""
+    together: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        together.setdefault(group.runs[0].layers, []).append(group)
+    return [_participation_table(names, same) for names, same in together.items()]
+
+
+def _participation_table(names: Sequence[str], groups: Sequence[Group]) -> Table:
+    shares = [layer_shares(group) for group in groups]
     rows = [(name, *(f"{100 * share[place]:.2f}" for share in shares)) for place, name in enumerate(names)]
-    return table("Share of the clients asked that conveyed each layer", ("layer", *(g.label for g in groups)), rows)
+    return Table("Share of clients that sent each layer", ["layer", *(group.label for group in groups)], rows)
 
 
-def _shares(group: Group) -> list[float]:
-    records = [record for run in group.runs for record in run.records]
-    asked = max(1, sum(record.clients for record in records))
-    total: list[float] = np.sum([record.contributors for record in records], axis=0).tolist()
-    return [count / asked for count in total]
+def layer_shares(group: Group) -> list[float]:
+    """Return the share of clients that sent each layer, over all rounds and runs, input to output."""
+    clients = max(1, sum(record.clients for record in group.records))
+    total: list[float] = np.sum([record.contributors for record in group.records], axis=0).tolist()
+    return [count / clients for count in total]
 
 
-def settings_blocks(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield the complete settings of each group, the first unfolded, what differs between groups marked."""
-    flats = [group.runs[0].flat for group in groups]
-    keys = set().union(*flats) - {"seed"}
-    differing = {key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)}
-    for place, group in enumerate(groups):
-        seeds = f"seed{'s' if len(group.seeds) > 1 else ''} {', '.join(map(str, group.seeds))}"
-        name = f"{group.label}, {seeds}"
-        yield (
-            f"<details{'' if place else ' open'}><summary>{escape(name)}</summary>"
-            f'<pre tabindex="0" role="region" aria-label="Settings of {escape(name)}">'
-            f"{marked(group.runs[0].settings, differing)}</pre></details>\n"
+@dataclass(frozen=True)
+class SettingsBlock:
+    """The complete settings of a group.
+
+    Attributes:
+        name: The group's label and seeds.
+        lines: Each line of the TOML, and whether to mark it because the groups differ in it.
+    """
+
+    name: str
+    lines: Sequence[tuple[str, bool]]
+
+
+def settings_blocks(groups: Sequence[Group]) -> list[SettingsBlock]:
+    """Return the settings of each group, with what differs between groups marked."""
+    differing = {key for key in differing_keys([group.runs[0].flat for group in groups]) if key != "seed"}
+    return [
+        SettingsBlock(
+            f"{group.label}, seed{'s' if len(group.seeds) > 1 else ''} {', '.join(map(str, group.seeds))}",
+            marked_lines(group.runs[0].settings, differing),
         )
+        for group in groups
+    ]
 
 
-def marked(settings: str, keys: Collection[str]) -> str:
-    r"""Return TOML as HTML in which the lines of these keys, by their dotted names, are marked.
+def marked_lines(settings: str, keys: Collection[str]) -> list[tuple[str, bool]]:
+    r"""Return the lines of a TOML document, and whether each belongs to one of the keys.
 
-    >>> marked('seed = 1\n[method]\nname = "salf"\n', {"method.name"})
-    'seed = 1\n[method]\n<mark>name = &quot;salf&quot;</mark>'
+    Args:
+        settings: The document.
+        keys: Dotted names.
+
+    >>> marked_lines('seed = 1\n[method]\nname = "salf"\n', {"method.name"})
+    [('seed = 1', False), ('[method]', False), ('name = "salf"', True)]
     """
     section, key, lines = "", "", []
     for line in settings.splitlines():
@@ -87,13 +106,30 @@ def marked(settings: str, keys: Collection[str]) -> str:
             section, key = f"{heading[1]}.", ""
         elif entry := re.match(r"([\w-]+) = ", line):
             key = section + entry[1]
-        lines.append(f"<mark>{escape(line)}</mark>" if key in keys and line else escape(line))
-    return "\n".join(lines)
+        lines.append((line, bool(line) and key in keys))
+    return lines
+
+
+def _accuracy(one: Outcome) -> str:
+    deviation = one.figures.deviation
+    return _percent(one.figures.accuracy) + (f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else "")
+
+
+def _time_to_target(one: Outcome) -> str:
+    """Return the mean time, or how many runs got there."""
+    if math.isfinite(one.seconds):
+        return f"{one.seconds:.4g} s"
+    return f"{one.reached} of {len(one.times)} runs" if one.reached else "not reached"
+
+
+def _rounds(one: Outcome) -> str:
+    done, planned = one.figures.rounds, one.figures.planned
+    return str(done) if done >= planned else f"{done} of {planned}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if math.isfinite(share) else "–"
 
 
-def _megabytes(count: float) -> str:
-    return f"{count / 1e6:.4g} MB"
+def _number(value: float, unit: str) -> str:
+    return f"{value:.4g}{unit}" if math.isfinite(value) else "–"

@@ -10,7 +10,7 @@ import numpy as np
 
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.records import accuracy_at, deviation_of, mean_work_kept, time_to_accuracy
+from salf.records import accuracy_at, deviation_of, mean_work_kept, target_accuracy, time_to_accuracy
 from salf.runs.pool import Assignment, RunsObserver, run_all
 from salf.runs.run import Run
 
@@ -191,7 +191,5 @@ def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | Non
 
 
 def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:
-    """Return the experiment's target accuracy; without one, 95 % of the best method's mean final accuracy."""
-    if experiment.evaluate.target is not None:
-        return experiment.evaluate.target
-    return 0.95 * max(fmean(run.accuracy for run in some) for some in runs.values())
+    """Return the experiment's target accuracy, or the default one."""
+    return target_accuracy(experiment.evaluate.target, ([run.records for run in some] for some in runs.values()))

@@ -18,7 +18,7 @@ from salf.data import Dataset
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord, TimeLine
-from salf.report import ReportedRun, flatten, render_report
+from salf.report import ReportedRun, explanation_of, flatten, render_report
 from salf.runs.atomic import write_atomically
 from salf.runs.checkpoint import Attachment, load_attached, plain_tensors, save_checkpoint
 from salf.runs.locks import FolderLock
@@ -135,7 +135,8 @@ class RunFolder:
         file = folder._timeline
         try:
             timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
-            return ReportedRun(experiment.to_toml(), tuple(records), timeline)
+            explanation = explanation_of(type(experiment.method))
+            return ReportedRun(experiment.to_toml(), tuple(records), timeline, explanation)
         except OSError as error:
             raise RunFolderError(f"cannot read {file}: {_reason(error)}") from error
         except ValueError as error:
@@ -191,7 +192,8 @@ class RunFolder:
         """Write the final model, and the page about the run."""
         self._save()
         write_atomically(self._model, save_tensors(plain_tensors(state.weights)))
-        run = ReportedRun(_movable(simulation.experiment).to_toml(), tuple(records), simulation.timeline())
+        settings, explanation = _movable(simulation.experiment).to_toml(), explanation_of(type(simulation.experiment.method))
+        run = ReportedRun(settings, tuple(records), simulation.timeline(), explanation)
         write_atomically(self.path / "report.html", render_report([run]).encode())
 
     def __enter__(self) -> "RunFolder":

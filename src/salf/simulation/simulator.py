@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pydantic import ValidationError
 from torch import nn
 
 from salf.data import Dataset
@@ -138,6 +139,9 @@ class Simulation:
 def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
     """Return an experiment with a method in place of its own; None keeps the experiment as it is.
 
+    Raises:
+        InvalidSetting: An argument has a wrong type, or the method does not fit the other settings.
+
     >>> from salf.methods import FedAvg
     >>> with_method(Experiment(), FedAvg()).method.name
     'fedavg'
@@ -146,7 +150,11 @@ def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
     if method is None:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
-    return replace(experiment, method=method)
+    try:
+        return replace(experiment, method=method)
+    except ValidationError as error:
+        problems = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise InvalidSetting("; ".join(problems)) from error
 
 
 def simulate(

@@ -103,7 +103,7 @@ class SubmodelTraining:
         momentum = self._federation.experiment.client.momentum
         running = Aggregation(weights, self._layers, self._method.aggregation_rule, momentum=momentum)
         accepted = group.submodel.engine.train_cohort(weights, tasks, running)
-        weight = float(running.weights(tasks.num_examples)[accepted].sum())
+        weight = float(running.sums.weights(tasks.num_examples)[accepted].sum())
         return running.finish(), accepted, weight
 
     def _groups(self, plan: RoundPlan) -> Iterator[_Group]:
@@ -136,17 +136,12 @@ class SubmodelTraining:
         federation = self._federation
         model = narrow(federation.model, width, scaler=self._settings.scaler)
         costs = measure_costs(model, federation.dataset.inputs[:2].clone(), self._layers)
-        engine = PlainEngine(
-            copy.deepcopy(model).to(federation.device),
-            self._layers,
-            federation.training.inputs,
-            federation.training.labels,
-            federation.experiment.client,
-            self._masked_loss_of if self._settings.mask_labels else cross_entropy_of,
-        )
+        on_device = copy.deepcopy(model).to(federation.device)
+        loss_of = self._masked_loss_of if self._settings.mask_labels else cross_entropy_of
+        training = replace(federation.training, model=on_device, layers=self._layers, costs=costs, loss_of=loss_of)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         workload = Workload(costs, federation.workload.local_steps, whole=federation.workload.costs)
-        return _Submodel(parameters, engine, workload)
+        return _Submodel(parameters, PlainEngine(training), workload)
 
     def _masked_loss_of(self, client: int) -> Loss:
         """Return the loss of a client, in which the scores of absent classes are 0."""

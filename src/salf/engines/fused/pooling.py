@@ -1,12 +1,13 @@
 """Max pooling without overlap, by comparing whole slices: many times faster than `max_pool2d` on a CPU."""
 
 from functools import reduce
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from salf.engines.fused.autograd import Context, as_function
 from salf.engines.fused.stock import is_stock_module
 
 _LARGEST = 3
@@ -14,7 +15,7 @@ _max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 
 
 def has_fast_form(module: nn.Module) -> bool:
-    """Say whether a module is max pooling whose windows are small squares that neither overlap nor reach outside."""
+    """Say whether a module is max pooling over small squares that neither overlap nor reach outside the input."""
     if not isinstance(module, nn.MaxPool2d) or not is_stock_module(module):
         return False
     if module.return_indices or module.ceil_mode:
@@ -25,7 +26,13 @@ def has_fast_form(module: nn.Module) -> bool:
 
 
 class FastPool:
-    """Max pooling over squares of `side`; the same numbers as `max_pool2d`, and the same gradients."""
+    """Max pooling over small squares, with the results and the gradients of `max_pool2d`.
+
+    >>> pool = FastPool(nn.MaxPool2d(2))
+    >>> pool(torch.arange(16.0).view(1, 1, 4, 4))
+    tensor([[[[ 5.,  7.],
+              [13., 15.]]]])
+    """
 
     def __init__(self, module: nn.MaxPool2d) -> None:
         self._side = _pair(module.kernel_size)[0]
@@ -36,16 +43,17 @@ class FastPool:
             return functional.max_pool2d(x, self._side)
         if not torch.is_grad_enabled():
             return _largest(x, self._side)
-        pooled: Tensor = _Pool.apply(x, self._side)  # type: ignore[no-untyped-call]
-        return pooled
+        return _pool(x, self._side)
 
     def grad_input(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient with respect to `x`, given that with respect to what it was mapped to."""
-        return _pull(x, pooled, gradient, self._side) if x.is_cpu else _pull_there(x, gradient, self._side)
+        """Return the gradient with respect to `x`, given the gradient with respect to the result `pooled`."""
+        if x.is_cpu:
+            return _grad_input(x, pooled, gradient, self._side)
+        return _accelerator_grad_input(x, gradient, self._side)
 
 
 class FastMaxPool2d(nn.MaxPool2d):
-    """A `MaxPool2d` that has a fast form, computed by it."""
+    """A `MaxPool2d` that computes by its fast form."""
 
     def __init__(self, module: nn.MaxPool2d) -> None:
         super().__init__(module.kernel_size, module.stride)
@@ -57,7 +65,7 @@ class FastMaxPool2d(nn.MaxPool2d):
 
 
 def use_fast_pooling(model: nn.Module) -> nn.Module:
-    """Put fast forms in the places of max poolings that have one, within `model`; return it."""
+    """Replace the max poolings in `model` that have a fast form by it; return the model."""
     for parent in [*model.modules()]:
         for name, child in parent.named_children():
             if isinstance(child, nn.MaxPool2d) and has_fast_form(child):
@@ -65,29 +73,44 @@ def use_fast_pooling(model: nn.Module) -> nn.Module:
     return model
 
 
-class _Pool(torch.autograd.Function):
+class _PoolingContext(Context, Protocol):
+    side: int
+    largest: Tensor
+    writes: int
+
+
+class _FastPooling(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, side: int) -> Tensor:  # noqa: ANN401
+    def forward(ctx: _PoolingContext, x: Tensor, side: int) -> Tensor:
         ctx.save_for_backward(x)
         largest = _largest(x, side)
-        # Kept beside what autograd watches, which would refuse it once the next operation has worked in place.
-        ctx.side, ctx.largest, ctx.writes = side, largest.detach(), largest._version  # noqa: SLF001
+        # Not saved for the backward pass: autograd would refuse it after the next operation has worked in place.
+        ctx.side, ctx.largest, ctx.writes = side, largest.detach(), _writes(largest)
         return largest
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: _PoolingContext, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        untouched = ctx.largest._version == ctx.writes  # noqa: SLF001
-        return _pull(x, ctx.largest if untouched else _largest(x, ctx.side), gradient, ctx.side), None
+        untouched = _writes(ctx.largest) == ctx.writes
+        return _grad_input(x, ctx.largest if untouched else _largest(x, ctx.side), gradient, ctx.side), None
+
+
+_pool = as_function(_FastPooling)
+
+
+def _writes(tensor: Tensor) -> int:
+    """Return how often a tensor's memory was written to."""
+    return tensor._version  # noqa: SLF001 - torch counts it nowhere else
 
 
 def _largest(x: Tensor, side: int) -> Tensor:
+    """Return the largest element of each window."""
     first, *others = _slices(x, side)
     return reduce(torch.maximum, others, first) if others else first.clone()
 
 
-def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
-    """Return the gradient with respect to `x`, given that with respect to the `largest` of each window."""
+def _grad_input(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
+    """Return the gradient with respect to `x`, given the gradient with respect to the `largest` of each window."""
     result = torch.zeros_like(x)
     rest = gradient.clone()
     *slices, last = zip(_slices(x, side), _slices(result, side), strict=True)
@@ -95,12 +118,12 @@ def _pull(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tensor:
         # As in max_pool2d, the gradient goes to the first of several that are equally large.
         torch.mul(rest, (values == largest).to(rest.dtype), out=target)
         rest -= target
-    last[1].copy_(rest)  # the largest of a window is the last one where it was none of the others
+    last[1].copy_(rest)  # where none of the others is the largest, the last is
     return result
 
 
-def _pull_there(x: Tensor, gradient: Tensor, side: int) -> Tensor:
-    """Return the same on an accelerator, where two calls of torch's own cost less than many short ones."""
+def _accelerator_grad_input(x: Tensor, gradient: Tensor, side: int) -> Tensor:
+    """Return the same on an accelerator, where two calls into torch cost less than many short ones."""
     _, places = functional.max_pool2d(x, side, return_indices=True)
     window, nothing, one = [side, side], [0, 0], [1, 1]
     result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, False, places)  # noqa: FBT003
@@ -108,7 +131,7 @@ def _pull_there(x: Tensor, gradient: Tensor, side: int) -> Tensor:
 
 
 def _slices(x: Tensor, side: int) -> list[Tensor]:
-    """Return the elements of each window by their place in it, row by row."""
+    """Return the elements of the windows, one tensor for each place in a window, row by row."""
     height, width = (size // side * side for size in x.shape[2:])
     return [x[:, :, row:height:side, column:width:side] for row in range(side) for column in range(side)]
 

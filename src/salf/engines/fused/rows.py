@@ -1,15 +1,15 @@
-"""Results of a nested pass: in two parts, of which the first takes part in backpropagation."""
+"""Results of a nested pass, in two parts: the first takes part in backpropagation, the second does not."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from salf.engines.fused.tracing import Layout, Shape
 
-# Returns the gradient of what the clients minimise with respect to the model's outputs, given these.
+# Returns the gradient of the clients' loss with respect to the model's outputs, given these.
 GradOutput = Callable[[Tensor], Tensor]
 
 
@@ -17,9 +17,11 @@ GradOutput = Callable[[Tensor], Tensor]
 class SortedClients:
     """The clients of one pass, the deepest first.
 
-    `bounds` are the places at which each client's examples begin, and the end of the last; `reaching` is how many
-    clients reach each layer, input to output. `factors`, for a layer for which clients weigh otherwise than in the
-    loss, holds the factor by which each example's gradient shall count there.
+    Attributes:
+        bounds: Where each client's examples begin, and the end of the last.
+        reaching: How many clients reach each layer, input to output.
+        factors: For a layer in which clients weigh other than in the last, the factor of each example's gradient
+            there, shape (examples,).
     """
 
     bounds: Sequence[int]
@@ -32,23 +34,32 @@ class SortedClients:
         return self.bounds[-1]
 
     def reached(self, layer: int) -> int:
-        """Return how many examples reach a layer."""
+        """Return how many examples reach a layer.
+
+        >>> SortedClients(bounds=[0, 4, 6], reaching=[1, 2]).reached(0)
+        4
+        """
         return self.bounds[self.reaching[layer]]
 
 
 @dataclass(slots=True)
 class Rows:
-    """A result whose `head` belongs to the first `examples` examples; a part without any is None.
+    """A result that depends on the examples.
 
-    A part is a tensor, or a tuple of what an operation returns.
+    A part of it is a tensor, or a tuple of them for an operation that returns several; None if it holds no example.
+
+    Attributes:
+        head: The part of the first examples, which takes part in backpropagation.
+        tail: The part of the others.
+        examples: How many examples the head holds.
     """
 
-    head: Any
-    tail: Any
+    head: object
+    tail: object
     examples: int
 
     def grown(self, examples: int, shape: Shape) -> "Rows":
-        """Return the same result with so many examples in its head, none of them less than before."""
+        """Return the same result with at least so many examples in its head."""
         more = examples - self.examples
         if more <= 0:
             return self
@@ -60,32 +71,37 @@ class Rows:
 
 @dataclass(slots=True)
 class BatchIndependent:
-    """A result that depends on parameters but not on examples, and the same without gradient."""
+    """A result that depends on parameters but not on examples: with gradient (`live`) and without (`frozen`)."""
 
-    live: Any
-    frozen: Any
+    live: object
+    frozen: object
 
 
-def count(part: Any, shape: Shape) -> int:  # noqa: ANN401 - whatever an operation returns
-    """Return how many examples a part holds; 0 if that does not show."""
+def count(part: object, shape: Shape) -> int:
+    """Return how many examples a part holds; 0 if its shape does not tell."""
     if isinstance(shape, tuple):
-        return max((count(inner, own) for inner, own in zip(part, shape, strict=True)), default=0)
-    return part.shape[shape.dim] // shape.rows if isinstance(shape, Layout) else 0
+        return max((count(inner, own) for inner, own in zip(_several(part), shape, strict=True)), default=0)
+    return part.shape[shape.dim] // shape.rows if isinstance(shape, Layout) and isinstance(part, Tensor) else 0
 
 
-def cut(part: Any, start: int, length: int, shape: Shape) -> Any:  # noqa: ANN401
+def cut(part: object, start: int, length: int, shape: Shape) -> object:
     """Return `length` examples of a part, from `start` on."""
     if isinstance(shape, tuple):
-        return tuple(cut(inner, start, length, own) for inner, own in zip(part, shape, strict=True))
-    if not isinstance(shape, Layout):
-        return part
-    return part.narrow(shape.dim, start * shape.rows, length * shape.rows)
+        return tuple(cut(inner, start, length, own) for inner, own in zip(_several(part), shape, strict=True))
+    if isinstance(shape, Layout) and isinstance(part, Tensor):
+        return part.narrow(shape.dim, start * shape.rows, length * shape.rows)
+    return part
 
 
-def join(parts: Sequence[Any], shape: Shape) -> Any:  # noqa: ANN401
+def join(parts: Sequence[object], shape: Shape) -> object:
     """Return the examples of several parts, one part after the other."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(shape, tuple):
-        return tuple(join([part[place] for part in parts], own) for place, own in enumerate(shape))
-    return torch.cat(list(parts), shape.dim) if isinstance(shape, Layout) else parts[0]
+        return tuple(join([_several(part)[place] for part in parts], own) for place, own in enumerate(shape))
+    return torch.cat(cast("list[Tensor]", parts), shape.dim) if isinstance(shape, Layout) else parts[0]
+
+
+def _several(part: object) -> Sequence[object]:
+    """Return the results of an operation that returns several."""
+    return cast("Sequence[object]", part)

@@ -2,8 +2,18 @@
 
 from torch import nn
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def is_stock_module(module: nn.Module) -> bool:
-    """Say whether calling a module means what its type says, and nothing else."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks  # noqa: SLF001
-    return type(module).__module__.startswith("torch.nn.modules.") and not any(hooks) and "forward" not in vars(module)
+    """Say whether a module is one of torch's, without hooks and with the `forward` of its class.
+
+    >>> module = nn.Linear(1, 1)
+    >>> handle = module.register_forward_hook(print)
+    >>> is_stock_module(nn.Linear(1, 1)), is_stock_module(module)
+    (True, False)
+    """
+    own = vars(module)
+    return type(module).__module__.startswith("torch.nn.modules.") and not (
+        "forward" in own or any(own[hooks] for hooks in _HOOKS)
+    )

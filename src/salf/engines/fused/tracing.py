@@ -1,4 +1,4 @@
-"""A model as a list of operations, each of which is known to treat every example of a batch by itself."""
+"""A model as a list of operations that are known to treat each example of a batch by itself."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from salf.errors import UnsuitableModel
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor that has the examples along `dim`, `rows` of them to each example, one example after the other."""
+    """A tensor that has the examples along `dim`, one after the other, with `rows` rows for each."""
 
     dim: int
     rows: int
@@ -43,9 +43,13 @@ Shape = Layout | Shared | Count | Constant | tuple["Shape", ...]
 
 @dataclass(frozen=True)
 class Traced:
-    """The operations of `model` in training mode, and what the result of each has to do with the examples of a batch.
+    """The operations of a model in training mode.
 
-    `bytes_per_example` is how much memory all results take together; what looks into the memory of another takes none.
+    Attributes:
+        model: The model.
+        graph: Its operations.
+        shapes: How the result of each operation depends on the examples of a batch.
+        bytes_per_example: The memory of all results together; views of other results take none.
     """
 
     model: nn.Module
@@ -55,10 +59,15 @@ class Traced:
 
 
 def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
-    """Trace a copy of `model`, and run it on the first two and on the first three of `examples`.
+    """Trace a copy of a model symbolically, and run it on two and on three examples.
 
-    Raises `UnsuitableModel` for a model that cannot be traced symbolically, that mixes examples other than by batch
-    normalisation, or that draws random numbers, so that it could not give the same numbers for many clients at once.
+    Args:
+        model: The model; it is not changed.
+        examples: Three examples, shape (3, …).
+
+    Raises:
+        UnsuitableModel: The model cannot be traced, mixes examples other than by batch normalization, or draws random
+            numbers, so that it would not give the same numbers for many clients at once.
     """
     twin = copy.deepcopy(model).train()
     try:
@@ -100,7 +109,7 @@ def _watch(model: nn.Module, graph: fx.Graph, batch: Tensor) -> dict[fx.Node, ob
 
 
 def _compare(two: object, three: object) -> Shape | None:
-    """Describe a result, given what it is for two and for three examples; None if that cannot be described."""
+    """Describe a result, given its values for two and for three examples; None if no `Shape` describes it."""
     if isinstance(two, Tensor) and isinstance(three, Tensor) and two.ndim == three.ndim:
         differing = [dim for dim in range(two.ndim) if two.shape[dim] != three.shape[dim]]
         if not differing:
@@ -110,17 +119,20 @@ def _compare(two: object, three: object) -> Shape | None:
         return Layout(differing[0], rows) if fits else None
     if isinstance(two, (tuple, list)) and isinstance(three, (tuple, list)):
         parts = [_compare(few, more) for few, more in zip(two, three, strict=False)]
-        return tuple(parts) if len(two) == len(three) and None not in parts else None  # type: ignore[arg-type]
+        known = tuple(part for part in parts if part is not None)
+        return known if len(two) == len(three) == len(known) else None
     if isinstance(two, int) and isinstance(three, int) and two != three:
         return Count(two // 2) if two * 3 == three * 2 and two % 2 == 0 else None
     return Constant(two) if type(two) is type(three) and two == three else None
 
 
 def _holds(shape: Shape, kind: type) -> bool:
+    """Say whether a shape is of a kind, or contains one that is."""
     return any(_holds(part, kind) for part in shape) if isinstance(shape, tuple) else isinstance(shape, kind)
 
 
 def _bytes(results: Iterable[object]) -> int:
+    """Return the memory of all results together."""
     storages = [tensor.untyped_storage() for tensor in _tensors(results)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

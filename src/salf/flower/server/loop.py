@@ -15,7 +15,7 @@ from salf.flower.server.record import FederationRecord
 from salf.flower.server.server_state import FederationFolder
 from salf.flower.server.training import log
 from salf.flower.wire import from_record, to_record
-from salf.participation import StarvationMonitor, describe
+from salf.participation import StarvationMonitor, describe_starvation
 
 _REMEDY = (
     "let these nodes train on smaller batches, choose a longer deadline, or the rule salf.Memory() or, where they get "
@@ -131,10 +131,10 @@ class Loop:
     def _warn_of_starvation(self, number: int, asked: int) -> None:
         """Say which layers hardly anybody conveys, or always the same nodes, once that has become clear."""
         state = self.federation.state
-        found = self._hunger.look(number, state.server.observed, asked)
+        found = self._hunger.newly_starving(number, state.server.observed, asked)
         if found:
             named = [replace(one, absent=tuple(sorted(state.nodes[place] for place in one.absent))) for one in found]
-            log.warning("round %d: %s", number, describe(named, _REMEDY))
+            log.warning("round %d: %s", number, describe_starvation(named, _REMEDY))
 
     def _evaluate(self, number: int, arrays: ArrayRecord, result: Result, limit: float) -> None:
         """Let the nodes evaluate the model as the wrapped strategy wants it, then the server."""

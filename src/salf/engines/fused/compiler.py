@@ -1,0 +1,204 @@
+"""Makes the nodes of a traced model ready to be computed on rows in two parts, again and again."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar, cast
+
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from salf.engines.fused.arguments import Ref, has_counts, has_rows, is_tensor, number_of, refs_in
+from salf.engines.fused.client_norm import ClientNorm
+from salf.engines.fused.operations import (
+    NO_LAYERS,
+    BatchIndependentCall,
+    Call,
+    Elementary,
+    LayerModule,
+    Operation,
+    Output,
+    Step,
+)
+from salf.engines.fused.pooling import FastPool, has_fast_form
+from salf.engines.fused.rows import BatchIndependent, SortedClients
+from salf.engines.fused.tracing import Traced
+from salf.errors import UnsuitableModel
+
+_Arguments = TypeVar("_Arguments", bound="fx.node.Argument")
+
+
+class Compiler:
+    """Turns the nodes of a traced model into steps.
+
+    Args:
+        traced: The model, whose parameters have gradients.
+        frozen: A copy of it without gradients.
+        owner: The layers of the parameters that are trained, by name.
+        norms: What replaces the BatchNorm modules, by name.
+
+    Attributes:
+        done_with: For each node, the places of the results that no later node needs.
+        layers_apart: Whether no operation so far belongs to several layers.
+    """
+
+    def __init__(
+        self, traced: Traced, frozen: nn.Module, owner: Mapping[str, int], norms: Mapping[str, ClientNorm]
+    ) -> None:
+        self._live, self._frozen, self._owner, self._norms = traced.model, frozen, owner, norms
+        self._shapes = traced.shapes
+        self._place = {node: place for place, node in enumerate(traced.graph.nodes)}
+        self._uses: dict[fx.Node, frozenset[int]] = {}
+        last = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
+        ends: dict[fx.Node, list[int]] = {}
+        for source, node in last.items():
+            ends.setdefault(node, []).append(self._place[source])
+        self.done_with = [tuple(ends.get(node, ())) for node in traced.graph.nodes]
+        self.layers_apart = True
+
+    def step(self, node: fx.Node) -> Step:
+        """Return the step of one node. Nodes come in the order of the graph.
+
+        Raises `UnsuitableModel` for a result that depends on several layers, but not on the examples.
+        """
+        shape = self._shapes[node]
+        self._uses[node] = NO_LAYERS
+        if node.op == "output":
+            return Output(cast("Ref", self._referred(node.args[0])))
+        if node.op == "placeholder" or not is_tensor(shape):
+            return _always(None)
+        if node.op == "get_attr":
+            return self._attribute(node)
+        arguments, named = self._referred(node.args), self._referred(node.kwargs)
+        refs = tuple(refs_in((arguments, named)))
+        own = self._layers_of_module(node)
+        uses = frozenset({*own.values(), *(layer for ref in refs if not ref.has_rows for layer in ref.uses)})
+        if not any(ref.has_rows for ref in refs) and not has_rows(shape):
+            if len(uses) > 1:
+                raise UnsuitableModel(
+                    "the model cannot be trained for many clients in one pass",
+                    [f"'{node.name}' depends on several layers; train it with engine 'plain'"],
+                )
+            self._uses[node] = uses
+            return BatchIndependentCall(lambda live: self._function(node, live=live), arguments, named, uses)
+        self.layers_apart &= len(uses) <= 1
+        return self._call(node, arguments, named, refs, own, uses)
+
+    def _call(
+        self,
+        node: fx.Node,
+        arguments: tuple[object, ...],
+        named: Mapping[str, object],
+        refs: tuple[Ref, ...],
+        own: Mapping[str, int],
+        uses: frozenset[int],
+    ) -> Step:
+        """Return the step of a node that is called on rows, by the simplest kind of call that fits it."""
+        shape = self._shapes[node]
+        rows = tuple(ref for ref in refs if ref.has_rows)
+        if node.op == "call_module" and node.target in self._norms:
+            return Call(self._norm(node), arguments, named, rows, uses, shape)
+        alone = len(refs) == 1 and not has_counts((arguments, named)) and arguments[:1] == (refs[0],)
+        if alone and not uses:
+            function = self._function(node, live=True)
+            if isinstance(function, nn.MaxPool2d) and has_fast_form(function):
+                function = FastPool(function)
+            if arguments[1:] or named:
+                function = _bound(function, arguments[1:], named)
+            return Elementary(function, refs[0].place)
+        call = Call(self._operation(node, own), arguments, named, rows, uses, shape)
+        if alone and len(uses) == 1 and node.op == "call_module" and not arguments[1:] and not named:
+            live, frozen = (model.get_submodule(str(node.target)) for model in (self._live, self._frozen))
+            return LayerModule(live, frozen, refs[0], next(iter(uses)), shape, call)
+        return call
+
+    def _function(self, node: fx.Node, *, live: bool) -> Callable[..., object]:
+        """Return what a node calls, with gradient or without."""
+        if node.op == "call_module":
+            return (self._live if live else self._frozen).get_submodule(str(node.target))
+        if node.op == "call_method":
+            return _method(str(node.target))
+        return cast("Callable[..., object]", node.target)
+
+    def _operation(self, node: fx.Node, own: Mapping[str, int]) -> Operation:
+        """Return what gives the function of a node: its module with gradient in all its layers, in none, or in some."""
+        alive, frozen = self._function(node, live=True), self._function(node, live=False)
+        owned = frozenset(own.values())
+
+        def choose(live: frozenset[int], _: SortedClients, __: int) -> Callable[..., object]:
+            if not owned or owned <= live:
+                return alive
+            if not owned & live:
+                return frozen
+            module = self._live.get_submodule(str(node.target))
+            some: dict[str, Tensor] = {name: module.get_parameter(name) for name, layer in own.items() if layer in live}
+            return partial(_call_with, cast("nn.Module", frozen), some)
+
+        return choose
+
+    def _norm(self, node: fx.Node) -> Operation:
+        """Return what gives the function of a BatchNorm module: its replacement, with the module's parameters."""
+        norm = self._norms[str(node.target)]
+        alive, frozen = (model.get_submodule(str(node.target)) for model in (self._live, self._frozen))
+        own = frozenset(self._layers_of_module(node).values())
+
+        def choose(live: frozenset[int], clients: SortedClients, start: int) -> Callable[..., object]:
+            module = alive if own and own <= live else frozen
+            weight, bias = cast("tuple[Tensor | None, Tensor | None]", (module.weight, module.bias))
+            return lambda x: norm(x, weight, bias, clients.bounds, start)
+
+        return choose
+
+    def _layers_of_module(self, node: fx.Node) -> dict[str, int]:
+        """Return the layers of the parameters of a node's module, by their names within it."""
+        if node.op != "call_module":
+            return {}
+        module = self._live.get_submodule(str(node.target))
+        names = {id(value): name for name, value in self._live.named_parameters()}
+        return {
+            own: self._owner[names[id(value)]]
+            for own, value in module.named_parameters()
+            if names[id(value)] in self._owner
+        }
+
+    def _attribute(self, node: fx.Node) -> Step:
+        """Return the step of a node that is a parameter or another attribute of the model."""
+        live, frozen = (_attribute_of(model, str(node.target)) for model in (self._live, self._frozen))
+        names = {id(value): name for name, value in self._live.named_parameters()}
+        owner = self._owner.get(names.get(id(live), ""))
+        if owner is None:
+            return _always(frozen)
+        self._uses[node] = frozenset({owner})
+        return _always(BatchIndependent(live, frozen))
+
+    def _referred(self, arguments: _Arguments) -> _Arguments:
+        """Replace the nodes in arguments by references, or by their values if these are no tensors."""
+        return fx.node.map_arg(arguments, cast("Callable[[fx.Node], fx.node.Argument]", self._refer))
+
+    def _refer(self, node: fx.Node) -> object:
+        shape = self._shapes[node]
+        return Ref(self._place[node], shape, self._uses[node]) if is_tensor(shape) else number_of(shape)
+
+
+def _always(result: object) -> Step:
+    return lambda _, __: result
+
+
+def _call_with(module: nn.Module, parameters: dict[str, Tensor], *arguments: object, **named: object) -> object:
+    """Call a module with some parameters in the place of its own."""
+    return functional_call(module, parameters, arguments, named)
+
+
+def _bound(
+    function: Callable[..., object], rest: tuple[object, ...], named: Mapping[str, object]
+) -> Callable[..., object]:
+    """Return a function of the first argument alone."""
+    return lambda x: function(x, *rest, **named)
+
+
+def _method(name: str) -> Callable[..., object]:
+    return lambda x, *arguments, **named: getattr(x, name)(*arguments, **named)
+
+
+def _attribute_of(model: nn.Module, path: str) -> object:
+    above, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(above), name)

@@ -1,0 +1,126 @@
+"""The sentence with which a page opens: what was compared, and which method won by how much."""
+
+import math
+from collections.abc import Sequence
+
+from salf.report.numbers import Outcome
+
+_MOST_NAMED = 4  # methods that the sentence names one by one
+_TIE = 1.005  # a ratio of times that rounds to 1.00
+
+
+def headline(outcomes: Sequence[Outcome], experiments: Sequence[str], target: float) -> str:
+    """Return one sentence about the outcome of a report.
+
+    The first group that reaches the target in every run wins. If there is none, the best accuracy comes first.
+
+    Args:
+        outcomes: The outcome of each group.
+        experiments: The names of the experiments, each once.
+        target: The accuracy to which runs are timed, 0 to 1; NaN if there is none.
+    """
+    on = f" on {experiments[0]}" if len(experiments) == 1 else ""
+    goal = f"the target of {100 * target:.4g} % test accuracy"
+    tested = [one for one in outcomes if math.isfinite(one.figures.accuracy)]
+    unfinished = any(one.figures.rounds < one.figures.planned for one in outcomes)
+    opening = "So far, of" if unfinished else "Of"
+    if len(outcomes) == 1:
+        return f"{'So far, ' if unfinished else ''}{_of_one(outcomes[0], on, goal, target)}."
+    compared = f"{_joined([one.label for one in outcomes])}{on}{_over_seeds(outcomes)}"
+    if not tested:
+        return f"This page compares {compared}; no round has been tested yet."
+    winner = min(outcomes, key=lambda one: one.seconds)
+    told = _of_winner(winner, outcomes, goal) if math.isfinite(winner.seconds) else _of_best(tested, goal)
+    return f"{opening} {compared}, {told}."
+
+
+def _of_one(outcome: Outcome, on: str, goal: str, target: float) -> str:
+    """Describe a single group."""
+    figures, seeds = outcome.figures, outcome.figures.seeds
+    who = f"{outcome.label}{on} (" + (f"seed {seeds[0]})" if len(seeds) == 1 else f"mean of {len(seeds)} seeds)")
+    took = f"{_counted(figures.rounds, 'round')} and {_seconds(figures.time_s)} of virtual time"
+    if not math.isfinite(figures.accuracy):
+        return f"{who} has completed {took}, and no round has been tested yet"
+    parts = [f"{who} achieved {_percent(figures.accuracy)} test accuracy after {took}"]
+    if math.isfinite(outcome.seconds):
+        parts.append(f"reached {goal} after {_seconds(outcome.seconds)}")
+    elif outcome.reached:
+        parts.append(f"reached {goal} in {outcome.reached} of {len(seeds)} runs")
+    elif math.isfinite(target):
+        parts.append(f"did not reach {goal}")
+    return _listed([*parts, *_work(outcome, [])])
+
+
+def _of_winner(winner: Outcome, outcomes: Sequence[Outcome], goal: str) -> str:
+    """Describe the group that reached the target first, and how much sooner than the next one and `fedavg`."""
+    others = sorted((one for one in outcomes if one is not winner), key=lambda one: one.seconds)
+    rivals = [one for one in others if math.isfinite(one.seconds)]
+    ties = [one for one in rivals if one.seconds < winner.seconds * _TIE]
+    if ties:
+        names = _joined([one.label for one in (winner, *ties)])
+        return f"{names} were the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
+    named = [one for one in rivals if one is rivals[0] or one.label == "fedavg"]
+    faster = " and ".join(
+        f"{one.seconds / winner.seconds:.2f} times as fast as {one.label} ({_seconds(one.seconds)})" for one in named
+    )
+    first = f"{winner.label} was the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
+    return _listed([f"{first}, {faster or 'and the only one'}", *_work(winner, others)])
+
+
+def _of_best(tested: Sequence[Outcome], goal: str) -> str:
+    """Describe the group with the best accuracy where no group reached the target in every run."""
+    best, *others = sorted(tested, key=lambda one: -one.figures.accuracy)
+    rival = f" ({others[0].label}: {_percent(others[0].figures.accuracy)})" if others else ""
+    none = "none reached" if not any(one.reached for one in tested) else "none reached in every run"
+    came = f"{none} {goal}; {best.label} achieved the best test accuracy, {_percent(best.figures.accuracy)}{rival}"
+    return _listed([came, *_work(best, others)])
+
+
+def _work(outcome: Outcome, others: Sequence[Outcome]) -> list[str]:
+    """Return the share of work that was kept, beside that of a few others; nothing if it is not known."""
+    if not math.isfinite(outcome.figures.work_kept):
+        return []
+    beside = [f"{one.label}: {100 * one.figures.work_kept:.3g} %" for one in others[: _MOST_NAMED - 1]]
+    kept = f"kept {100 * outcome.figures.work_kept:.3g} % of its clients' finished work"
+    return [f"{kept} ({', '.join(beside)})" if beside else kept]
+
+
+def _over_seeds(outcomes: Sequence[Outcome]) -> str:
+    counts = {len(one.figures.seeds) for one in outcomes}
+    if counts == {1}:
+        return ""
+    return f" (means of {counts.pop()} seeds)" if len(counts) == 1 else " (means over seeds)"
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Join names, or count them if they are many.
+
+    >>> _joined(["drop", "fedavg", "salf"])
+    'drop, fedavg and salf'
+    """
+    if len(names) > _MOST_NAMED:
+        return f"{len(names)} methods" if not any(" · " in name for name in names) else f"{len(names)} variants"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Join clauses with the same subject.
+
+    >>> _listed(["salf won", "kept all", "was fast"])
+    'salf won, kept all, and was fast'
+    """
+    if len(parts) < 3:
+        return ", and ".join(parts) if any("," in part for part in parts) else " and ".join(parts)
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "an unknown share"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

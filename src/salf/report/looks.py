@@ -1,0 +1,60 @@
+"""How curves look: the same colours, marks and line styles in the page and in picture files."""
+
+from dataclasses import dataclass
+
+# Colours that people with every kind of colour vision can tell apart (Okabe and Ito, 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+# Marks: matplotlib's name, and the same shape as an SVG path around the origin.
+MARKS = {
+    "o": "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0-4.5 0Z",
+    "s": "M-4-4H4V4H-4Z",
+    "D": "M0-5.5L5.5 0L0 5.5L-5.5 0Z",
+    "^": "M0-5.5L5 4H-5Z",
+    "v": "M0 5.5L5-4H-5Z",
+    "P": "M-5-1.7H-1.7V-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5Z",
+    "X": "M-5-5L0-1.8L5-5L1.8 0L5 5L0 1.8L-5 5L-1.8 0Z",
+}
+
+# Line styles: matplotlib's name, and the dashes of an SVG line.
+LINES = {"-": "none", "--": "8 4", "-.": "9 3 2 3", ":": "2 3"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of one curve.
+
+    Attributes:
+        number: The place of the colour in `COLOURS`, which is also that of the mark in `MARKS`.
+        mark: A key of `MARKS`.
+        line: A key of `LINES`.
+    """
+
+    number: int
+    mark: str
+    line: str
+
+    @classmethod
+    def of(cls, place: int) -> "Look":
+        """Return the look of the curve at a place, counted from 0; 28 curves look different.
+
+        >>> Look.of(0), Look.of(8)
+        (Look(number=0, mark='o', line='-'), Look(number=1, mark='s', line='--'))
+        """
+        number = place % len(COLOURS)
+        return cls(number, list(MARKS)[number], list(LINES)[place // len(COLOURS) % len(LINES)])
+
+    @property
+    def colour(self) -> str:
+        """The colour, as in HTML."""
+        return COLOURS[self.number]
+
+    @property
+    def dashes(self) -> str:
+        """The dashes of an SVG line."""
+        return LINES[self.line]
+
+    @property
+    def shape(self) -> str:
+        """The mark as an SVG path."""
+        return MARKS[self.mark]
