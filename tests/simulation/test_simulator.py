@@ -116,7 +116,7 @@ def test_a_method_can_replace_that_of_the_experiment(method: FedAvg | FedAsync) 
 
 def test_a_method_that_does_not_fit_the_experiment_is_refused() -> None:
     experiment = small_experiment({"engine": "fused"})
-    with pytest.raises(InvalidSetting, match="^engine is 'fused', but .*; choose 'auto' or 'plain'$"):
+    with pytest.raises(InvalidSetting, match=r"^engine is 'fused', but .*; choose 'auto' or 'plain'$"):
         next(simulate(experiment, method=FedAsync(), dataset=DATA))
 
 
