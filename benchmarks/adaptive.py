@@ -1,8 +1,8 @@
-"""An adaptive schedule of deadlines against a constant deadline of the same total time: accuracy over virtual time.
+"""Compare adaptive deadlines with a constant deadline of the same total time.
 
-Twenty clients train the paper's CNN on MNIST, divided at random, one step of batch 16 a round, on devices whose layers
-take exponential times of 1 s on average. Both methods convey layers and correct for the missing; `adel` spends on 300
-rounds, and then on 600, what `salf` spends on as many of equal length. Draws the picture of docs/theory.md:
+Twenty clients train the paper's CNN on MNIST, divided at random, with one step of batch 16 per round. Each layer takes
+an exponential time of 1 s on average. `adel` and `salf` have the same total time and the same number of rounds, 300 and
+then 600. The script prints the figures of docs/theory.md and draws its picture of accuracy over virtual time:
 
     python benchmarks/adaptive.py DATA_ROOT docs/images/adaptive.svg
 """
@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 from salf import Experiment, RoundRecord, run_experiment
 from salf.data import Dataset, load
-from salf.report.plots import plot_accuracy, save_figure
+from salf.report import plot_accuracy, save_figure
 
 Array = npt.NDArray[np.float64]
 
@@ -28,15 +28,15 @@ CHANCE = 0.1  # the accuracy of an untrained network, at time 0
 
 
 @dataclass(frozen=True)
-class RoundSchedule:
-    """A method, and the number of rounds among which it divides the time."""
+class Schedule:
+    """A method, and the number of rounds that share the total time."""
 
     method: str
     rounds: int
 
     @property
     def name(self) -> str:
-        """What the plot calls it."""
+        """Its name in the plot."""
         kind = "adaptive deadlines" if self.method == "adel" else f"constant deadline of {self.each:g} s"
         return f"{kind}, {self.rounds} rounds"
 
@@ -46,18 +46,18 @@ class RoundSchedule:
         return TOTAL_SECONDS / self.rounds
 
     def settings(self, root: str) -> dict[str, object]:
-        """Return what to change about the preset mnist-cnn."""
+        """Return the changes to the preset mnist-cnn."""
         deadline = {"method.total_seconds": TOTAL_SECONDS} if self.method == "adel" else {"method.deadline": self.each}
         return {**SETTINGS, "data.root": root, "method.name": self.method, **deadline, "rounds": self.rounds}
 
 
-SCHEDULES = tuple(RoundSchedule(method, rounds) for rounds in (300, 600) for method in ("salf", "adel"))
+SCHEDULES = tuple(Schedule(method, rounds) for rounds in (300, 600) for method in ("salf", "adel"))
 
 
 def mean_accuracy(records: Sequence[RoundRecord], seconds: float = TOTAL_SECONDS) -> float:
-    """Return the area under the accuracy over `seconds` of virtual time, divided by them.
+    """Return the mean accuracy over `seconds` of virtual time.
 
-    Between tests accuracy is taken to change evenly; after the last one it stays.
+    It is interpolated linearly between tests and constant after the last one.
     """
     tested = [(record.time_s, record.accuracy) for record in records if record.accuracy is not None]
     times, values = np.array([(0.0, CHANCE), *tested]).T
@@ -66,13 +66,13 @@ def mean_accuracy(records: Sequence[RoundRecord], seconds: float = TOTAL_SECONDS
 
 
 def interval(differences: Array) -> tuple[float, float]:
-    """Return the mean of paired differences, and half the width of its 95 % confidence interval (Student's t)."""
+    """Return the mean of paired differences and half its 95 % confidence interval."""
     spread = float(differences.std(ddof=1)) / np.sqrt(len(differences))
     return float(differences.mean()), float(student.ppf(0.975, len(differences) - 1)) * spread
 
 
 def measure(root: str, dataset: Dataset) -> dict[str, list[tuple[RoundRecord, ...]]]:
-    """Run every schedule with every seed; return the records by the schedule's name."""
+    """Run every schedule with every seed; return the records by schedule."""
     found: dict[str, list[tuple[RoundRecord, ...]]] = {schedule.name: [] for schedule in SCHEDULES}
     for seed in range(SEEDS):
         for schedule in SCHEDULES:
@@ -103,7 +103,7 @@ def report(runs: Mapping[str, Sequence[Sequence[RoundRecord]]]) -> None:
 
 
 def main(root: str, plots: Sequence[str]) -> None:
-    """Run everything, print the figures, and draw them into the files that were named."""
+    """Run all schedules, print the figures, and draw them into the given files."""
     runs = measure(root, load("mnist", root))
     report(runs)
     for path in plots:

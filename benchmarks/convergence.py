@@ -1,9 +1,9 @@
-"""The theorem of the SALF paper, shown: ridge regression with a known optimum, under exponential layer times.
+"""Compare the convergence bound with ridge regressions whose optimum is known.
 
-Twenty clients fit linear models to data of their own. Each takes one step of stochastic gradient descent a round, on
-one example; the weights are cut into eight layers, of which each client conveys as many as its exponential layer times
-allow. The distance from the optimum, averaged over seeds, is compared with the bound of `salf.theory` and with the same
-rounds without a deadline. Draws the picture of docs/theory.md:
+Each of twenty clients fits a linear model to its own data, with one step of stochastic gradient descent on one example
+per round. The weights are cut into eight layers, and a client sends as many as its exponential layer times allow. The
+mean distance from the optimum is compared with the bound of `salf.theory` and with the same rounds without a deadline.
+The script prints the figures of docs/theory.md and draws its picture:
 
     python benchmarks/convergence.py docs/images/convergence.svg
 """
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from salf import theory
-from salf.report.plots import save_figure
+from salf.report import save_figure
 
 Array = npt.NDArray[np.float64]
 
@@ -29,7 +29,12 @@ DEADLINE = theory.ExponentialDepth(mean_layer_seconds=1.0, deadline_seconds=4.13
 
 @dataclass(frozen=True)
 class Ridge:
-    """One ridge regression per client: `inputs` (clients, examples, weights), `targets` (clients, examples)."""
+    """One ridge regression per client.
+
+    Attributes:
+        inputs: Shape (clients, examples, weights).
+        targets: Shape (clients, examples).
+    """
 
     inputs: Array
     targets: Array
@@ -50,7 +55,7 @@ class Ridge:
         return products / EXAMPLES + RIDGE * np.eye(LAYERS * WIDTH)
 
     def minimum(self, client: int | None = None) -> Array:
-        """Return the optimum of one client's loss; without a client, that of the mean over clients."""
+        """Return the optimum of one client's loss, or of the mean loss."""
         slopes = np.einsum("uid,ui->ud", self.inputs, self.targets) / EXAMPLES
         if client is None:
             return np.linalg.solve(self.curvatures.mean(axis=0), slopes.mean(axis=0))
@@ -62,12 +67,12 @@ class Ridge:
         return np.asarray(squares.mean(axis=1) / 2 + RIDGE / 2 * float(weights @ weights), dtype=np.float64)
 
     def second_moments(self, weights: Array) -> Array:
-        """Return E‖g_u‖² for a gradient of one random example, exactly; shape (clients,)."""
+        """Return the exact E‖g_u‖² of one random example, shape (clients,)."""
         gradients = self.inputs * (self.inputs @ weights - self.targets)[..., None] + RIDGE * weights
         return np.asarray((gradients**2).sum(axis=2).mean(axis=1), dtype=np.float64)
 
     def constants(self, start: Array) -> theory.Constants:
-        """Return what the bound needs, the gradients' moments at the start, where they are largest."""
+        """Return the constants; gradients are largest at the start."""
         eigenvalues = np.linalg.eigvalsh(self.curvatures)
         apart = float(np.mean([self.losses(self.minimum(client))[client] for client in range(CLIENTS)]))
         largest = float(self.second_moments(start).max())
@@ -83,28 +88,36 @@ class Ridge:
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean ‖w_t − w*‖² over seeds before the first round and after each, with and without the deadline; the bounds."""
+    """Mean ‖w_t − w*‖² over seeds before the first round and after each, and its bounds.
+
+    Attributes:
+        layered: With the deadline.
+        waiting: Without a deadline.
+        bound: The bound on `layered`.
+        bound_waiting: The bound on `waiting`.
+        moment: The largest measured E‖g‖², relative to G².
+    """
 
     layered: Array
     waiting: Array
     bound: Array
     bound_waiting: Array
-    moment: float  # the largest measured E‖g‖², relative to G²
+    moment: float
 
     @property
-    def grad_output(self) -> float:
-        """The log-log slope of the error over the last two decades, by least squares over equal steps of log t."""
+    def slope(self) -> float:
+        """The log-log slope of the error over the last two decades, by least squares."""
         last = len(self.layered) - 1
         places = np.unique(np.geomspace(last / 100, last, 200).astype(int))
         return float(np.polyfit(np.log(places), np.log(self.layered[places]), 1)[0])
 
     def ratio(self, start: int, end: int) -> float:
-        """Return the mean error under the deadline over that without, in rounds start … end."""
+        """Return the mean error with the deadline over that without, in rounds start … end."""
         return float(self.layered[start:end].mean() / self.waiting[start:end].mean())
 
 
 def measure(rounds: int, seeds: int) -> Measured:
-    """Run all seeds side by side, with the same examples with and without the deadline."""
+    """Run all seeds at once, on the same examples with and without the deadline."""
     problem = Ridge.draw(0)
     best, start = problem.minimum(), np.zeros(LAYERS * WIDTH)
     constants = problem.constants(start)
@@ -132,7 +145,7 @@ def measure(rounds: int, seeds: int) -> Measured:
 
 
 def _reached(generator: np.random.Generator, seeds: int) -> npt.NDArray[np.bool_]:
-    """Draw who reaches which layer, shape (seeds, clients, layers), from exponential layer times."""
+    """Draw whether clients reach layers, shape (seeds, clients, layers)."""
     times = generator.exponential(DEADLINE.mean_layer_seconds, size=(seeds, CLIENTS, LAYERS)).cumsum(axis=2)
     return (times <= DEADLINE.deadline_seconds)[:, :, ::-1]
 
@@ -145,7 +158,7 @@ def _gradients(problem: Ridge, weights: Array, chosen: npt.NDArray[np.int64]) ->
 
 
 def _corrected(gradients: Array, reached: npt.NDArray[np.bool_], empty: Array) -> Array:
-    """Return the corrected mean over each layer's contributors, 0 where there are none; shape (seeds, weights)."""
+    """Return the corrected mean over each layer's contributors, shape (seeds, weights)."""
     seeds = len(gradients)
     layers = gradients.reshape(seeds, CLIENTS, LAYERS, WIDTH)
     sums = np.einsum("suld,sul->sld", layers, reached.astype(np.float64))
@@ -154,10 +167,10 @@ def _corrected(gradients: Array, reached: npt.NDArray[np.bool_], empty: Array) -
 
 
 def draw(measured: Measured) -> Figure:
-    """Draw errors and bounds, and below them the price of the deadline."""
+    """Draw errors and bounds, and below them the ratio of the errors."""
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    rounds = np.unique(np.geomspace(1, len(measured.layered), 500).astype(int))  # as many as can be told apart
+    rounds = np.unique(np.geomspace(1, len(measured.layered), 500).astype(int))  # as many as the picture resolves
     for values, label, colour, line in (
         (measured.bound, "bound, with the deadline", "#D55E00", "--"),
         (measured.bound_waiting, "bound, without a deadline", "#0072B2", "--"),
@@ -182,11 +195,11 @@ def _tidy(axes: Axes) -> None:
 
 
 def main() -> None:
-    """Measure 200 seeds over 10 000 rounds, print the figures, and draw them into the file that was named."""
+    """Measure 200 seeds over 10 000 rounds, print the figures, and draw them."""
     measured = measure(rounds=10_000, seeds=200)
     reach = theory.reach_probability(depth=DEADLINE, num_layers=LAYERS)
     print("p_l:", *theory.empty_probability(reach=reach, num_clients=CLIENTS).round(4))
-    print(f"log-log slope over the last two decades: {measured.grad_output:.3f}")
+    print(f"log-log slope over the last two decades: {measured.slope:.3f}")
     print(f"bound / measured, least over all rounds: {(measured.bound / measured.layered).min():.3g}")
     print(f"bound / measured after the last round: {measured.bound[-1] / measured.layered[-1]:.3g}")
     print(f"largest measured E‖g‖² / G²: {measured.moment:.3f}")

@@ -1,7 +1,8 @@
-"""How punctual and how costly a real deadline is: VGG11 on CIFAR-sized images, batch 16 unless told otherwise.
+"""Measure punctuality and cost of a real deadline, on VGG11 and CIFAR-sized images.
 
-Prints, for deadlines from 90 % down to 10 % of a full training step, how long blocks lasted relative to their deadline
-and how deep they got; then what watching costs a loop that is never interrupted. Run it on an idle machine:
+For deadlines from 90 % to 10 % of a full training step, the script prints the duration of blocks relative to their
+deadline, and their depth. Then it prints the cost of watching a loop that is never interrupted. Run it on an idle
+machine:
 
     python benchmarks/deadline.py [--device cuda] [--batch 2048]
 """
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 import salf
-from salf.engines.accelerator import find_device, title_of, wait_for
+from salf.engines import find_device, title_of, wait_for
 from salf.models import Vgg, build
 
 _BLOCKS = 100
@@ -26,7 +27,7 @@ def main() -> None:
     """Measure and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--batch", type=int, default=16, help="examples of a step")
+    parser.add_argument("--batch", type=int, default=16, help="examples per step (default 16)")
     arguments = parser.parse_args()
     device, rows = find_device(arguments.device), arguments.batch
     model = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)

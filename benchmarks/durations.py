@@ -1,11 +1,11 @@
-"""How long the commands take that the documentation names: wall time from start to end, processes and reports included.
+"""Measure the wall time of the documented commands, processes and reports included.
 
     python benchmarks/durations.py DATA_ROOT
 
-First `mnist-cnn` for its 300 rounds, tested after the last one only, and its rounds alone, without a test, in a process
-in which all is ready (target: 10 s); then ten settings of the paper's MNIST experiment
-(waiting for everyone; layer-wise updates with 30, 60 and 90 % stragglers; dropping 90 %; each for both ways of dividing
-the data), 3 seeds each, by `salf compare` (target: 360 s). Run it on an idle machine.
+First come the 300 rounds of `mnist-cnn`, tested once, and the rounds alone in a process that is already set up (target:
+10 s). Then come ten settings of the paper's MNIST experiment with 3 seeds each, by `salf compare` (target: 360 s):
+waiting for all clients, layer-wise updates with 30, 60 and 90 % stragglers, and dropping 90 %, each for both divisions
+of the data. Run it on an idle machine.
 """
 
 import subprocess
@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from salf.experiment.experiment import Experiment
-from salf.simulation.simulator import Simulation
+from salf.experiment import Experiment
+from salf.simulation import Simulation
 
 _SEEDS, _ROUNDS = 3, 300
 _SETTINGS = {"mnist-cnn": "fedavg,salf,drop", "mnist-cnn-60": "salf", "mnist-cnn-30": "salf"}
@@ -26,7 +26,7 @@ def main(root: str) -> None:
     with tempfile.TemporaryDirectory(prefix="salf-durations-") as folder:
         single = _seconds("run", "mnist-cnn", root, Path(folder) / "run", "--set", "evaluate.every=300")
         print(f"mnist-cnn, 300 rounds, tested once: {single:.1f} s", flush=True)
-        print(f"mnist-cnn, 300 rounds without a test, in a process: {_rounds_alone(root):.1f} s", flush=True)
+        print(f"mnist-cnn, 300 rounds without a test, already set up: {_rounds_alone(root):.1f} s", flush=True)
         total, runs = 0.0, 0
         for preset, methods in _SETTINGS.items():
             for name in (preset, preset.replace("mnist-cnn", "mnist-cnn-shards")):
@@ -38,7 +38,7 @@ def main(root: str) -> None:
 
 
 def _rounds_alone(root: str) -> float:
-    """Return how long the rounds of `mnist-cnn` take in this process, none of them tested."""
+    """Return the seconds that the rounds of `mnist-cnn` take here, without tests."""
     experiment = Experiment.load(
         "mnist-cnn", **{"data.root": root, "rounds": _ROUNDS + 1, "evaluate.every": _ROUNDS + 1}
     )
@@ -51,7 +51,7 @@ def _rounds_alone(root: str) -> float:
 
 
 def _seconds(command: str, preset: str, root: str, out: Path, *options: str) -> float:
-    """Return how long one command of salf takes."""
+    """Return the seconds that one command of salf takes."""
     words = [sys.executable, "-m", "salf", command, preset, "--set", f"data.root={root}", "--out", str(out), *options]
     start = time.perf_counter()
     subprocess.run([*words, "--json"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - the words are ours

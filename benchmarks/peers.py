@@ -1,15 +1,14 @@
-"""How fast salf simulates beside other simulators and plain PyTorch loops, all doing the same work on this machine.
+"""Compare the speed of salf with other simulators and plain PyTorch loops on this machine.
 
-The work: 30 clients, all of which take part in each round with one SGD step (learning rate 0.1) on a batch of 16; the
-multilayer perceptron 784-32-16-10 on MNIST, or with inputs of 64 on scikit-learn's digits; averaging; no evaluation.
-All peers start from the same weights and train on the same examples, so all must reach the same loss, rounding apart.
-That can grow, where it flips a ReLU: Flower scales each client's weights before it adds them up, and a plain loop that
-does so ends exactly where Flower does. The examples are what salf draws in the course of its rounds; for the others
-they are drawn beforehand, off the clock.
+The work: 30 clients take part in each round with one SGD step (learning rate 0.1) on a batch of 16; averaging; no
+evaluation. The model is the multilayer perceptron 784-32-16-10 on MNIST, or with 64 inputs on scikit-learn's digits.
+All peers start from the same weights and train on the same examples, so all must reach the same loss up to rounding.
+Rounding differences grow when they flip a ReLU: Flower scales each client's weights before it adds them, and a plain
+loop that does the same ends exactly where Flower ends. salf draws the examples during its rounds; for the other peers
+they are drawn before the clock starts.
 
-Each peer runs in a process and a virtual environment of its own, which is made on first use (about a gigabyte each)
-with what pip finds where it is configured to look. Several passes over all peers spread the machine's moods evenly.
-Run it on an idle machine:
+Each peer runs in a process and a virtual environment of its own, which pip installs on first use (about a gigabyte
+each). Several passes over all peers average out changes in the machine's speed. Run it on an idle machine:
 
     python benchmarks/peers.py --data FOLDER_WITH_MNIST
 """
@@ -42,7 +41,7 @@ _COMMON = ("torch==2.13.0", "numpy==2.4.6")
 
 @dataclass(frozen=True)
 class Peer:
-    """What is timed: a function `MODULE:FUNCTION` of benchmarks/peers, in an environment with these requirements."""
+    """A function `MODULE:FUNCTION` of benchmarks/peers and the environment that it needs."""
 
     name: str
     function: str
@@ -61,7 +60,7 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a child reports: one time per block of rounds, and how the training went, on all training data."""
+    """The report of a child: seconds per round of each block, and the result of the training."""
 
     seconds_per_round: list[float]
     initial_loss: float
@@ -73,7 +72,7 @@ class Measurement:
 
 @dataclass
 class Result:
-    """The measurements of a peer, one per pass; `failure` says why there are no more."""
+    """The measurements of a peer, one per pass, and the reason if it failed."""
 
     measurements: list[Measurement] = field(default_factory=list)
     failure: str | None = None
@@ -83,7 +82,7 @@ class Result:
         return [1000 * median(measurement.seconds_per_round) for measurement in self.measurements]
 
     def ratio(self, reference: "Result | None") -> float | None:
-        """Return the median over passes of the time relative to the reference's in the same pass."""
+        """Return the median over passes of the time relative to a reference."""
         pairs = [*zip(self.ms_per_round(), reference.ms_per_round() if reference else [], strict=False)]
         return median(own / other for own, other in pairs) if pairs else None
 
@@ -147,7 +146,7 @@ def _options() -> argparse.Namespace:
 
 
 def _write_workload(dataset: data.Dataset, rounds: int, path: Path) -> None:
-    """Write the training data, and what each client trains on in each round: what salf draws for it with seed 0."""
+    """Write the training data and the batches that salf draws with seed 0."""
     partition, clients = data.iid(dataset.labels.numpy(), _CLIENTS, seed=0), np.arange(_CLIENTS)
     numbers = (seeds.uniforms(0, "batch", number, clients, _BATCH) for number in range(1, rounds + 1))
     starts = partition.offsets[:-1, None]
@@ -156,7 +155,7 @@ def _write_workload(dataset: data.Dataset, rounds: int, path: Path) -> None:
 
 
 def _try(peer: Peer, result: Result, workload: Path, options: argparse.Namespace) -> None:
-    """Measure a peer once more; note the reason if that fails."""
+    """Measure a peer once more, or record the reason why it failed."""
     try:
         python = _environment(peer, options.environments)
         result.measurements.append(_measure(peer, python, workload, options))
@@ -166,7 +165,7 @@ def _try(peer: Peer, result: Result, workload: Path, options: argparse.Namespace
 
 
 def _environment(peer: Peer, folder: Path) -> Path:
-    """Return the Python of the peer's environment, making it unless it is there as it should be."""
+    """Return the Python of the peer's environment, installed if necessary."""
     home = folder.resolve() / peer.environment
     python, marker = home / "bin" / "python", home / "requirements.json"
     requirements = [*_COMMON, *peer.requirements]
@@ -189,7 +188,7 @@ def _dependencies() -> list[str]:
 
 
 def _measure(peer: Peer, python: Path, workload: Path, options: argparse.Namespace) -> Measurement:
-    """Let a child play all rounds; return what it reports."""
+    """Run all rounds in a child process and return its report."""
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads))
     offline = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **pools, **offline, "FLWR_HOME": str(workload.parent / "flower")}
@@ -207,21 +206,21 @@ def _measure(peer: Peer, python: Path, workload: Path, options: argparse.Namespa
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return what a command prints; raise `PeerFailed` with the end of what it complains about if it fails."""
+    """Return the output of a command, or raise `PeerFailed` with its last error."""
     with subprocess.Popen(  # noqa: S603 - the commands are those above
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             output, complaints = process.communicate(timeout=_PATIENCE_SECONDS)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)  # with the workers that it may have started
+            os.killpg(process.pid, signal.SIGKILL)  # and its workers
             if isinstance(error, subprocess.TimeoutExpired):
-                raise PeerFailed(f"it was not done after {_PATIENCE_SECONDS} s") from error
+                raise PeerFailed(f"it did not finish within {_PATIENCE_SECONDS} s") from error
             raise
     if process.returncode:
         lines = [line for line in (complaints.strip() or output.strip()).splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR: ")] or lines
-        raise PeerFailed(f"exit status {process.returncode}: {errors[-1][:500] if errors else 'it said nothing'}")
+        raise PeerFailed(f"exit status {process.returncode}: {errors[-1][:500] if errors else 'no output'}")
     return output
 
 

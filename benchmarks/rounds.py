@@ -1,10 +1,10 @@
-"""How long whole simulated rounds take, and whether registered clients that are not asked cost time.
+"""Measure whole simulated rounds, and the cost of registered clients outside the cohort.
 
     python benchmarks/rounds.py [--device cuda]
 
-Random examples, no evaluation, nine clients in ten are stragglers; batches of 16, and of one example where more clients
-are registered than are asked. Printed are milliseconds per round: the median of at least five turns of at least a tenth
-of a second. Run it on an idle machine.
+Examples are random, there is no evaluation, and nine clients in ten are stragglers. Batches have 16 examples, or one in
+rounds with a cohort. The script prints milliseconds per round: the median of at least five turns of at least a tenth of
+a second. Run it on an idle machine.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from salf.bench.case import timed
 from salf.bench.rounds import SUBJECTS, RoundBench
 from salf.data import Dataset
 from salf.devices import UniformDepthDevices
-from salf.engines.accelerator import find_device, title_of
-from salf.experiment.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.engines import find_device, title_of
+from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.models import Mlp
-from salf.simulation.simulator import Simulation
+from salf.simulation import Simulation
 
 _TURN_SECONDS, _SECONDS = 0.1, 3.0
-_ASKED, _TESTED, _NEVER = 100, 16, 10**6
+_COHORT, _TESTED, _NEVER = 100, 16, 10**6
 _LARGE = ("vgg11", "residual", "transformer")
 _ROUNDS = [*((name, clients) for name in ("mlp", "cnn") for clients in (30, 1000)), *((name, 30) for name in _LARGE)]
 
@@ -40,12 +40,13 @@ def main() -> None:
     for name, clients in _ROUNDS:
         bench = RoundBench(replace(SUBJECTS[f"{name}-30"], clients=clients), device=device)
         print(f"{name}, {clients} clients: {_milliseconds(bench.play, device):.2f}", flush=True)
-    for registered in (_ASKED, 1000 * _ASKED):
+    for registered in (_COHORT, 1000 * _COHORT):
         taken = _milliseconds(_rounds_of(registered, device), device)
-        print(f"mlp, {_ASKED} clients asked of {registered}: {taken:.2f}", flush=True)
+        print(f"mlp, {_COHORT} of {registered} clients: {taken:.2f}", flush=True)
 
 
 def _milliseconds(play: Callable[[], None], device: torch.device) -> float:
+    """Return the median duration of a round."""
     play()
     often = max(1, math.ceil(_TURN_SECONDS / timed(play, device=device)))
     turns: list[float] = []
@@ -56,7 +57,7 @@ def _milliseconds(play: Callable[[], None], device: torch.device) -> float:
 
 
 def _rounds_of(registered: int, device: torch.device) -> Callable[[], None]:
-    """Return what plays a round in which some of so many clients are asked; each has one example of 4 × 4 pixels."""
+    """Return a function that plays a round with a cohort; each client has one example."""
     examples = registered
     inputs, labels = torch.randn(examples, 1, 4, 4), torch.arange(examples) % 10
     experiment = Experiment(
@@ -65,7 +66,7 @@ def _rounds_of(registered: int, device: torch.device) -> Callable[[], None]:
         device=str(device),
         data=DataSettings(name="tensors", clients=registered),
         model=Mlp(),
-        client=ClientSettings(batch_size=1, cohort=_ASKED),
+        client=ClientSettings(batch_size=1, cohort=_COHORT),
         devices=UniformDepthDevices(),
         evaluate=EvaluateSettings(every=_NEVER),
     )

@@ -1,9 +1,9 @@
-"""Runs the presets of the paper's experiments with three seeds each, and prints the tables of docs/experiments.md.
+"""Run the presets of the paper's experiments and print the tables of docs/experiments.md.
 
     python benchmarks/tables.py DATA_ROOT OUT [PRESET ...]
 
-Runs are kept in OUT and gone on with where an earlier call was stopped. Without presets all those of the paper's table
-are run, which takes about a quarter of an hour on two cores, and the same set-up on the digits, which takes minutes.
+Each preset has three seeds. OUT keeps the runs, and a later call resumes them. Without presets, the script runs all of
+the paper's table, about a quarter of an hour on two cores, and the same set-up on the digits, some minutes.
 """
 
 import json
@@ -29,7 +29,7 @@ _DIGITS = {
 
 
 def main(root: str, out: Path, presets: list[str]) -> None:
-    """Run what is missing, and print the tables."""
+    """Run missing experiments and print the tables."""
     _print_paper(root, out, presets or _PAPER)
     if not presets:
         print()
@@ -48,7 +48,7 @@ def _print_paper(root: str, out: Path, presets: list[str]) -> None:
 
 
 def _print_digits(out: Path) -> None:
-    """Print a line per network and division of the digits: 500 rounds, learning rate 0.1, four seeds."""
+    """Print a line per network and division of the digits, with four seeds."""
     print("| digits | fedavg | salf | drop |\n|---|---|---|---|")
     for name, (preset, settings) in _DIGITS.items():
         folder = out / name.replace(", ", "-").replace(" ", "-")

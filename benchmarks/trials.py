@@ -1,9 +1,9 @@
-"""What was tried to make simulated rounds faster, and what the rule `memory` costs: each against what salf does.
+"""Compare alternatives to the simulator's choices, and the cost of the rule `memory`.
 
     python benchmarks/trials.py
 
-Two ways are timed in turn, on random examples, 30 clients with batches of 16 unless another number is given; printed is
-the median of the ratios, above 1 where what salf does is faster. Run it on an idle machine.
+Two ways are timed in turn on random examples, with 30 clients and batches of 16 unless stated otherwise. The script
+prints the median of the ratios; above 1, the choice of salf is faster. Run it on an idle machine.
 """
 
 import time
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from salf.aggregation.rules import Memory
-from salf.bench.case import Figure, compare
+from salf.aggregation import Memory
+from salf.bench.case import Figure, time_in_turn
 from salf.bench.rounds import SUBJECTS, RoundBench, Subject
 from salf.engines import EngineName, FusedEngine
 from salf.methods import Salf
@@ -24,9 +24,9 @@ _SECONDS = 4.0
 def main() -> None:
     """Print a line for each trial."""
     for name in ("cnn-30", "vgg11-30", "residual-30"):
-        _tell(f"pixels' channels the other way round, {name}", _layout(SUBJECTS[name]))
+        _print_figure(f"the other memory layout of images, {name}", _layout(SUBJECTS[name]))
     for name in ("mlp-30", "mlp-1000", "cnn-30", "vgg11-30"):
-        _tell(f"one thread instead of two, {name}", _threads(SUBJECTS[name], 1, 2))
+        _print_figure(f"one thread instead of two, {name}", _threads(SUBJECTS[name], 1, 2))
     engines: dict[str, tuple[EngineName, ...]] = {
         "mlp-30": ("fused", "stacked", "plain"),
         "cnn-30": ("fused", "stacked", "plain"),
@@ -34,29 +34,33 @@ def main() -> None:
     }
     for name, chosen in engines.items():
         for engine in chosen:
-            _tell(f"the rule memory, {engine} engine, against corrected, {name}", _memory(SUBJECTS[name], engine))
+            _print_figure(
+                f"the rule memory, {engine} engine, against corrected, {name}", _memory(SUBJECTS[name], engine)
+            )
     for name in ("mlp-30", "cnn-30", "residual-30"):
-        _tell(f"torch.compile, one pass over all examples, against the fused engine, {name}", _compiled(SUBJECTS[name]))
+        _print_figure(
+            f"torch.compile, one pass over all examples, against the fused engine, {name}", _compiled(SUBJECTS[name])
+        )
 
 
-def _tell(what: str, figure: Figure) -> None:
+def _print_figure(what: str, figure: Figure) -> None:
     first, second = (1000 * float(str(figure.details[key])) for key in ("seconds", "against_seconds"))
     print(f"{what}: {figure.value:.2f} ({first:.1f} against {second:.1f} ms)", flush=True)
 
 
 def _layout(subject: Subject) -> Figure:
-    """Compare the fused engine on images stored the other way with what it does."""
+    """Compare the fused engine with images in the other memory layout."""
     usual, other = RoundBench(subject), RoundBench(subject)
     engine = other.simulation.federation.engine
     if not isinstance(engine, FusedEngine):
         raise TypeError(f"the {engine.name} engine was chosen")
-    engine._channels_last = not engine._channels_last  # noqa: SLF001
-    return compare(other.train, usual.train, _SECONDS)
+    engine._channels_last = not engine._channels_last  # noqa: SLF001 - the alternative has no option
+    return time_in_turn(other.train, usual.train, _SECONDS)
 
 
 def _threads(subject: Subject, few: int, many: int) -> Figure:
     bench = RoundBench(subject)
-    return compare(_on_threads(few, bench.train_cohort), _on_threads(many, bench.train_cohort), _SECONDS)
+    return time_in_turn(_on_threads(few, bench.train_cohort), _on_threads(many, bench.train_cohort), _SECONDS)
 
 
 def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:
@@ -70,13 +74,13 @@ def _on_threads(count: int, act: Callable[[], None]) -> Callable[[], None]:
 
 
 def _memory(subject: Subject, engine: EngineName) -> Figure:
-    """Compare whole rounds by the rule `memory` with those of the same by the paper's rule."""
+    """Compare whole rounds with the rule `memory` with those with the paper's rule."""
     remembering = RoundBench(subject, engine=engine, method=Salf(rule=Memory()))
-    return compare(remembering.play, RoundBench(subject).play, _SECONDS)
+    return time_in_turn(remembering.play, RoundBench(subject).play, _SECONDS)
 
 
 def _compiled(subject: Subject) -> Figure:
-    """Compare a compiled pass of one model over all examples with the fused engine; say how long compiling takes."""
+    """Compare a compiled pass over all examples with the fused engine."""
     bench = RoundBench(subject)
     start = time.perf_counter()
     model = torch.compile(bench.model)
@@ -89,7 +93,7 @@ def _compiled(subject: Subject) -> Figure:
 
     centralised()
     print(f"compiling took {time.perf_counter() - start:.0f} s", flush=True)
-    return compare(centralised, bench.train, _SECONDS)
+    return time_in_turn(centralised, bench.train, _SECONDS)
 
 
 if __name__ == "__main__":

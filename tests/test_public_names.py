@@ -1,16 +1,21 @@
-"""What is public is listed: the package exports exactly these names."""
+"""What is public is listed, once for type checkers and once for the import on first use."""
 
-import types
+import ast
+from pathlib import Path
+
+import pytest
 
 import salf
 
-PUBLIC = {
+PUBLIC = [
     "Aggregated",
     "Aggregation",
+    "AsynchronousMethod",
     "Contributors",
     "Corrected",
     "DataUnavailable",
     "Dataset",
+    "Devices",
     "Everyone",
     "Experiment",
     "InvalidSetting",
@@ -19,10 +24,13 @@ PUBLIC = {
     "Layer",
     "Layers",
     "Memory",
+    "Method",
     "RoundRecord",
+    "Rule",
     "Run",
     "RunFolderError",
     "SalfError",
+    "SynchronousMethod",
     "UnsuitableModel",
     "Update",
     "Work",
@@ -30,13 +38,33 @@ PUBLIC = {
     "check_update",
     "deadline",
     "find_layers",
+    "register",
     "run_experiment",
     "simulate",
+    "theory",
     "truncated_gradients",
-}
+]
 
 
 def test_the_package_exports_what_is_listed() -> None:
-    exported = {name for name, value in vars(salf).items() if not name.startswith("_")}
-    modules = {name for name in exported if isinstance(getattr(salf, name), types.ModuleType)}
-    assert exported - modules == PUBLIC
+    assert sorted(salf.__all__) == PUBLIC
+    assert set(PUBLIC) <= set(dir(salf))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_can_be_imported_and_has_a_docstring(name: str) -> None:
+    assert getattr(salf, name).__doc__
+
+
+def test_type_checkers_see_the_same_names_in_the_same_places() -> None:
+    tree = ast.parse(Path(salf.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    seen = {alias.name: node.module for node in imports for alias in node.names}
+    seen.pop("import_module")
+    homes = {name: f"salf.{home}" for name, home in salf._HOME_OF.items()}
+    assert seen == {**homes, "theory": "salf"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        salf.nothing  # noqa: B018 - the access is the test

@@ -1,7 +1,7 @@
-"""Times one peer in the environment of this process, and prints the measurement as a line of JSON.
+"""Time one peer in the environment of this process; print the measurement as JSON.
 
-`benchmarks/peers.py` runs it. A peer is a function `train(workload, lap)` of a module in this folder: it plays all
-rounds, calls `lap` at the end of each and returns how good the model has become.
+`benchmarks/peers.py` runs it. A peer is a function `train(workload, lap)` of a module in this folder. It plays all
+rounds, calls `lap` at the end of each, and returns the quality of the model.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from workload import Workload
 
 
 def main() -> None:
-    """Play the rounds of the workload by the peer that is asked for."""
+    """Play the rounds of the workload by the peer that was requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", help="MODULE:FUNCTION")
     parser.add_argument("workload", type=Path)

@@ -1,4 +1,4 @@
-"""The work by plain PyTorch loops: what a simulator costs where there is none."""
+"""The work in plain PyTorch loops, without a simulator."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ PACKAGES = ("torch",)
 
 
 def reused(workload: Workload, lap: Callable[[], None]) -> Outcome:
-    """Train all clients in one model, which is set back to the global weights for each."""
+    """Train all clients in one model, reset to the global weights for each."""
     model = workload.network()
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -28,7 +28,7 @@ def reused(workload: Workload, lap: Callable[[], None]) -> Outcome:
 
 
 def copied(workload: Workload, lap: Callable[[], None]) -> Outcome:
-    """Train each client in a deep copy of the global model with an optimizer of its own, then average the copies."""
+    """Train each client in a copy of the global model, then average the copies."""
     model = workload.network()
     for number in range(workload.rounds):
         states = []

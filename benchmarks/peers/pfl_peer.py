@@ -1,4 +1,4 @@
-"""The work by Apple's pfl: its simulated backend and `FederatedAveraging`, in one process."""
+"""The work in Apple's pfl: its simulated backend and `FederatedAveraging`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ PACKAGES = ("pfl", "torch")
 
 
 class _Network(nn.Module):
-    """The network, with the two methods that pfl asks for."""
+    """The network with the two methods that pfl requires."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Network(nn.Module):
 
 
 class _Clock(TrainingProcessCallback):  # type: ignore[misc, unused-ignore]
-    """Looks at the clock after each round."""
+    """Ends a lap after each round."""
 
     def __init__(self, lap: Callable[[], None]) -> None:
         self._lap = lap
@@ -57,7 +57,7 @@ class _Clock(TrainingProcessCallback):  # type: ignore[misc, unused-ignore]
 
 
 def train(workload: Workload, lap: Callable[[], None]) -> Outcome:
-    """Run federated averaging on users whose data set is their batch of the round."""
+    """Run federated averaging; a user's data set is the batch of the round."""
     np.random.seed(0)  # noqa: NPY002 - the generator that pfl draws its seeds from
     network = _Network(workload.network())
     model = PyTorchModel(
@@ -65,11 +65,11 @@ def train(workload: Workload, lap: Callable[[], None]) -> Outcome:
         local_optimizer_create=torch.optim.SGD,
         central_optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
     )
-    asked = 0
+    drawn = 0
 
     def make_dataset(client: int) -> PyTorchTensorDataset:
-        nonlocal asked
-        number, asked = asked // workload.clients, asked + 1
+        nonlocal drawn
+        number, drawn = drawn // workload.clients, drawn + 1
         return PyTorchTensorDataset(workload.batch(number, client), user_id=str(client))
 
     users = FederatedDataset(make_dataset, get_user_sampler("minimize_reuse", [*range(workload.clients)]))

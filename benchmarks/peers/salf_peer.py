@@ -1,4 +1,4 @@
-"""The work by salf's own simulator. It draws the batches itself: those of the workload."""
+"""The work in salf's simulator, which draws the batches of the workload itself."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ PACKAGES = ("salf", "torch")
 
 
 def train(workload: Workload, lap: Callable[[], None]) -> Outcome:
-    """Simulate federated averaging; the evaluation in the last round, on the training data, tells the outcome."""
+    """Simulate federated averaging; the last round is evaluated on the training data."""
     rounds = workload.rounds
     settings = {
         "rounds": rounds,

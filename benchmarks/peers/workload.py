@@ -1,4 +1,7 @@
-"""The work that every peer does, read from the file that `benchmarks/peers.py` writes. Needs numpy and torch only."""
+"""The work of every peer, from the file that `benchmarks/peers.py` writes.
+
+It needs only numpy and torch.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ _HIDDEN = (32, 16)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Mean cross-entropy and accuracy of a model on all training data; `detail` is what else there is to say."""
+    """Mean cross-entropy and accuracy of a model on all training data."""
 
     loss: float
     accuracy: float
@@ -23,10 +26,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Workload:
-    """Training data, and which examples each client trains on in each round.
+    """Training data and the examples of each client in each round.
 
-    `inputs` has shape (examples, *input shape), `labels` (examples,); `batches`, of shape (rounds, clients, batch),
-    holds indices of examples.
+    Attributes:
+        path: The file.
+        inputs: Shape (examples, *input shape).
+        labels: Shape (examples,).
+        batches: Indices of examples, shape (rounds, clients, batch).
     """
 
     path: Path
@@ -42,26 +48,26 @@ class Workload:
 
     @property
     def rounds(self) -> int:
-        """How many rounds there are to play."""
+        """Number of rounds."""
         return self.batches.shape[0]
 
     @property
     def clients(self) -> int:
-        """How many clients take part in each."""
+        """Clients per round."""
         return self.batches.shape[1]
 
     @property
     def batch_size(self) -> int:
-        """How many examples a client trains on in a round."""
+        """Examples of a client in a round."""
         return self.batches.shape[2]
 
     def batch(self, round: int, client: int) -> tuple[Tensor, Tensor]:
-        """Return what a client trains on in a round; both are counted from 0."""
+        """Return the batch of a client in a round, both counted from 0."""
         rows = self.batches[round, client]
         return self.inputs[rows], self.labels[rows]
 
     def network(self) -> nn.Sequential:
-        """Build the network, always with the same weights."""
+        """Build the network with fixed weights."""
         torch.manual_seed(0)
         narrow, narrower = _HIDDEN
         return nn.Sequential(
@@ -75,7 +81,7 @@ class Workload:
 
     @torch.inference_mode()
     def test(self, model: nn.Module) -> Outcome:
-        """Return how good a model is on the training data."""
+        """Return loss and accuracy of a model on the training data."""
         outputs = model(self.inputs)
         loss = nn.functional.cross_entropy(outputs, self.labels)
         return Outcome(float(loss), float((outputs.argmax(dim=1) == self.labels).double().mean()))

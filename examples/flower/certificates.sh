@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes what a federation with TLS and authenticated nodes needs: a certificate authority, the SuperLink's certificate
-# and a pair of keys for each node.
+# Create what a deployment with TLS and authenticated nodes needs: a certificate authority, the SuperLink's certificate
+# and a key pair for each node.
 #
 #     certificates.sh FOLDER ADDRESS NODES        for example: certificates.sh keys IP:127.0.0.1 4
 #
-# ADDRESS is how nodes reach the SuperLink, as IP:… or DNS:…; the certificate is valid for nothing else.
+# ADDRESS is the address at which nodes reach the SuperLink, as IP:… or DNS:…; the certificate is valid for it only.
 set -euo pipefail
 folder=$1 address=$2 nodes=$3
 mkdir -p "$folder" && cd "$folder" && umask 077

@@ -1,13 +1,13 @@
-"""SALF beside Flower's own FedAvg with a time-out, in a deployment on this machine: two nodes of four are slow.
+"""Compare SALF with Flower's FedAvg with a time-out, in a deployment on this machine with two slow nodes of four.
 
     python examples/flower/compare.py [--rounds 20] [--deadline 45] [--alike] [--folder DIR]
 
-It starts a SuperLink and four SuperNodes with TLS and node authentication, runs the app of `after` and then that of
-`before`, whose time-out is the deadline and the grace of SALF's rounds together, and prints what each made of it. Every
-layer of a slow node takes five times as long, forwards and backwards, as one of a fast node: an epoch of the 24 batches
-takes 13 and 67 seconds, beside the 20 or so that starting four processes takes two processors. By default the deadline
-is about half of what a slow node needs. Each node holds a quarter of the examples in the order of their digits, so that
-of what the slow ones know the others know hardly anything; with `--alike` all nodes hold some of each digit.
+The program starts a SuperLink and four SuperNodes with TLS and node authentication. It runs the app `after` and then
+the app `before`, whose time-out is the deadline plus the grace of SALF's rounds, and prints both results. A layer of a
+slow node takes five times as long as one of a fast node, forwards and backwards. An epoch of the 24 batches takes 13
+and 67 seconds; starting four processes takes about 20 more on two cores. The default deadline is about half of the time
+that a slow node needs. Each node holds a quarter of the examples, sorted by digit, so that the fast nodes have few of
+the slow nodes' digits; with `--alike` all nodes hold some of each digit.
 """
 
 import argparse
@@ -21,20 +21,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation import HERE, LocalDeployment
+from local_deployment import HERE, LocalDeployment
 
-FAST, SLOW = 0.07, 0.35  # seconds for which a node's layer keeps it waiting, forwards and again backwards
+FAST, SLOW = 0.07, 0.35  # seconds that a layer takes more, forwards and again backwards
 LAYERS = NODES = 4
-GRACE = 5.0  # seconds, as SalfStrategy has it by default
+GRACE = 5.0  # seconds, the default of SalfStrategy
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
-    `seconds` is its wall time and `per_round` that of a round: the longest under SALF, the mean under FedAvg, whose log
-    does not tell more. `kept` is the share of the asked nodes' layers that entered the model, `heard` how many nodes'
-    last layer did in a round, on average, and `everyone` in how many rounds it was all nodes'.
+    Attributes:
+        rounds: The number of rounds.
+        seconds: The wall time of the run.
+        per_round: The length of a round: the longest under SALF, the mean under FedAvg, whose log says no more.
+        accuracy: The test accuracy at the end.
+        kept: The share of the sampled nodes' layers that entered the model.
+        heard: The mean number of nodes whose last layer entered the model in a round.
+        everyone: The number of rounds in which this was all nodes.
     """
 
     rounds: int
@@ -47,7 +52,7 @@ class Outcome:
 
 
 def salf(log: str, seconds: float) -> Outcome:
-    """Read the outcome of a run under SALF from its log, which has each round's record."""
+    """Read the outcome of a run under SALF from the records in its log."""
     records = [json.loads(line) for line in re.findall(r"└──> (\{.*\})", log)]
     depths = [sum(depth * count for depth, count in enumerate(record["depths"])) for record in records]
     kept = sum(depths) / sum(LAYERS * record["clients"] for record in records)
@@ -57,7 +62,7 @@ def salf(log: str, seconds: float) -> Outcome:
 
 
 def fedavg(log: str, seconds: float) -> Outcome:
-    """Read the outcome of a run under FedAvg from its log, which says how many results came in time."""
+    """Read the outcome of a run under FedAvg from the numbers of results in its log."""
     received = [int(count) for count in re.findall(r"aggregate_train: Received (\d+) results", log)]
     rounds = len(re.findall(r"\[ROUND ", log))
     mean = sum(received) / rounds
@@ -65,12 +70,12 @@ def fedavg(log: str, seconds: float) -> Outcome:
 
 
 def accuracy(log: str) -> float:
-    """Return the last accuracy that a run has printed."""
+    """Return the last accuracy that a run printed."""
     return float(re.findall(r"accuracy ([0-9.]+)", log)[-1])
 
 
 def main() -> int:
-    """Run both apps and print the comparison; return 1 if a run left no result."""
+    """Run both apps and print the comparison."""
     parser = argparse.ArgumentParser(description="SALF beside Flower's FedAvg with a time-out, two nodes of four slow")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--deadline", type=float, default=45.0, help="seconds; FedAvg's time-out is 5 s more")
@@ -87,9 +92,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="salf-flower-"))
     outcomes = {}
     for name, app, limit, read in ways:
-        with LocalDeployment(folder / app, nodes) as federation:
+        with LocalDeployment(folder / app, nodes) as deployment:
             began = time.monotonic()
-            log = federation.run(
+            log = deployment.run(
                 HERE / app,
                 timeout=3600,
                 num_server_rounds=options.rounds,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from salf.client import deadline as deadline
     from salf.client import truncated_gradients as truncated_gradients
     from salf.data import Dataset as Dataset
+    from salf.devices import Devices as Devices
     from salf.errors import DataUnavailable as DataUnavailable
     from salf.errors import InvalidSetting as InvalidSetting
     from salf.errors import InvalidUpdate as InvalidUpdate
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
     from salf.errors import SalfError as SalfError
     from salf.errors import UnsuitableModel as UnsuitableModel
     from salf.experiment import Experiment as Experiment
+    from salf.experiment import register as register
     from salf.layers import Layer as Layer
     from salf.layers import Layers as Layers
     from salf.layers import find_layers as find_layers
+    from salf.methods import AsynchronousMethod as AsynchronousMethod
+    from salf.methods import Method as Method
+    from salf.methods import SynchronousMethod as SynchronousMethod
     from salf.records import RoundRecord as RoundRecord
     from salf.runs import Run as Run
     from salf.runs import run_experiment as run_experiment
@@ -43,9 +48,11 @@ _HOMES = {
     "aggregation": "Aggregated Aggregation Contributors Corrected Everyone InverseProbability Memory Rule aggregate",
     "client": "Work deadline truncated_gradients",
     "data": "Dataset",
+    "devices": "Devices",
     "errors": "DataUnavailable InvalidSetting InvalidUpdate RunFolderError SalfError UnsuitableModel",
-    "experiment": "Experiment",
+    "experiment": "Experiment register",
     "layers": "Layer Layers find_layers",
+    "methods": "AsynchronousMethod Method SynchronousMethod",
     "records": "RoundRecord",
     "runs": "Run run_experiment",
     "simulation": "simulate",
@@ -56,6 +63,7 @@ __all__ = ["theory", *sorted(_HOME_OF)]  # noqa: PLE0604 - the table above holds
 
 
 def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
     if name == "theory":
         return import_module("salf.theory")
     if name not in _HOME_OF:

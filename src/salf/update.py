@@ -1,4 +1,4 @@
-"""What travels from a client to the server: the layers it finished, and proof that they may be aggregated."""
+"""The message from a client to the server: the layers that the client finished, and the checks of this message."""
 
 import cmath
 import json
@@ -16,20 +16,29 @@ from salf.errors import InvalidSetting, InvalidUpdate, check_type
 from salf.layers import Layer, Layers
 
 _FORMAT = "salf-update-1"
-# Floats that torch can sum up; no model's parameters are of shorter ones.
+# The floating-point types that torch can sum; parameters of a model have no shorter type.
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_MOST = 2**53  # a count beyond it is no number of steps or examples, and no longer exact as a weight
+_MOST = 2**53  # beyond it, a count is not exact as a floating-point weight
+_COUNT = "an integer from 1 to 2^53"
+_NOT_BYTES = "these bytes are not an update; send the result of Update.to_bytes()"
 
 
 @dataclass(frozen=True, repr=False)
 class Update:
-    """One client's partial update: what it conveys of one round.
+    """One client's partial update of one round.
 
-    `deltas` maps a parameter's name to the local minus the global weights; a parameter that was not reached is absent,
-    never zero. `steps` says how many optimizer steps each layer received, by layer name, or as one number for every
-    conveyed layer (they differ by at most one between the layers of a client). `num_examples` is the size of the
-    client's data set. `buffers` holds the values, not the differences, of the buffers of the conveyed layers. Raises
-    `InvalidSetting` where `deltas` or `buffers` is no mapping; all else is `check_update`'s matter.
+    A layer that the client did not reach is absent, never zero. The constructor copies the mappings, not the tensors.
+    `check_update` validates everything that the constructor does not.
+
+    Attributes:
+        deltas: Maps a parameter's name to its local minus its global weights.
+        steps: Maps a layer's name to the number of optimizer steps that it received, or gives one number for every
+            layer in the update. The numbers of a client's layers differ by at most one.
+        num_examples: The size of the client's data set, at least 1.
+        buffers: Maps a buffer's name to its value (not a difference), for the layers in the update.
+
+    Raises:
+        InvalidSetting: `deltas` or `buffers` is not a mapping.
 
     >>> update = Update({"head.weight": torch.zeros(2, 3)}, steps=1, num_examples=50)
     >>> sorted(update.deltas), update.steps_of("head")
@@ -46,103 +55,125 @@ class Update:
             check_type(name, getattr(self, name), Mapping, "a mapping from names to tensors")
         for name in ("deltas", "steps", "buffers"):
             value = getattr(self, name)
-            if isinstance(value, Mapping) and not isinstance(value, MappingProxyType):  # which is as good as a copy
+            if isinstance(value, Mapping) and not isinstance(value, MappingProxyType):  # already read-only
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
 
     def __repr__(self) -> str:
-        # What is no tensor is `check_update`'s matter.
+        # A value may be of any type until `check_update` has run.
         size = sum(getattr(value, "nbytes", 0) for value in (*self.deltas.values(), *self.buffers.values()))
-        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
         return (
             f"Update({len(self.deltas)} parameters, {len(self.buffers)} buffers, {size} bytes, "
-            f"steps={steps}, num_examples={self.num_examples})"
+            f"steps={self._plain_steps()}, num_examples={self.num_examples})"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
-        return (Update, (dict(self.deltas), steps, self.num_examples, dict(self.buffers)))
+        return (Update, (dict(self.deltas), self._plain_steps(), self.num_examples, dict(self.buffers)))
+
+    def _plain_steps(self) -> int | dict[str, int]:
+        return dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
 
     def steps_of(self, layer: str) -> int:
-        """Return how many optimizer steps the layer called `layer` received; 0 if it was not conveyed."""
+        """Return the number of optimizer steps of the layer with this name; 0 if the update lacks it."""
         return self.steps.get(layer, 0) if isinstance(self.steps, Mapping) else self.steps
 
     def conveys(self, layer: Layer) -> bool:
-        """Say whether every parameter of `layer` is present."""
+        """Say whether the update includes every parameter of a layer."""
         return all(name in self.deltas for name in layer.parameters)
 
     def to_bytes(self) -> bytes:
-        """Serialise without loss in the safetensors format. Raises `InvalidSetting` for values that are no tensors.
+        """Serialize without loss in the safetensors format.
+
+        Raises:
+            InvalidSetting: A value is not a dense tensor.
 
         >>> update = Update({"head.bias": torch.tensor([0.5, -1.0])}, steps={"head": 2}, num_examples=7)
         >>> again = Update.from_bytes(update.to_bytes())
         >>> torch.equal(again.deltas["head.bias"], update.deltas["head.bias"]), again.steps["head"], again.num_examples
         (True, 2, 7)
         """
-        tensors = {f"delta/{name}": _plain(name, tensor) for name, tensor in self.deltas.items()}
-        tensors |= {f"buffer/{name}": _plain(name, tensor) for name, tensor in self.buffers.items()}
-        steps = dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
-        header = {"format": _FORMAT, "steps": steps, "num_examples": self.num_examples}
-        # A single entry: safetensors writes several in an order of its own, another in each process.
+        tensors = {f"delta/{name}": _dense_copy(name, tensor) for name, tensor in self.deltas.items()}
+        tensors |= {f"buffer/{name}": _dense_copy(name, tensor) for name, tensor in self.buffers.items()}
+        header = {"format": _FORMAT, "steps": self._plain_steps(), "num_examples": self.num_examples}
+        # One entry only: safetensors writes several in an order that differs between processes.
         return save_tensors(tensors, metadata={"salf": json.dumps(header, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> "Update":
-        """Read what `to_bytes` wrote. Raises `InvalidUpdate` for anything else; values are `check_update`'s matter."""
+        """Read the bytes that `to_bytes` wrote; `check_update` validates the values.
+
+        Raises:
+            InvalidUpdate: The bytes are damaged, or have another format.
+        """
         try:
             tensors = load_tensors(payload)
             metadata = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]
             header = json.loads(metadata["salf"])
             if header["format"] != _FORMAT:
-                raise InvalidUpdate("not an update", [f"its format is '{header['format']}', not '{_FORMAT}'"])
+                raise InvalidUpdate(_NOT_BYTES, [f"their format is '{header['format']}', not '{_FORMAT}'"])
             steps, num_examples = header["steps"], header["num_examples"]
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InvalidUpdate(
-                "not an update", [f"the bytes are damaged ({type(error).__name__}: {error})"]
-            ) from error
+            raise InvalidUpdate(_NOT_BYTES, [f"they are damaged ({type(error).__name__}: {error!s:.200})"]) from error
         parts: dict[str, dict[str, Tensor]] = {"delta": {}, "buffer": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind not in parts:
-                raise InvalidUpdate("not an update", [f"it holds '{name}', neither a delta nor a buffer"])
+                raise InvalidUpdate(_NOT_BYTES, [f"they hold '{name}', neither a delta nor a buffer"])
             parts[kind][rest] = tensor
         return cls(parts["delta"], steps, num_examples, parts["buffer"])
 
 
 def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> None:
-    """Raise `InvalidUpdate`, listing every problem, unless `update` may be aggregated into `state`.
+    """Check that an update may be aggregated into `state`.
 
-    Checked are names, shapes, types, that every value is finite, that each layer is conveyed whole or not at all, the
-    number of examples (1 to 2^53) and of steps (the same in a conveyed layer; at most one apart between layers).
-    Raises `InvalidSetting` where the three are not what they should be.
+    Checked are the names, shapes and types of all tensors; that every value is finite; that each layer is whole or
+    absent; that `num_examples` and `steps` are integers from 1 to 2^53; and that the steps of two layers differ by at
+    most one.
+
+    Args:
+        update: The client's update.
+        layers: The model's layers.
+        state: The model's state dict, or another mapping from names to tensors of the right shape and type.
+
+    Raises:
+        InvalidUpdate: The update cannot be aggregated; the error lists every problem.
+        InvalidSetting: An argument has a wrong type.
+
+    >>> from salf.layers import find_layers
+    >>> model = torch.nn.Linear(2, 1)
+    >>> update = Update({"weight": torch.zeros(3, 1), "bias": torch.zeros(1)}, steps=1, num_examples=8)
+    >>> check_update(update, find_layers(model), model.state_dict())
+    Traceback (most recent call last):
+    salf.errors.InvalidUpdate: this update cannot be aggregated; correct the client that sent it: 'weight' has shape
+    (3, 1), not (1, 2)
     """
     check_type("update", update, Update, "a salf.Update")
     check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
     check_type("state", state, Mapping, "the model's state dict")
-    _check(update, layers, state)
+    _check_parts(update, layers, state)
 
 
 def check_names(update: Update, layers: Layers) -> None:
-    """Raise `InvalidUpdate` as `check_update` does, but without looking at the tensors themselves."""
-    _check(update, layers, None)
+    """Check an update as `check_update` does, except for the tensors themselves."""
+    _check_parts(update, layers, None)
 
 
-def _check(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> None:
+def _check_parts(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> None:
     problems = [*_count_problems(update, layers), *_tensor_problems(update, layers, state)]
     if problems:
-        raise InvalidUpdate("this update cannot be aggregated", problems)
+        raise InvalidUpdate("this update cannot be aggregated; correct the client that sent it", problems)
 
 
 def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
     if not _is_count(update.num_examples):
-        yield f"num_examples is {update.num_examples!r}, not a whole number from 1 to 2^53"
+        yield f"num_examples is {update.num_examples!r:.40}, not {_COUNT}"
     if isinstance(update.steps, Mapping):
         for name in update.steps:
             if name not in layers.names:
-                yield f"steps are given for '{name}', which is no layer of this model"
+                yield f"steps name '{name}', which is not a layer of this model"
     steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.conveys(layer)}
     wrong = {name: count for name, count in steps.items() if not _is_count(count)}
     for name, count in wrong.items():
-        yield f"layer '{name}' is conveyed after {count!r} steps, not a whole number from 1 to 2^53"
+        yield f"layer '{name}' has {count!r:.40} steps, not {_COUNT}"
     if steps and not wrong and max(steps.values()) - min(steps.values()) > 1:
         yield f"steps differ by more than one between layers ({min(steps.values())} to {max(steps.values())})"
 
@@ -154,31 +185,32 @@ def _is_count(value: object) -> bool:
 def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor] | None) -> Iterator[str]:
     parameters = {name for layer in layers for name in layer.parameters}
     buffers = {name: layer for layer in layers for name in layer.buffers}
-    finite = state is not None and _is_finite_there(update)
+    finite = state is not None and _is_finite_on_accelerator(update)
     for name in update.deltas:
         if name not in parameters:
-            yield f"'{name}' is no trainable parameter of this model"
+            yield f"'{name}' is not a trainable parameter of this model"
         elif state is not None:
             yield from _value_problems(name, update.deltas[name], state, finite=finite)
     for name in update.buffers:
         if name not in buffers:
-            yield f"'{name}' is no buffer of a layer of this model"
+            yield f"'{name}' is not a buffer of a layer of this model"
         elif not update.conveys(buffers[name]):
-            yield f"buffer '{name}' comes without its layer '{buffers[name].name}'"
+            yield f"buffer '{name}' is sent without its layer '{buffers[name].name}'"
         elif state is not None:
             yield from _value_problems(name, update.buffers[name], state, finite=finite)
-    yield from _half_layers(update, layers)
+    yield from _partial_layers(update, layers)
 
 
-def _half_layers(update: Update, layers: Layers) -> Iterator[str]:
+def _partial_layers(update: Update, layers: Layers) -> Iterator[str]:
     for layer in layers:
-        for names, conveyed, kind in (
+        for names, sent, kind in (
             (layer.parameters, update.deltas, "layer"),
-            (layer.buffers, update.buffers, "buffers of layer"),
+            (layer.buffers, update.buffers, "the buffers of layer"),
         ):
-            missing = [name for name in names if name not in conveyed]
+            missing = [name for name in names if name not in sent]
             if missing and len(missing) < len(names):
-                yield f"half of {kind} '{layer.name}' is missing ({', '.join(missing)})"
+                listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+                yield f"a part of {kind} '{layer.name}' is missing ({listed})"
 
 
 def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, finite: bool) -> Iterator[str]:
@@ -189,7 +221,7 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
         yield f"'{name}' is stored as {'meta' if value.is_meta else value.layout}, not as a dense tensor"
         return
     if name not in state:
-        yield f"the state lacks '{name}', which its layers name"
+        yield f"the state lacks '{name}', which is in the layers"
         return
     expected = state[name]
     if value.shape != expected.shape:
@@ -200,35 +232,45 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
         yield f"'{name}' holds values that are not finite"
 
 
-def _is_finite_there(update: Update) -> bool:
-    """Say whether one accelerator holds the whole update, and all of it is finite: one look, not one for each."""
+def _is_finite_on_accelerator(update: Update) -> bool:
+    """Say whether one accelerator holds the whole update and all values are finite, with one synchronization."""
     tensors = [*update.deltas.values(), *update.buffers.values()]
-    if not all(_is_there(tensor) for tensor in tensors):
+    if not all(_is_on_accelerator(tensor) for tensor in tensors):
         return False
     return len({tensor.device for tensor in tensors}) == 1 and all_finite(tensors)
 
 
-def _is_there(value: object) -> bool:
+def _is_on_accelerator(value: object) -> bool:
     return isinstance(value, Tensor) and not (value.is_cpu or value.is_meta) and value.layout is torch.strided
 
 
 def is_finite(value: Tensor) -> bool:
-    """Say whether no value of a tensor is infinite or NaN."""
-    # Torch cannot look into floats of one byte; no model's parameters have such a type, which is a problem of its own.
+    """Say whether no value of a tensor is infinite or NaN.
+
+    >>> is_finite(torch.tensor([1.0, 2.0])), is_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    # Torch cannot test floats of one byte. `check_update` refuses them by their type.
     if not (value.is_floating_point() or value.is_complex()) or value.dtype.itemsize == 1:
         return True
-    # One sum finds every NaN and infinity in a single pass; only where it overflows must each value be looked at. Torch
-    # cannot sum up complex numbers of half precision.
+    # A sum finds every NaN and infinity in one pass. If it overflows, each value is tested. Torch cannot sum complex
+    # numbers of half precision.
     summed = value.dtype is not torch.complex32 and _has_finite_sum(value)
     return summed or bool(torch.isfinite(value).all())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Say whether no value of several tensors is infinite or NaN."""
+    """Say whether no value of several tensors is infinite or NaN.
+
+    >>> all_finite([torch.ones(2), torch.tensor([1, 2])])
+    True
+    """
     floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
-    if floats and not _have_finite_sums(floats):  # only where a sum overflows must each value be looked at
+    if floats and not _have_finite_sums(floats):  # a sum may also overflow
         return all(map(is_finite, tensors))
-    return len(floats) == len(tensors) or all(map(is_finite, (own for own in tensors if own.dtype not in _FLOATS)))
+    return len(floats) == len(tensors) or all(
+        map(is_finite, (tensor for tensor in tensors if tensor.dtype not in _FLOATS))
+    )
 
 
 def _has_finite_sum(value: Tensor) -> bool:
@@ -239,16 +281,18 @@ def _have_finite_sums(tensors: Sequence[Tensor]) -> bool:
     if all(tensor.is_cpu for tensor in tensors):
         return all(map(_has_finite_sum, tensors))
     for device in {tensor.device for tensor in tensors}:
-        # Every look at a number waits for an accelerator: one for all that it holds.
-        norms = torch._foreach_norm([tensor for tensor in tensors if tensor.device == device])  # noqa: SLF001 - torch's optimizers are built on it
+        # Reading a value on an accelerator waits for all queued work, so read one value per device.
+        norms = torch._foreach_norm([tensor for tensor in tensors if tensor.device == device])  # noqa: SLF001 - one kernel for all tensors; torch's own optimizers use it
         if not torch.stack([*norms]).isfinite().all():
             return False
     return True
 
 
-def _plain(name: str, tensor: Tensor) -> Tensor:
-    """Copy to what safetensors stores: dense, contiguous, and sharing memory with nothing."""
+def _dense_copy(name: str, tensor: Tensor) -> Tensor:
+    """Return a copy that safetensors can store: dense, contiguous, on the CPU, sharing no memory."""
     check_type(f"'{name}'", tensor, Tensor, "a tensor")
     if tensor.is_meta or tensor.layout is not torch.strided:
-        raise InvalidSetting(f"'{name}' is on {tensor.device} and {tensor.layout}, not a dense tensor with values")
+        raise InvalidSetting(
+            f"'{name}' is a tensor on {tensor.device} with layout {tensor.layout}; pass a dense tensor"
+        )
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

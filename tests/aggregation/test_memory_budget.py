@@ -81,7 +81,7 @@ def test_what_is_oldest_is_known_after_a_checkpoint(tmp_path: Path) -> None:
         one = [conveying(float(client), whole=True)]
         memory = aggregate(STATE, one, LAYERS, Memory(budget_bytes=60), clients=[client], memory=memory).memory
     save_checkpoint(tmp_path / "state", ServerState(3, 3.0, STATE, ObservedReach(2), memory))
-    again = load_checkpoint(tmp_path / "state").memory
+    again = load_checkpoint(tmp_path / "state")[0].memory
     after = aggregate(STATE, [conveying(9.0, whole=True)], LAYERS, Memory(budget_bytes=60), clients=[9], memory=again)
     assert sorted(after.memory) == [2, 3, 4, 9]
     assert after.memory[4] == {}

@@ -1,17 +1,30 @@
 """Random models, cohorts and updates for the tests of aggregation."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregated
-from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.aggregation.rules import (
+    Contributions,
+    Contributors,
+    Corrected,
+    Everyone,
+    InverseProbability,
+    LayerShare,
+    Memory,
+    Rule,
+)
 from salf.layers.find import Layer, Layers
 from salf.update import Update
+from salf.values import Floats
 
 SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 3), (1, 1, 2), (0,), (2, 0)]
 FLOATS = [torch.float32, torch.float64]
@@ -134,3 +147,87 @@ def same_result(first: Aggregated, second: Aggregated) -> bool:
             for client, layers in second.memory.items()
         )
     )
+
+
+@dataclass(frozen=True)
+class Halved(Corrected):
+    """A user's rule that changes the factor: half a step of the paper's rule."""
+
+    def factor(self, share: LayerShare) -> float:
+        return 0.5 * super().factor(share)
+
+
+@dataclass(frozen=True)
+class Trusting(Rule):
+    """A user's rule with its own weights: √n_u in total, less for later numbers, and by the inverse of reach."""
+
+    needs_reach: ClassVar[bool] = True
+
+    def client_weights(self, num_examples: Floats) -> Floats:
+        return np.sqrt(num_examples)
+
+    def layer_weights(self, contributions: Contributions) -> Floats:
+        assert contributions.reach is not None
+        return contributions.weights / (1 + contributions.clients[:, None]) / np.maximum(contributions.reach, 0.1)
+
+    def factor(self, share: LayerShare) -> float:
+        return 1 / share.weight_all
+
+
+@dataclass(frozen=True)
+class Bounding(Contributors):
+    """A user's rule that looks at each update: large ones count less, as if they had been shortened to norm 1."""
+
+    @property
+    def needs_individual_updates(self) -> bool:
+        return True
+
+    def layer_weights(self, contributions: Contributions) -> Floats:
+        assert contributions.update is not None
+        norm = math.sqrt(sum(float(delta.double().square().sum()) for delta in contributions.update.deltas.values()))
+        return contributions.weights * np.full(contributions.steps.shape, 1 / max(1.0, norm))
+
+
+@dataclass(frozen=True)
+class Fading(Memory):
+    """A user's rule that remembers, and trusts updates of several steps less."""
+
+    def layer_weights(self, contributions: Contributions) -> Floats:
+        return contributions.weights / np.maximum(contributions.steps, 1)
+
+
+OWN_RULES = [Halved(), Trusting(), Bounding(), Fading()]
+
+
+def own_rule_twin(
+    rule: Rule,
+    state: Mapping[str, Tensor],
+    layers: Layers,
+    updates: Sequence[Update],
+    clients: Sequence[int],
+    reach: npt.NDArray[np.float64],
+) -> dict[str, Tensor]:
+    """The parameters after a round by one of `OWN_RULES` in which every client was heard, in plain loops."""
+    examples = [update.num_examples for update in updates]
+    new = {}
+    for index, layer in enumerate(layers):
+        who = [row for row, update in enumerate(updates) if update.conveys(layer)]
+        shares: dict[int, float] = {}
+        for row in who:
+            norm = math.sqrt(sum(float(delta.double().square().sum()) for delta in updates[row].deltas.values()))
+            steps = updates[row].steps_of(layer.name)
+            if isinstance(rule, Halved):
+                empty = math.prod(1 - chance for chance in reach[:, index])
+                shares[row] = 0.5 * min(2.0, 1 / (1 - empty)) / len(who)
+            elif isinstance(rule, Trusting):
+                total = sum(map(math.sqrt, examples))
+                shares[row] = math.sqrt(examples[row]) / (1 + clients[row]) / max(0.1, reach[row, index]) / total
+            elif isinstance(rule, Bounding):
+                shares[row] = 1 / max(1.0, norm) / len(who)
+            else:
+                total = sum(1 / updates[other].steps_of(layer.name) for other in who)
+                shares[row] = 1 / steps / total
+        for name in layer.parameters:
+            moves = [share * updates[row].deltas[name].double() for row, share in shares.items()]
+            new[name] = sum(moves, start=state[name].double())
+    return new

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over two pipes in its DevTools protocol; nothing but the browser is needed."""
+"""A headless Chromium, controlled through two pipes by the DevTools protocol; only the browser is needed."""
 
 import json
 import os
@@ -19,23 +19,23 @@ def find_browser() -> str | None:
 
 @dataclass
 class Page:
-    """A page of the browser; `events` are all that it told so far."""
+    """A page of the browser; `events` are all that it has reported."""
 
     commands: BinaryIO
     answers: BinaryIO
     session: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
-    _asked: int = 0
+    _commands_sent: int = 0
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Give a command and wait for its answer."""
-        self._asked += 1
-        message = {"id": self._asked, "method": method, "params": parameters}
+        self._commands_sent += 1
+        message = {"id": self._commands_sent, "method": method, "params": parameters}
         if self.session is not None:
             message["sessionId"] = self.session
         self.commands.write(json.dumps(message).encode() + b"\0")
         self.commands.flush()
-        while (answer := self._next()).get("id") != self._asked:
+        while (answer := self._next()).get("id") != self._commands_sent:
             self.events.append(answer)
         assert "error" not in answer, answer
         result: dict[str, Any] = answer["result"]
@@ -53,7 +53,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def told(self, *methods: str) -> list[dict[str, Any]]:
+    def events_of(self, *methods: str) -> list[dict[str, Any]]:
         """The parameters of the events of these kinds."""
         return [event["params"] for event in self.events if event["method"] in methods]
 
@@ -69,7 +69,7 @@ class Page:
 
 @contextmanager
 def open_page(address: str, profile: Path, *, width: int, scheme: str, media: str = "screen") -> Iterator[Page]:
-    """Open an address in a browser of its own, on a screen or paper of that width, in the light or the dark scheme."""
+    """Open an address in a new browser, on a screen or on paper of that width, in the light or the dark scheme."""
     browser = find_browser()
     assert browser is not None
     (from_us, commands), (answers, to_us) = os.pipe(), os.pipe()

@@ -1,27 +1,21 @@
-"""Small experiments, and the command line as the tests of this folder call it."""
+"""Small experiments, their folders, and the command line within the process of the tests."""
 
 import json
 import re
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from salf.cli import app
+from salf.errors import RunFolderError
 from salf.experiment.experiment import Experiment
+from salf.records.rounds import RoundRecord
 from salf.runs.run import Run, run_experiment
 
-# The program heeding Ctrl-C even where the tests were started in the background, which ignores it.
-INTERRUPTIBLE = (
-    sys.executable,
-    "-c",
-    (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('salf', run_name='__main__', alter_sys=True)"
-    ),
-)
 TINY: dict[str, object] = {
     "rounds": 6,
     "data.clients": 4,
@@ -141,3 +135,30 @@ def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def interrupt_after(rounds: int, reason: BaseException) -> Callable[[RoundRecord], None]:
+    def watch(record: RoundRecord) -> None:
+        if record.round == rounds:
+            raise reason
+
+    return watch
+
+
+def interrupted(folder: Path, rounds: int, experiment: Experiment | None = None) -> None:
+    """Leave a run behind that was interrupted after so many rounds."""
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment or tiny(), folder, watch=interrupt_after(rounds, KeyboardInterrupt()))
+
+
+def refused_resumption(folder: Path, experiment: Experiment | None = None) -> str:
+    """The message that refuses to resume a run; nothing in the folder may change."""
+    before = content(folder)
+    with pytest.raises(RunFolderError) as caught:
+        run_experiment(experiment or tiny(), folder, resume=True)
+    assert content(folder) == before
+    return str(caught.value)

@@ -1,4 +1,4 @@
-"""A grid in memory with a clock of its own, and clients that convey what a test wants."""
+"""A grid in memory with a simulated clock, and clients that send what a test wants."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from salf.flower.server.exchange import Exchange
-from salf.flower.server.federation import FlowerServer
-from salf.flower.server.loop import Evaluate, Loop
-from salf.flower.server.server_state import FederationFolder
+from salf.flower.server.federation_folder import FederationFolder
+from salf.flower.server.flower_server import FlowerServer
+from salf.flower.server.round_loop import Evaluate, RoundLoop
 from salf.flower.server.strategy import SalfStrategy
-from salf.flower.wire.instructions import TrainInstructions
-from salf.flower.wire.replies import ClientReport, write_reply
-from salf.layers.find import Layers, find_layers
+from salf.flower.wire import ClientReport, TrainInstructions, write_reply
+from salf.layers import Layers, find_layers
 from salf.update import Update
 
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages can be made only in a run
@@ -42,7 +41,7 @@ class Clock:
 
 @dataclass
 class MemoryGrid(Grid):
-    """Delivers messages at once, and replies when the clock says that they have come."""
+    """Delivers messages at once, and replies when their time has come."""
 
     nodes: dict[int, Node]
     clock: Clock = field(default_factory=Clock)
@@ -66,12 +65,12 @@ class MemoryGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self.pulls += 1
-        come = []
+        arrived = []
         for identity in message_ids:
             waiting = self._due.get(identity, [])
-            come += [reply for due, reply in waiting if due <= self.clock()]
+            arrived += [reply for due, reply in waiting if due <= self.clock()]
             self._due[identity] = [(due, reply) for due, reply in waiting if due > self.clock()]
-        return come
+        return arrived
 
     def set_run(self, run: object) -> None:
         raise NotImplementedError
@@ -115,36 +114,37 @@ def a_model() -> tuple[Net, Layers]:
 def update_of(depth: int, layers: Layers, state: Mapping[str, Tensor], seed: int = 0, examples: int = 10) -> Update:
     """Return an honest update of the last `depth` layers."""
     generator = torch.Generator().manual_seed(seed)
-    conveyed = layers[len(layers) - depth :] if depth else ()
-    deltas = {n: torch.randn(state[n].shape, generator=generator) * 0.1 for layer in conveyed for n in layer.parameters}
-    buffers = {name: state[name] + 1 for layer in conveyed for name in layer.buffers}
-    return Update(deltas, {layer.name: 1 for layer in conveyed}, examples, buffers)
+    sent = layers[len(layers) - depth :] if depth else ()
+    deltas = {n: torch.randn(state[n].shape, generator=generator) * 0.1 for layer in sent for n in layer.parameters}
+    buffers = {name: state[name] + 1 for layer in sent for name in layer.buffers}
+    return Update(deltas, {layer.name: 1 for layer in sent}, examples, buffers)
 
 
 def answer(
-    message: Message, update: Update, told: ClientReport | None = None, metrics: Mapping[str, float] | None = None
+    message: Message, update: Update, report: ClientReport | None = None, metrics: Mapping[str, float] | None = None
 ) -> Message:
-    """Return the reply that conveys an update."""
-    order = TrainInstructions.read(message)
-    said = ClientReport(order.round, 1.0, 0.0, interrupted=False) if told is None else told
+    """Return the reply that carries an update."""
+    instructions = TrainInstructions.read(message)
+    if report is None:
+        report = ClientReport(instructions.round, 1.0, 0.0, interrupted=False)
     received = message.content.array_records["arrays"]
-    arrays, record = write_reply(update, said, order.layers, received, metrics or {}, whole=order.whole)
+    arrays, record = write_reply(update, report, instructions.layers, received, metrics or {}, whole=instructions.whole)
     return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=message)
 
 
 def stock_answer(message: Message, arrays: ArrayRecord, **metrics: float) -> Message:
-    """Return the reply of a client that knows nothing of salf."""
+    """Return the reply of a client that does not use salf."""
     record = MetricRecord({"num-examples": 10, **metrics})
     return Message(RecordDict({"arrays": arrays, "metrics": record}), reply_to=message)
 
 
-def conveying(depth: int, after: float = 1.0, seed: int = 0, examples: int = 10) -> Node:
-    """Return a node that always conveys the last `depth` layers, so many seconds after it was asked."""
+def sending(depth: int, after: float = 1.0, seed: int = 0, examples: int = 10) -> Node:
+    """Return a node that always sends the last `depth` layers, some seconds after the message."""
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
-        order = TrainInstructions.read(message)
+        instructions = TrainInstructions.read(message)
         state = message.content.array_records["arrays"].to_torch_state_dict()
-        yield after, answer(message, update_of(depth, order.layers, state, seed, examples))
+        yield after, answer(message, update_of(depth, instructions.layers, state, seed, examples))
 
     return node
 
@@ -159,10 +159,10 @@ def a_loop(
     *,
     folder: FederationFolder | None = None,
     evaluate: Evaluate | None = None,
-) -> Loop:
+) -> RoundLoop:
     """Return the loop of `strategy.start`, on the grid's clock."""
     exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
-    return Loop(FlowerServer(strategy.terms), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
+    return RoundLoop(FlowerServer(strategy.config), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
 
 
 def initial(model: nn.Module) -> ArrayRecord:

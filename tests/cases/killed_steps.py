@@ -1,8 +1,8 @@
-"""Plays one run in child processes and kills it at every step in which it writes to the disk, for `test_killed_steps`.
+"""Plays one run in child processes and kills it at steps in which it writes to the disk, for `test_killed_steps`.
 
-    python killed_steps.py FOLDER
+    python killed_steps.py FOLDER STRIDE
 
-PyTorch is imported once; each life of a run is a fork. It prints the number of steps.
+It kills at every STRIDE-th step. PyTorch is imported once; each life of a run is a fork. It prints the last step.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from salf.experiment.experiment import Experiment
 from salf.runs import folder as runs
 from salf.runs.run import run_experiment
 
-# Its state is the memory of every client, and how often each was observed.
+# Its state holds the memory of every client, and how often each was observed.
 RUN = Experiment.load(
     "digits",
     rounds=2,
@@ -44,7 +44,7 @@ def was_killed(life: Callable[[], object]) -> bool:
 
 
 def play(folder: Path, dies_at: float = math.inf) -> None:
-    """Play, or play on; die just before the given step: a folder is made, a file made sure of, or given its name."""
+    """Play or resume; die just before the given step, which makes a folder, syncs a file or gives it its name."""
     steps = count(1)
 
     def dying(function: Callable[..., object]) -> Callable[..., object]:
@@ -59,20 +59,20 @@ def play(folder: Path, dies_at: float = math.inf) -> None:
     run_experiment(RUN, folder, resume=True, checkpoint_seconds=0.0)
 
 
-def main(base: Path) -> None:
+def main(base: Path, stride: int) -> None:
     torch.set_num_threads(1)
     runs._CHECKPOINT_SHARE = math.inf  # a checkpoint in every round, however long it takes
     # What each child would otherwise do again: load the data, and import what copying a parameter imports.
     load("digits")
     importlib.import_module("torch._dynamo")
     was_killed(lambda: play(base / "undisturbed"))
-    for step in count(1):
+    for step in count(1, stride):
         folder = base / f"killed-{step}"
         if not was_killed(lambda folder=folder, step=step: play(folder, step)):  # type: ignore[misc]
-            sys.stdout.write(str(step - 1))
+            sys.stdout.write(str(step - stride))
             return
         was_killed(lambda folder=folder: play(folder))  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

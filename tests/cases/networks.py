@@ -1,4 +1,4 @@
-"""Small networks of every kind that the mechanism must cope with, each with batches to train it on."""
+"""Small networks of every kind that a deadline must support, each with batches to train it."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def backward(loss: Tensor, *, retain_graph: bool = False) -> None:
 
 
 def train(task: Task, optimizer: Optimizer, steps: int = 1000, first: int = 0) -> None:
-    """The loop of someone who has never heard of deadlines."""
+    """A training loop that does nothing about deadlines."""
     for step in range(first, first + steps):
         optimizer.zero_grad()
         backward(task.loss(step))
@@ -78,7 +78,7 @@ class Cnn(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """A BatchNorm residual net of two blocks, the second of which has a convolution on its shortcut."""
+    """A residual network with BatchNorm and two blocks; the second has a convolution on its shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class WithUnused(nn.Module):
 
 
 class Counting(nn.Module):
-    """Counts what it has seen: in an integer buffer in each layer, one of which is replaced rather than changed."""
+    """Counts its inputs in integer buffers of each layer; `rows` is replaced, `calls` changes in place."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs as a report sees them, made by hand."""
+"""Runs for reports, made by hand."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LAYERS = ("in", "hidden", "out")
 
 
 def record(number: int, seed: int = 0, **changes: object) -> RoundRecord:
-    """A round of 4 clients, of which 1, 2 and 3 conveyed the three layers; it is tested in every second round."""
+    """A round of 4 clients: 1, 2 and 3 send the three layers; every second round is evaluated."""
     tested = number % 2 == 0
     values: dict[str, object] = {
         "round": number,
@@ -54,19 +54,19 @@ TIMELINE = TimeLine(
 
 
 def reported(method: str = "salf", seed: int = 0, rounds: int = 4, **changes: object) -> ReportedRun:
-    """A run of that many rounds; other settings have two underscores for a dot."""
-    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    """A run of that many rounds without a target; other settings have two underscores for a dot."""
+    settings = {"evaluate.target": None, **{key.replace("__", "."): value for key, value in changes.items()}}
     experiment = Experiment.load("digits", rounds=4, seed=seed, **settings).with_method(method)
     return ReportedRun(experiment.to_toml(), tuple(record(number, seed) for number in range(1, rounds + 1)), TIMELINE)
 
 
 def keep_runs(folder: Path) -> list[Path]:
-    """Play two short runs of three methods on unequal phones into folders."""
+    """Save two short runs of three methods on unequal phones in folders."""
     made = []
     for method in ("fedavg", "drop", "salf"):
         for seed in (0, 1):
             short = {"data.clients": 6, "client.local_steps": 2, "evaluate.every": 2, "devices.kind": "physical"}
-            experiment = Experiment.load("digits", rounds=6, seed=seed, **short).with_method(method)
+            experiment = Experiment.load("digits", rounds=4, seed=seed, **short).with_method(method)
             made.append(folder / method / f"seed-{seed}")
             run_experiment(experiment, made[-1])
     return made

@@ -1,11 +1,11 @@
-"""A clock that stands still unless told, and models that take a stated time of it."""
+"""A clock that moves only by `advance`, and models whose passes advance it."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import nn
 
-from salf.layers.find import Layers
+from salf.layers import Layers
 
 
 class Clock:

@@ -12,7 +12,7 @@ import torch
 from command_cases import only_json, plain, refusal, salf
 
 from salf.bench import Case, Figure, all_cases
-from salf.bench.case import compare
+from salf.bench.case import time_in_turn
 from salf.engines.accelerator import CPU
 
 CASES = [
@@ -24,8 +24,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The command has the name of its module, and hides it.
-    monkeypatch.setattr(sys.modules["salf.cli.bench"], "all_cases", lambda device: CASES)
+    monkeypatch.setattr("salf.cli.bench.all_cases", lambda device: CASES)
 
 
 def test_figures_are_told_beside_their_targets() -> None:
@@ -65,16 +64,15 @@ def test_a_device_that_is_none_is_refused() -> None:
 
 def test_what_is_about_the_cpu_is_left_out_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [*CASES, replace(CASES[1], name="memory/registered", cpu_only=True)]
-    command = sys.modules["salf.cli.bench"]
-    monkeypatch.setattr(command, "all_cases", lambda device: cases)
-    monkeypatch.setattr(command, "find_device", torch.device)
-    monkeypatch.setattr(command, "title_of", lambda device: "Abacus 9")
+    monkeypatch.setattr("salf.cli.bench.all_cases", lambda device: cases)
+    monkeypatch.setattr("salf.cli.bench.find_device", torch.device)
+    monkeypatch.setattr("salf.cli.bench.title_of", lambda device: "Abacus 9")
     found = only_json(salf("bench", "--device", "cuda", "--json"))
     assert (found["machine"]["device"], found["left_out"]) == ("Abacus 9", ["memory/registered"])
     assert [figure["name"] for figure in found["figures"]] == [case.name for case in CASES]
     text = plain(salf("bench", "--device", "cuda", columns=120).out)
     assert "Abacus 9" in text
-    assert "left out on cuda, since it is about the CPU: memory/registered" in text
+    assert "not measured on cuda, because they are about the CPU: memory/registered" in text
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
@@ -94,7 +92,7 @@ def test_a_ratio_is_that_of_two_acts_timed_in_turn() -> None:
         order.append(name)
         time.sleep(seconds)
 
-    figure = compare(lambda: act("slow", 0.12), lambda: act("fast", 0.04), 0.0)
+    figure = time_in_turn(lambda: act("slow", 0.12), lambda: act("fast", 0.04), 0.0)
     assert figure.value > 2
     assert order == ["slow", "fast"] * 7  # two of them do not count
     assert (figure.details["pairs"], figure.details["times"]) == (5, 1)
@@ -109,7 +107,7 @@ def test_what_is_short_is_done_several_times_in_its_turn(monkeypatch: pytest.Mon
         order.append(name)
         now[0] += seconds
 
-    figure = compare(lambda: act("one", 0.25), lambda: act("other", 2**-7), 0.0)
+    figure = time_in_turn(lambda: act("one", 0.25), lambda: act("other", 2**-7), 0.0)
     assert order == ["one", "other"] * 2 + (["one"] + ["other"] * 4) * 5
     assert figure.value == 32
     details = {"seconds": 0.25, "against_seconds": 2**-7, "pairs": 5, "times": 1, "against_times": 4}
@@ -125,11 +123,11 @@ def test_every_target_of_the_engines_is_measured() -> None:
     names = [case.name for case in all_cases(CPU)]
     kinds = Counter(name.partition("/")[0] for name in names)
     memory = 0 if sys.platform == "win32" else 2
-    assert kinds == Counter(fused=6, round=2, loop=1, deadline=2, aggregate=2, growth=1, memory=memory)
+    assert kinds == Counter(fused=6, round=2, loop=1, deadline=2, aggregate=2, growth=1, memory=memory, start=2)
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["fused/mlp-30", "round/mlp-30", "loop/mlp-30"])
+@pytest.mark.parametrize("name", ["round/mlp-30", "start/help", "start/import"])
 def test_the_cases_can_be_measured(name: str) -> None:
     case = next(case for case in all_cases(CPU) if case.name == name)
     assert case.measure(0.0).value > 0

@@ -1,64 +1,100 @@
-"""A command that is interrupted, killed and resumed leaves, to the byte, what an undisturbed run leaves."""
+"""Ctrl-C prints the complete command that resumes, and that command gives what an undisturbed one gives."""
 
-import json
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from command_cases import INTERRUPTIBLE, content, settings, tiny
+from command_cases import Called, content, salf, settings, tiny, tiny_run
 
-from salf.runs.checkpoint import load_checkpoint
-from salf.runs.folder import RunFolder
-from salf.runs.run import run_experiment
+from salf.cli.console import Bar
+from salf.runs.comparison import compare
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-
-
-class Command:
-    """The real command line, playing a run in a folder."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [*INTERRUPTIBLE, "run", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def wait_for_rounds(self, folder: Path, rounds: int) -> None:
-        began = time.monotonic()
-        while self.process.poll() is None and time.monotonic() < began + 600:
-            records = folder / "records.jsonl"
-            if records.exists() and records.read_bytes().count(b"\n") >= rounds:
-                return
-            time.sleep(0.01)
-        self.process.kill()
-        pytest.fail(f"{rounds} rounds were not played: {self.process.communicate()}")
-
-    def end(self, sign: signal.Signals | None = None) -> tuple[int, str, str]:
-        if sign is not None:
-            self.process.send_signal(sign)
-        out, err = self.process.communicate(timeout=600)
-        return self.process.returncode, out, err
+# The program heeds Ctrl-C even where the tests were started in the background, which ignores it.
+PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("salf", run_name="__main__", alter_sys=True)
+"""
 
 
-def test_the_command_is_interrupted_killed_and_resumed(tmp_path: Path) -> None:
-    experiment = tiny(rounds=600, evaluate__every=100)
-    undisturbed = run_experiment(experiment, tmp_path / "undisturbed")
+def resuming(interrupted: Called) -> list[str]:
+    """Return the arguments of the command that an interrupted one has printed."""
+    assert (interrupted.code, interrupted.out) == (130, "")
+    prefix = "salf: interrupted; resume with: salf "
+    assert interrupted.err.startswith(prefix)
+    return shlex.split(interrupted.err.removeprefix(prefix))
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Interrupt the command at the second round that it plays after the first."""
+
+    def show(bar: Bar, done: int, note: str = "") -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bar, "show", show)
+    return monkeypatch
+
+
+def test_a_run_is_resumed_by_its_folder(tmp_path: Path, interrupt: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my run"
+    again = resuming(salf("run", *settings(), "--method", "drop", "--out", folder))
+    assert again == ["run", "--resume", str(folder)]
+    assert resuming(salf(*again)) == again
+    interrupt.undo()
+    assert salf(*again).code == 0
+    tiny_run(tmp_path / "whole", method__name="drop")
+    assert content(folder) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("more", [[], ["--tune", "0.1,0.3"]])
+def test_a_comparison_is_resumed_with_all_its_options(
+    more: list[str], tmp_path: Path, interrupt: pytest.MonkeyPatch
+) -> None:
+    interrupt.chdir(tmp_path)
+    given = ["compare", "digits", *settings(), "--methods", "salf,drop", "--seeds", "1", "--jobs", "1", *more]
+    again = resuming(salf(*given))
+    assert again == [*given, "--out", "runs/digits-comparison", "--resume"]
+    assert resuming(salf(*again)) == again
+    interrupt.undo()
+    interrupt.chdir(tmp_path)
+    assert salf(*again).code == 0
+    if not more:
+        compare(tiny(), ["salf", "drop"], 1, tmp_path / "whole")
+        assert content(tmp_path / "runs/digits-comparison/drop") == content(tmp_path / "whole/drop")
+
+
+def test_where_nothing_was_kept_the_command_is_to_be_run_again(interrupt: pytest.MonkeyPatch) -> None:
+    result = salf("run", *settings())
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "salf: interrupted; nothing was kept, so run the same command again\n"
+
+
+def test_the_real_command_is_interrupted_and_resumed(tmp_path: Path) -> None:
+    many = {"rounds": 300, "evaluate__every": 100}
     folder = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, "run", "digits", *settings(**many), "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_rounds(folder, 20, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    played = (folder / "records.jsonl").read_bytes().count(b"\n")
+    assert 20 <= played < 300
+    assert salf(*resuming(Called(process.returncode, out, err))).code == 0
+    tiny_run(tmp_path / "whole", **many)
+    assert content(folder) == content(tmp_path / "whole")
 
-    first = Command("digits", *settings(rounds=600, evaluate__every=100), "--out", str(folder))
-    first.wait_for_rounds(folder, 20)
-    code, out, err = first.end(signal.SIGINT)
-    assert (code, out) == (130, "")
-    assert err == "salf: interrupted; a run that is kept in a folder goes on with --resume\n"
-    saved = load_checkpoint(folder / "checkpoint" / "state.safetensors").round
-    # A round whose record was just written may be without its checkpoint.
-    assert 20 <= saved <= len(RunFolder.read_records(folder)) <= saved + 1
 
-    for more in (30, 60):
-        killed = Command("--resume", str(folder))
-        killed.wait_for_rounds(folder, saved + more)
-        assert killed.end(signal.SIGKILL) == (-signal.SIGKILL, "", "")
-    code, out, err = Command("--resume", str(folder), "--json").end()
-    assert (code, err) == (0, "")
-    assert json.loads(out)["accuracy"] == undisturbed.accuracy
-    assert content(folder) == content(tmp_path / "undisturbed")
+def wait_for_rounds(folder: Path, rounds: int, process: "subprocess.Popen[str]") -> None:
+    records, ends = folder / "records.jsonl", time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < ends:
+        if records.exists() and records.read_bytes().count(b"\n") >= rounds:
+            return
+        time.sleep(0.01)
+    process.kill()
+    pytest.fail(f"{rounds} rounds were not played: {process.communicate()}")

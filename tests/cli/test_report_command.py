@@ -29,7 +29,7 @@ def test_a_comparison_writes_the_page_that_report_writes(tmp_path: Path) -> None
     page = (folder / "report.html").read_text()
     assert "digits: 2 methods" in page
     told = salf("report", folder, "--out", tmp_path / "again.html")
-    assert (told.code, told.out) == (0, f"4 runs by 2 methods: {tmp_path / 'again.html'}\n")
+    assert (told.code, told.out) == (0, f"report on 4 runs (drop, salf): {tmp_path / 'again.html'}\n")
     # Read back, the methods are in the order of the alphabet.
     assert "digits: 2 methods" in (tmp_path / "again.html").read_text()
     twice = only_json(salf("report", folder, folder / "salf" / "seed-0", "--out", tmp_path / "c.html", "--json"))
@@ -40,7 +40,7 @@ def test_several_folders_are_reported_where_one_stands(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         tiny_run(Path(f"run-{seed}"), seed=seed)
-    assert salf("report", "run-0", "run-1").out == "2 runs by 1 method: report.html\n"
+    assert salf("report", "run-0", "run-1").out == "report on 2 runs (salf): report.html\n"
     assert Path("report.html").exists()
 
 
@@ -62,7 +62,7 @@ def test_a_folder_without_a_time_line_is_reported_without(tmp_path: Path) -> Non
     tiny_run(tmp_path / "old")
     (tmp_path / "old" / "timeline.json").unlink()
     assert salf("report", tmp_path / "old").code == 0
-    assert "No time-line was kept" in (tmp_path / "old" / "report.html").read_text()
+    assert "No timeline was kept" in (tmp_path / "old" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_folder_without_a_time_line_is_reported_without(tmp_path: Path) -> Non
     [
         ("records.jsonl", "{}\n", "records.jsonl is damaged (this is not the record of a round)"),
         ("records.jsonl", None, "no round of the run in"),
-        ("timeline.json", "[1]", "timeline.json is damaged; without it the report has no time-line: remove it"),
+        ("timeline.json", "[1]", "timeline.json is damaged; remove it, and the report shows no time-line"),
         ("experiment.toml", "rounds = -1", "cannot be read"),
         ("experiment.toml", None, "holds neither a run (experiment.toml) nor a comparison"),
     ],
@@ -95,12 +95,11 @@ def test_a_record_of_wrong_values_is_damaged(field: str, value: str, tmp_path: P
     assert f"this is not the record of a round: {field}" in refusal("report", tmp_path / "run")
 
 
-def test_runs_of_different_experiments_are_one_message(tmp_path: Path) -> None:
+def test_runs_that_differ_in_any_setting_are_compared(tmp_path: Path) -> None:
     tiny_run(tmp_path / "a")
     tiny_run(tmp_path / "b", data__clients=5)
-    message = refusal("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "page.html")
-    assert "different experiments (data.clients differ)" in message
-    assert not (tmp_path / "page.html").exists()
+    result = only_json(salf("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "page.html", "--json"))
+    assert [one["method"] for one in result["methods"]] == ["salf · data.clients = 4", "salf · data.clients = 5"]
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from command_cases import refusal, salf, tiny_run
 from rich.console import Console
 
-from salf.cli.compare import _chance, _legend, _table
+from salf.cli.compare_table import comparison_table, footnotes
 from salf.experiment.experiment import Experiment
 from salf.records.rounds import RoundRecord
 from salf.runs.comparison import Comparison
@@ -26,15 +26,13 @@ def test_the_table_of_a_comparison_fits_a_narrow_terminal() -> None:
         for method, some in accuracies.items()
     }
     page = io.StringIO()
-    Console(width=80, file=page).print(_table(Comparison(experiment, 0.95, runs)))
+    comparison = Comparison(experiment, 0.95, runs)
+    Console(width=80, file=page).print(comparison_table(comparison))
     text = page.getvalue()
     assert "…" not in text
     assert all(part in text for part in ("overselection", "at 1234 s", "100 %", "55.0 ±7.1"))
-
-
-@pytest.mark.parametrize(("p_value", "text"), [(0.04, "0.040"), (0.001, "0.001"), (0.00099, "<.001"), (1.0, "1.000")])
-def test_small_chances_are_written_as_no_more_than_that(p_value: float, text: str) -> None:
-    assert _chance(p_value) == text
+    (test,) = (note for note in footnotes(comparison) if "t-test" in note)
+    assert test.endswith("best of all: overselection")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     folder = tiny_run(tmp_path / "run").folder
-    assert "it is no ordinary file" in refusal("report", folder, "--out", pipe)
+    assert "it is not a regular file" in refusal("report", folder, "--out", pipe)
     assert pipe.is_fifo()
 
 
@@ -68,9 +66,10 @@ def test_the_legend_names_who_has_no_accuracy_at_equal_time() -> None:
     def run(end: float, accuracy: float) -> tuple[Run, ...]:
         return (Run(experiment, (RoundRecord(1, end, None, 30, (30,), 1.0, accuracy=accuracy),)),)
 
-    alone = _legend(Comparison(experiment, 0.95, {"salf": run(1.0, 0.5)}))
+    alone = " ".join(footnotes(Comparison(experiment, 0.95, {"salf": run(1.0, 0.5)})))
     assert "t-test" not in alone
     assert "not tested" not in alone
     three = {"salf": run(1.0, 0.5), "drop": run(1.0, 0.4), "fedavg": run(9.0, 0.9)}
-    text = _legend(Comparison(experiment, 0.95, three))
-    assert "(best of all: salf); not tested by then: fedavg" in text
+    notes = [*footnotes(Comparison(experiment, 0.95, three))]
+    assert "at 1 s: at the virtual time at which the shortest run ended; not tested by then: fedavg" in notes
+    assert not any("t-test" in note for note in notes)

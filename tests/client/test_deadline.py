@@ -1,4 +1,4 @@
-"""What a block keeps, tells and hands over."""
+"""What a block keeps, reports and returns."""
 
 import itertools
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_by_default_time_is_real() -> None:
     assert work.depth == work.steps == 0
 
 
-def test_a_loop_without_steps_conveys_nothing() -> None:
+def test_a_loop_without_steps_sends_nothing() -> None:
     task = mlp_task()
     with deadline(task.model, SGD(task.model.parameters(), lr=0.1), 1, clock=Clock()) as work:
         pass
@@ -63,7 +63,7 @@ def test_a_loop_without_steps_conveys_nothing() -> None:
     assert update.steps == {}
 
 
-def test_a_pass_without_a_step_conveys_nothing() -> None:
+def test_a_pass_without_a_step_sends_nothing() -> None:
     task = mlp_task()
     with deadline(task.model, SGD(task.model.parameters(), lr=0.1), 1, clock=Clock()) as work:
         backward(task.loss())
@@ -140,10 +140,10 @@ def test_an_update_is_what_changed_and_may_be_aggregated(make: Callable[[], Task
     update, local = work.update(num_examples=20), parameters_of(task.model)
     check_update(update, layers, task.model.state_dict())
     assert update.num_examples == 20
-    conveyed = [layer for layer in layers if work.layer_steps[layer.name]]
-    assert update.steps == {layer.name: work.layer_steps[layer.name] for layer in conveyed}
-    assert list(layers[len(layers) - work.depth :]) == conveyed
-    assert set(update.deltas) == {name for layer in conveyed for name in layer.parameters}
+    sent = [layer for layer in layers if work.layer_steps[layer.name]]
+    assert update.steps == {layer.name: work.layer_steps[layer.name] for layer in sent}
+    assert list(layers[len(layers) - work.depth :]) == sent
+    assert set(update.deltas) == {name for layer in sent for name in layer.parameters}
     for name, before in initial.items():
         if name in update.deltas:
             assert torch.equal(update.deltas[name], local[name] - before)
@@ -151,7 +151,7 @@ def test_an_update_is_what_changed_and_may_be_aggregated(make: Callable[[], Task
         else:
             assert torch.equal(local[name], before)
     state = task.model.state_dict()
-    assert set(update.buffers) == {name for layer in conveyed for name in layer.buffers}
+    assert set(update.buffers) == {name for layer in sent for name in layer.buffers}
     assert all(torch.equal(value, state[name]) for name, value in update.buffers.items())
     steps = list(work.layer_steps.values())
     assert steps == sorted(steps)
@@ -209,7 +209,7 @@ def test_there_is_no_update_inside_the_block() -> None:
     optimizer = SGD(task.model.parameters(), lr=0.1)
     with deadline(task.model, optimizer, 1, clock=Clock()) as work:
         train(task, optimizer, steps=1)
-        with pytest.raises(SalfError, match=r"work\.update\(\) must be called after"):
+        with pytest.raises(SalfError, match=r"work\.update\(\) is called inside .*; call it after the block"):
             work.update(num_examples=1)
     assert work.update(num_examples=1).deltas
 
@@ -223,9 +223,9 @@ def test_buffers_of_unreached_layers_go_back() -> None:
     assert work.layer_steps == {"stem": 1, "head": 2}
     counts = {name: int(value) for name, value in buffers_of(task.model).items()}
     assert counts == {"stem.calls": 1, "stem.rows": 5, "head.calls": 2, "head.rows": 10}
-    conveyed = work.update(1).buffers
-    assert {name: int(value) for name, value in conveyed.items()} == counts
-    assert all(value.dtype == torch.int64 for value in conveyed.values())
+    sent = work.update(1).buffers
+    assert {name: int(value) for name, value in sent.items()} == counts
+    assert all(value.dtype == torch.int64 for value in sent.values())
 
 
 class Twice(nn.Module):
@@ -273,7 +273,7 @@ def test_buffers_go_back_where_the_parts_of_a_model_are_called_without_it() -> N
         assert work.steps == 1
 
 
-def test_a_layer_that_is_used_only_in_part_is_conveyed_whole_and_one_that_is_not_used_never() -> None:
+def test_a_layer_that_is_used_only_in_part_is_sent_whole_and_one_that_is_not_used_never() -> None:
     task = TASKS["unused"]()
     layers = find_layers(task.model)
     optimizer = SGD(task.model.parameters(), lr=0.1, weight_decay=0.5, momentum=0.9)
@@ -303,7 +303,7 @@ def test_frozen_parameters_neither_move_nor_travel() -> None:
 
 
 class Wandering(nn.Module):
-    """Leaves out its middle until told not to."""
+    """Skips its middle until `long` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ class Wandering(nn.Module):
 
 @pytest.mark.parametrize(("seconds", "steps"), [(3 + 1 + 1, [1, 0, 2]), (3 + 1 + 2, [1, 1, 2]), (3 + 1 + 3, [2, 1, 2])])
 @pytest.mark.parametrize("slow", ["weight", "bias"])
-def test_a_layer_that_earlier_steps_did_not_use_is_still_conveyed_whole(
+def test_a_layer_that_earlier_steps_did_not_use_is_still_sent_whole(
     seconds: float, steps: list[int], slow: str
 ) -> None:
     model, clock = Wandering(), Clock()

@@ -49,7 +49,7 @@ def expected(passes: int, steps: int, partial: int, depth: int) -> dict[str, Ten
     return parameters_of(task.model)
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["told", "learnt"])
+@pytest.mark.parametrize("known", [True, False], ids=["given", "learnt"])
 @pytest.mark.parametrize("passes", [1, 2, 3])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_layer_counts_when_the_last_pass_has_reached_it(known: bool, passes: int, depth: int) -> None:
@@ -63,8 +63,8 @@ def test_a_layer_counts_when_the_last_pass_has_reached_it(known: bool, passes: i
     assert same(parameters_of(task.model), expected(passes, 1, passes, depth))
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["told", "learnt"])
-def test_passes_before_the_last_convey_nothing(known: bool) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["given", "learnt"])
+def test_passes_before_the_last_send_nothing(known: bool) -> None:
     task, clock = timed_task()
     optimizer = sgd(task.model)
     with deadline(task.model, optimizer, 2 * PASS + 3, clock=clock, accumulate=2 if known else None) as work:
@@ -74,7 +74,7 @@ def test_passes_before_the_last_convey_nothing(known: bool) -> None:
     assert same(parameters_of(task.model), expected(2, 1, 0, 0))
 
 
-def test_in_the_first_step_too_if_their_number_was_told() -> None:
+def test_in_the_first_step_too_if_their_number_was_given() -> None:
     task, clock = timed_task()
     optimizer = sgd(task.model)
     with deadline(task.model, optimizer, 3, clock=clock, accumulate=2) as work:

@@ -62,7 +62,7 @@ def test_the_networks_have_several_layers() -> None:
 
 
 @every_depth
-def test_the_conveyed_gradients_are_those_of_the_full_backward_pass(name: str, depth: int) -> None:
+def test_the_gradients_sent_are_those_of_the_full_backward_pass(name: str, depth: int) -> None:
     task = TASKS[name]()
     layers, twin, clock = find_layers(task.model, task.example), task.twin(), Clock()
     backward(twin.loss())
@@ -107,9 +107,9 @@ def test_the_last_step_is_one_over_the_completed_layers_alone(name: str, depth: 
     assert same(local, parameters_of(twin.model))
     assert all(torch.equal(local[name], whole[name]) for name in local.keys() - reached)
     torch.testing.assert_close(optimizer.state_dict(), naive.state_dict(), rtol=0, atol=0)
-    conveyed = {name for layer in layers[len(layers) - depth :] for name in layer.buffers}
+    sent = {name for layer in layers[len(layers) - depth :] for name in layer.buffers}
     after = buffers_of(twin.model)
-    assert same(buffers_of(task.model), {n: after[n] if n in conveyed else buffers[n] for n in buffers})
+    assert same(buffers_of(task.model), {n: after[n] if n in sent else buffers[n] for n in buffers})
 
     assert work.steps == (2 if depth == len(layers) else 1)
     assert list(work.layer_steps.values()) == [1] * (len(layers) - depth) + [2] * depth

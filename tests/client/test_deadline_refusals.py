@@ -37,12 +37,12 @@ def test_more_time_than_a_number_holds() -> None:
 
 
 def test_no_time_at_all() -> None:
-    with pytest.raises(InvalidSetting, match="seconds is None; give a number above 0"):
+    with pytest.raises(InvalidSetting, match="seconds is None; choose a number greater than 0"):
         deadline(**{**arguments(), "seconds": None})
 
 
 def test_a_fraction_of_a_pass() -> None:
-    with pytest.raises(InvalidSetting, match="accumulate is a float"):
+    with pytest.raises(InvalidSetting, match="accumulate is of type float"):
         deadline(**arguments(), accumulate=1.5)  # type: ignore[arg-type]
 
 
@@ -64,7 +64,7 @@ def test_a_fraction_of_a_pass() -> None:
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_things_of_the_wrong_type(name: str, value: object) -> None:
-    with pytest.raises(InvalidSetting, match=f"^{name} is a "):
+    with pytest.raises(InvalidSetting, match=f"^{name} is of type .*; give "):
         deadline(**{**arguments(), name: value})
 
 
@@ -108,7 +108,7 @@ UNSUITABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Optim
     "no layer held whole": (
         lambda: nn.Linear(2, 1),
         lambda model: SGD([model.get_parameter("bias")], lr=0.1),
-        "the optimizer holds no layer of the model whole",
+        "the optimizer holds no whole layer of the model; pass all parameters of a layer to it",
     ),
 }
 
@@ -129,14 +129,14 @@ def test_layers_of_another_model_are_refused_name_by_name() -> None:
     with pytest.raises(UnsuitableModel) as caught:
         deadline(**arguments(), layers=layers)
     assert caught.value.problems == (
-        "the layers name 'fc1.scale', which is no parameter of the model",
-        "the layers name 'head.weight', which is no parameter of the model",
-        "the layers name 'fc1.mean', which is no buffer of the model",
-        "the optimizer holds no layer of the model whole",
+        "the layers name 'fc1.scale', which is no parameter of the model; use salf.find_layers(model)",
+        "the layers name 'head.weight', which is no parameter of the model; use salf.find_layers(model)",
+        "the layers name 'fc1.mean', which is no buffer of the model; use salf.find_layers(model)",
+        "the optimizer holds no whole layer of the model; pass all parameters of a layer to it",
     )
 
 
-def test_every_reason_is_told() -> None:
+def test_every_reason_is_listed() -> None:
     model, other = nn.Linear(2, 1), nn.Linear(2, 1)
     with pytest.raises(UnsuitableModel) as caught:
         deadline(model, LBFGS(other.parameters()), 1)

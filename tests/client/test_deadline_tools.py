@@ -94,9 +94,7 @@ def poisoned(task: Task, step: int) -> Task:
 
 @every_scaled
 @pytest.mark.parametrize("depth", [1, 2])
-def test_an_interrupted_pass_that_overflowed_conveys_nothing(
-    make: Callable[[nn.Module], Optimizer], depth: int
-) -> None:
+def test_an_interrupted_pass_that_overflowed_sends_nothing(make: Callable[[nn.Module], Optimizer], depth: int) -> None:
     task, clock = timed_task()
     task = poisoned(task, 1)
     optimizer, scaler = make(task.model), new_scaler()
@@ -130,7 +128,7 @@ def test_a_step_that_the_scaler_skips_does_not_count(make: Callable[[nn.Module],
 
 
 @every_scaled
-def test_a_block_whose_every_step_overflows_conveys_nothing(make: Callable[[nn.Module], Optimizer]) -> None:
+def test_a_block_whose_every_step_overflows_sends_nothing(make: Callable[[nn.Module], Optimizer]) -> None:
     task, clock = timed_task()
     task = poisoned(task, 0)
     optimizer, scaler, before = make(task.model), new_scaler(), parameters_of(task.model)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from networks import mlp_task
 from virtual_time import Clock
 
-from salf.client.forecast import Estimate, EstimateBySize, Pace, Reserve, Stopwatch, pace_of
+from salf.client.estimates import Estimate, EstimateBySize, Reserve
+from salf.client.forecast import TimeForecast, forecast_of
+from salf.client.stopwatch import Stopwatch
 
 
 def estimate(*seconds: float) -> Estimate:
@@ -71,7 +73,7 @@ def test_easing_that_was_wrong_is_taken_back_and_goes_on_more_slowly() -> None:
         estimate.add(4.0)
         estimate.ease()
     assert denied.upper < 4
-    denied.deny(2.0)
+    denied.refute(2.0)
     again.add(4.0)
     assert denied.upper == denied.lower == again.upper == again.lower == 4
     denied.ease()
@@ -83,24 +85,24 @@ def test_a_stall_does_not_outweigh_what_was_measured() -> None:
     estimate = Estimate()
     for _ in range(5):
         estimate.add(4.0)
-    estimate.deny(50.0)
+    estimate.refute(50.0)
     assert estimate.lower == estimate.upper == 4
 
 
-def test_hope_is_the_best_that_was_measured() -> None:
-    pace = Pace()
+def test_the_lower_forecast_is_the_best_that_was_measured() -> None:
+    forecast = TimeForecast()
     for seconds in (3.0, 1.0, 2.0):
-        pace.record("head", seconds)
-        pace.step.add(10, 10 * seconds)
-        pace.keep.add(10, 100 * seconds)
-        pace.leave.add(1000 * seconds)
-    assert pace.hope("head", 10, 10) == 1111
-    assert pace.hope("stem", 0, 0) == 1000
-    assert pace.foresee("head", 10, 10) == 5 * 1111
-    pace.deny("stem", 9.0)
-    pace.deny("head", 9.0)
+        forecast.record_layer("head", seconds)
+        forecast.step.add(10, 10 * seconds)
+        forecast.copy.add(10, 100 * seconds)
+        forecast.leave.add(1000 * seconds)
+    assert forecast.lower("head", 10, 10) == 1111
+    assert forecast.lower("stem", 0, 0) == 1000
+    assert forecast.upper("head", 10, 10) == 5 * 1111
+    forecast.refute("stem", 9.0)
+    forecast.refute("head", 9.0)
     # What was not enough counts as one measurement of twice the time; the best that was measured remains.
-    assert pace.hope("head", 0, 0) == 1001
+    assert forecast.lower("head", 0, 0) == 1001
 
 
 def test_sizes_are_foreseen_from_the_nearest_larger_one() -> None:
@@ -116,13 +118,13 @@ def test_sizes_are_foreseen_from_the_nearest_larger_one() -> None:
     assert sizes.upper(100) < 8
 
 
-def test_what_follows_is_told_by_the_longest_order_seen() -> None:
-    pace = Pace()
-    assert pace.following(None) is None
-    assert pace.following("head") is None
-    pace.learn_order(["head", "body", "body", "stem"])
-    pace.learn_order(["head"])
-    assert [pace.following(layer) for layer in (None, "head", "body", "stem", "other")] == [
+def test_the_next_layer_follows_from_the_longest_order_seen() -> None:
+    forecast = TimeForecast()
+    assert forecast.next_layer(None) is None
+    assert forecast.next_layer("head") is None
+    forecast.learn_order(["head", "body", "body", "stem"])
+    forecast.learn_order(["head"])
+    assert [forecast.next_layer(layer) for layer in (None, "head", "body", "stem", "other")] == [
         "head",
         "body",
         "stem",
@@ -132,39 +134,39 @@ def test_what_follows_is_told_by_the_longest_order_seen() -> None:
 
 
 def test_a_whole_step_is_foreseen_only_when_every_layer_was_timed() -> None:
-    pace = Pace()
-    assert pace.whole_step() == math.inf
-    pace.learn_order(["head", "stem"])
-    pace.record("head", 2.0)
-    assert pace.whole_step() == math.inf
-    pace.record("stem", 3.0)
-    assert pace.whole_step() == 5
+    forecast = TimeForecast()
+    assert forecast.whole_step_seconds() == math.inf
+    forecast.learn_order(["head", "stem"])
+    forecast.record_layer("head", 2.0)
+    assert forecast.whole_step_seconds() == math.inf
+    forecast.record_layer("stem", 3.0)
+    assert forecast.whole_step_seconds() == 5
 
 
 def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:
-    pace = Pace()
-    assert pace.foresee("head", 10, 10) == 0
-    pace.record("head", 1.0)
-    pace.step.add(10, 2.0)
-    pace.keep.add(10, 4.0)
-    pace.leave.add(8.0)
-    assert pace.foresee("head", 10, 10) == 15
-    assert pace.foresee("stem", 10, 0) == 10
-    assert pace.foresee(None, 0, 0) == 8
-    pace.ease("head", 10, 10)
-    assert pace.foresee("head", 10, 10) == pytest.approx(15 * 0.95)
+    forecast = TimeForecast()
+    assert forecast.upper("head", 10, 10) == 0
+    forecast.record_layer("head", 1.0)
+    forecast.step.add(10, 2.0)
+    forecast.copy.add(10, 4.0)
+    forecast.leave.add(8.0)
+    assert forecast.upper("head", 10, 10) == 15
+    assert forecast.upper("stem", 10, 0) == 10
+    assert forecast.upper(None, 0, 0) == 8
+    forecast.ease("head", 10, 10)
+    assert forecast.upper("head", 10, 10) == pytest.approx(15 * 0.95)
 
 
 def test_a_late_block_adds_to_the_reserve_and_24_in_time_take_it_back() -> None:
     reserve = Reserve(rate=0.02)
-    reserve.judge(late=False, block_seconds=10)
+    reserve.update(missed=False, block_seconds=10)
     assert reserve.seconds == 0
-    reserve.judge(late=True, block_seconds=10)
+    reserve.update(missed=True, block_seconds=10)
     assert reserve.seconds == pytest.approx(0.192)
     for _ in range(23):
-        reserve.judge(late=False, block_seconds=10)
+        reserve.update(missed=False, block_seconds=10)
     assert reserve.seconds == pytest.approx(0.008)
-    reserve.judge(late=False, block_seconds=10)
+    reserve.update(missed=False, block_seconds=10)
     assert reserve.seconds == pytest.approx(0, abs=1e-12)
 
 
@@ -172,9 +174,9 @@ def test_a_late_block_adds_to_the_reserve_and_24_in_time_take_it_back() -> None:
 def test_however_forecasts_err_few_blocks_are_late(errors: list[float], seconds: float) -> None:
     reserve, late = Reserve(rate=0.02), 0
     for error in islice(cycle(errors), 500):  # of the block's time; a reserve of that size would have been enough
-        is_late = error * seconds > reserve.of(seconds)
+        is_late = error * seconds > reserve.within(seconds)
         late += is_late
-        reserve.judge(late=is_late, block_seconds=seconds)
+        reserve.update(missed=is_late, block_seconds=seconds)
     # Every late block adds 24 times what one in time takes away, and none is late once the reserve exceeds every error.
     assert late <= (0.2 + 0.02) / 0.02 + 0.04 * 500
 
@@ -182,32 +184,32 @@ def test_however_forecasts_err_few_blocks_are_late(errors: list[float], seconds:
 def test_what_long_blocks_have_taught_does_not_starve_short_ones() -> None:
     reserve = Reserve(rate=0.02)
     for _ in range(10):
-        reserve.judge(late=True, block_seconds=1000)
-    assert reserve.of(1000) == pytest.approx(192)
-    assert reserve.of(1) == pytest.approx(0.2)
+        reserve.update(missed=True, block_seconds=1000)
+    assert reserve.within(1000) == pytest.approx(192)
+    assert reserve.within(1) == pytest.approx(0.2)
 
 
 def test_after_many_late_blocks_the_reserve_is_soon_given_back() -> None:
     reserve = Reserve(rate=0.02)
     for _ in range(500):
-        reserve.judge(late=True, block_seconds=10)
+        reserve.update(missed=True, block_seconds=10)
     assert reserve.seconds == pytest.approx(2.2)
     for _ in range(275):
-        reserve.judge(late=False, block_seconds=10)
-    assert reserve.of(10) == pytest.approx(0, abs=1e-9)
+        reserve.update(missed=False, block_seconds=10)
+    assert reserve.within(10) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_pace_is_kept_for_a_model_and_a_clock_and_goes_with_the_model() -> None:
+def test_a_forecast_is_kept_for_a_model_and_a_clock_and_is_freed_with_the_model() -> None:
     model, other, clock = mlp_task().model, mlp_task().model, Clock()
-    pace = pace_of(model, clock)
-    assert pace_of(model, clock) is pace
-    assert pace_of(other, clock) is not pace
-    assert pace_of(model, Clock()) is not pace
-    gone, pace_gone = weakref.ref(model), weakref.ref(pace_of(model, clock))
+    forecast = forecast_of(model, clock)
+    assert forecast_of(model, clock) is forecast
+    assert forecast_of(other, clock) is not forecast
+    assert forecast_of(model, Clock()) is not forecast
+    gone, forecast_gone = weakref.ref(model), weakref.ref(forecast_of(model, clock))
     del model
     gc.collect()
     assert gone() is None
-    assert pace_gone() is None
+    assert forecast_gone() is None
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu"])

@@ -5,7 +5,7 @@ import torch
 from networks import TASKS, Task, backward, mlp_task
 from torch import nn
 
-from salf.client.deadline_block import truncated_gradients
+from salf.client.truncated import truncated_gradients
 from salf.errors import InvalidSetting
 from salf.layers.find import Layer, Layers, find_layers
 
@@ -57,5 +57,5 @@ def test_a_depth_that_there_is_not_is_refused(depth: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     layers = Layers((Layer("0", ("0.weight", "0.bias")), Layer("1", ("1.weight", "1.bias"))))
     loss = model(torch.ones(1, 2)).sum()
-    with pytest.raises(InvalidSetting, match=f"depth is {depth}; give a number of layers from 0 to 2"):
+    with pytest.raises(InvalidSetting, match=f"depth is {depth}; choose a number of layers from 0 to 2"):
         truncated_gradients(loss, dict(model.named_parameters()), layers, depth)

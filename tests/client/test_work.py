@@ -25,9 +25,7 @@ def block(steps: int = 2) -> tuple[Work, torch.nn.Module, dict[str, torch.Tensor
 def test_an_update_asked_for_after_the_model_was_reset_is_refused() -> None:
     work, model, before = block()
     model.load_state_dict(before)
-    with pytest.raises(
-        SalfError, match=r"was written to since the block ended \(.*, …\), .*; call work.update\(\) first"
-    ):
+    with pytest.raises(SalfError, match=r"has changed since the block ended \(.*, …\), .*; call work.update\(\) first"):
         work.update(5)
 
 
@@ -50,7 +48,7 @@ def test_a_number_of_examples_may_be_numpys() -> None:
     assert block()[0].update(np.int64(7)).num_examples == 7  # type: ignore[arg-type]
 
 
-def test_work_and_update_are_told_in_a_line() -> None:
+def test_work_and_update_have_a_one_line_repr() -> None:
     work, _, _ = block()
     assert repr(work).startswith("Work(steps=2, depth=3, interrupted=False, seconds=")
     text = repr(work.update(4))

@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on(name: str, tmp_path: Path) -> None:
     whole = run_experiment(asked, tmp_path / "whole")
     with pytest.raises(Killed):
         run_experiment(asked, tmp_path / "part", watch=interrupt)
-    assert load_checkpoint(tmp_path / "part" / "checkpoint" / "state.safetensors").round == 5
+    assert load_checkpoint(tmp_path / "part" / "checkpoint" / "state.safetensors")[0].round == 5
     resumed = run_experiment(asked, tmp_path / "part", resume=True)
     assert facts(resumed.records) == facts(whole.records)
     one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("part", "whole"))
@@ -108,7 +108,7 @@ def test_a_checkpoint_holds_the_state_and_comes_back_to_the_device(name: str, tm
     for _ in range(3):
         state, _record = simulation.play(state)
     save_checkpoint(tmp_path / "state", state)
-    again = load_checkpoint(tmp_path / "state").to(cuda())
+    again = load_checkpoint(tmp_path / "state")[0].to(cuda())
     assert all(value.device == cuda() for value in tensors(again))
     assert all(torch.equal(one, other) for one, other in zip(tensors(again), tensors(state), strict=True))
 

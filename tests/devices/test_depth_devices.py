@@ -84,7 +84,7 @@ def test_a_client_draws_alone(drawn: Any) -> None:
     devices = UniformDepthDevices(drawn=drawn, stragglers=0.7)
     times = devices.times(workload(local_steps=2), everyone(20, round=4))
     some = devices.times(workload(local_steps=2), Cohort(np.array([3, 11]), 20, 4, 0))
-    assert (some.conveyed == times.conveyed[[3, 11]]).all()
+    assert (some.sent == times.sent[[3, 11]]).all()
     assert (some.whole == times.whole[[3, 11]]).all()
 
 
@@ -95,7 +95,7 @@ def test_times_are_those_that_the_algorithms_page_states(seconds: float, local_s
     devices = UniformDepthDevices(stragglers=0.8, lowest_depth=0, seconds=seconds)
     cohort, asked = everyone(400), workload(layers, local_steps)
     times = devices.times(asked, cohort)
-    straggling = devices._straggling(cohort)
+    straggling = devices._stragglers(cohort)
     depth = devices._depths(layers, cohort, straggling)
     assert (times.whole[~straggling] == seconds).all()
     assert (times.ready[~straggling, -1, 0] == seconds).all()
@@ -112,7 +112,7 @@ def test_times_are_those_that_the_algorithms_page_states(seconds: float, local_s
     # Layers take equal shares: place k of L · steps is done after k shares.
     place = np.arange(local_steps)[:, None] * layers + layers - np.arange(layers)
     assert times.ready[~straggling][0] == pytest.approx(seconds * place / (layers * local_steps))
-    assert (times.conveyed == times.ready).all()
+    assert (times.sent == times.ready).all()
     assert devices.typical_seconds(asked) == seconds
 
 
@@ -158,7 +158,7 @@ def test_chances_are_the_frequencies(drawn: Any, lowest: int, local_steps: int, 
     assert reach is not None
     # 5 standard deviations of a frequency over the stragglers, or over all.
     tolerance = 5 * 0.5 / np.sqrt(0.4 * MANY)
-    groups = [devices._straggling(cohort), ~devices._straggling(cohort)] if drawn == "once" else [np.full(MANY, True)]
+    groups = [devices._stragglers(cohort), ~devices._stragglers(cohort)] if drawn == "once" else [np.full(MANY, True)]
     for group in groups:
         assert (reach[group] == reach[group][0]).all()
         assert abs(reached[group].mean(axis=0) - reach[group][0]).max() < tolerance

@@ -22,13 +22,13 @@ def test_devices_that_compute_are_settings_like_any_other(name: str) -> None:
 def test_other_devices_are_refused(name: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         Experiment.load("digits", device=name)
-    assert f"device = {name!r} must be one of cpu, cuda, cuda:N" in str(caught.value)
+    assert f"device is {name!r}; choose one of cpu, cuda, cuda:N" in str(caught.value)
     with pytest.raises(InvalidSetting, match="choose one of cpu, cuda, cuda:N"):
         find_device(name)
 
 
 def test_a_number_is_no_device() -> None:
-    with pytest.raises(InvalidSetting, match="device = 0 must be text"):
+    with pytest.raises(InvalidSetting, match="device is 0; choose text"):
         Experiment.load("digits", device=0)
 
 

@@ -75,7 +75,7 @@ def test_links_are_log_normal_around_the_stated_bandwidth(ratio: float) -> None:
 def test_uploading_takes_longer_the_more_is_conveyed() -> None:
     devices = Physical(speed_sigma=0.0, jitter=0.0, bandwidth_bits_per_second=8e3, bandwidth_ratio=1.0)
     times = devices.times(workload(4, 2), everyone(3))
-    sending = times.conveyed - times.ready
+    sending = times.sent - times.ready
     assert sending[:, 0] == pytest.approx(np.tile([1.0, 0.9, 0.7, 0.4], (3, 1)))
     assert sending[:, 1] == pytest.approx(1.0)  # after a whole step every layer is conveyed
 
@@ -108,17 +108,17 @@ def any_devices() -> st.SearchStrategy[Devices]:
 def test_times_go_from_output_to_input_and_step_by_step(devices: Devices, layers: int, steps: int, round: int) -> None:
     asked = workload(layers, steps)
     times = devices.times(asked, everyone(30, round))
-    assert times.ready.shape == times.conveyed.shape == (30, steps, layers)
+    assert times.ready.shape == times.sent.shape == (30, steps, layers)
     assert times.whole.shape == (30,)
-    for each in (times.ready, times.conveyed):
+    for each in (times.ready, times.sent):
         in_order = each[:, :, ::-1].reshape(30, -1)
         assert (in_order > 0).all()
         assert all((before <= after).all() for before, after in pairwise(in_order.T))
-    assert (times.conveyed >= times.ready).all()
-    assert (times.whole >= times.conveyed.max(axis=(1, 2))).all()
+    assert (times.sent >= times.ready).all()
+    assert (times.whole >= times.sent.max(axis=(1, 2))).all()
     assert_counts_grow(times, devices.typical_seconds(asked))
     alone = devices.times(asked, Cohort(np.array([7]), 30, round, 0))
-    assert (alone.conveyed == times.conveyed[7]).all()
+    assert (alone.sent == times.sent[7]).all()
 
 
 def assert_counts_grow(times: CompletionTimes, typical: float) -> None:
@@ -171,7 +171,7 @@ def test_availability_stretches_times_as_often_as_devices_go_off() -> None:
         workload(), everyone(MANY)
     )
     assert (switched.ready >= always.ready).all()
-    assert (switched.conveyed >= always.conveyed).all()
+    assert (switched.sent >= always.sent).all()
     # Spells are exponential: off to begin with in off/(on+off) of the cases, then once per mean spell of being on.
     mean_on, mean_off = on / np.log(2), off / np.log(2)
     expected = mean_off * (off / (on + off) + always.whole[0] / mean_on)

@@ -138,7 +138,7 @@ def test_a_weight_that_is_made_of_two_layers_is_trained_client_by_client() -> No
     subject = awkward(Joint)
     assert_equals_plain("stacked", subject, Contributors())
     # A client that reaches only one of the layers could not convey its gradient in a common pass.
-    with pytest.raises(UnsuitableModel, match="is made from several layers"):
+    with pytest.raises(UnsuitableModel, match="depends on several layers"):
         subject.engine("fused")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from salf.aggregation.rules import Contributors, InverseProbability, Memory, Rule
-from salf.engines.fused import chain
+from salf.engines.fused import chain_ops
 from salf.engines.fused.chain import ChainPass, find_chain
 from salf.engines.fused.tracing import trace_rows
 from salf.errors import InvalidSetting
@@ -122,9 +122,9 @@ def wide() -> nn.Module:
 def test_products_are_the_same_in_whatever_order_they_are_computed(
     limits: tuple[int, ...], rule: Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, limit in zip(("_MANY_ROWS", "_FEW_COLUMNS", "_SMALL", "_SMALL_SLOPE"), limits, strict=True):
-        assert hasattr(chain, name)
-        monkeypatch.setattr(chain, name, limit)
+    for name, limit in zip(("_MANY_ROWS", "_FEW_COLUMNS", "_SMALL", "_SMALL_GRADIENT"), limits, strict=True):
+        assert hasattr(chain_ops, name)
+        monkeypatch.setattr(chain_ops, name, limit)
     subject = prepared(wide)
     assert chain_of(subject) is not None
     assert_equals_plain(subject, rule)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from engine_cases import (
     DECAYING,
     DOUBLE,
-    ENGINES,
     HEAVY,
     SGD,
     SINGLE,
@@ -49,12 +47,6 @@ def rounds_for(kind: str, name: str) -> st.SearchStrategy[Round]:
     return rounds(layers, apart=engine.layers_apart, sums=not engine.clients_apart)
 
 
-def limited(kind: str, subject: Subject, how: OptimizerSettings, memory_bytes: int) -> Engine:
-    make: Any = ENGINES[kind]
-    engine: Engine = make(subject.model, subject.layers, subject.inputs, subject.labels, how, memory_bytes=memory_bytes)
-    return engine
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["fused", "stacked"])
 @settings(max_examples=8, deadline=None)
@@ -62,7 +54,7 @@ def limited(kind: str, subject: Subject, how: OptimizerSettings, memory_bytes: i
 def test_the_memory_limit_changes_nothing(kind: str, name: str, data: st.DataObject) -> None:
     subject = prepared(name)
     played = data.draw(rounds_for(kind, name))
-    engine = limited(kind, subject, DECAYING, data.draw(st.sampled_from([1, 1, 30_000, 100_000, 300_000])))
+    engine = subject.engine(kind, DECAYING, memory_bytes=data.draw(st.sampled_from([1, 30_000, 300_000])))
     assert_close(play(engine, subject, played), play(engine_for("plain", name, DECAYING), subject, played), DOUBLE)
 
 
@@ -70,7 +62,7 @@ def test_the_least_memory_means_one_client_at_a_time() -> None:
     subject = prepared("cnn")
     tasks = tasks_of(steps_to([4, 4, 2, 0, 1], 4), [3, 4, 4, 2, 3])
     for kind, most in (("fused", 1), ("stacked", 1), ("fused", 10**9), ("stacked", 10**9)):
-        sizes = _chunks(limited(kind, subject, SGD, most), subject, tasks)
+        sizes = _chunks(subject.engine(kind, SGD, memory_bytes=most), subject, tasks)
         whole = [[3, 4, 4, 3]] if kind == "fused" else [[3, 3], [4, 4]]  # stacked clients have batches of one size
         assert sizes == ([[size] for chunk in whole for size in chunk] if most == 1 else whole)
 

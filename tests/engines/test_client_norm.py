@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from engine_cases import single_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from salf.engines.fused.client_norm import ClientNorm
 
+one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 _PIXELS = {nn.BatchNorm1d: (), nn.BatchNorm2d: (2, 3)}
 
 
@@ -31,7 +33,7 @@ def _normalised(
     return result, norm.sums(weights, state), list(gradients)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from([nn.BatchNorm1d, nn.BatchNorm2d]),
     sizes=st.one_of(

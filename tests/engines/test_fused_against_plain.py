@@ -33,7 +33,7 @@ def compare(name: str, data: st.DataObject, *, double: bool) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_in_double_precision(name: str, data: st.DataObject) -> None:
     compare(name, data, double=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import training_of
+from engine_cases import single_thread, training_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator_cases import (
@@ -29,6 +29,7 @@ from salf.layers.find import Layers, find_layers
 from salf.update import Update, check_update
 
 DATA = small_data()
+one_thread = pytest.fixture(scope="module", autouse=True)(single_thread)
 SGD = OptimizerSettings(lr=0.2)
 
 
@@ -71,7 +72,7 @@ def assert_same(update: Update, expected: Update) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_it_equals_the_naive_client(name: str, data: st.DataObject) -> None:
     model, layers = prepared(name)
@@ -135,7 +136,7 @@ class Noisy(nn.Module):
         return scores
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_it_equals_the_naive_client_on_an_awkward_model(data: st.DataObject) -> None:
     with torch.random.fork_rng(devices=[]):

@@ -49,13 +49,15 @@ def compare(name: str, data: st.DataObject, hows: list[OptimizerSettings], *, do
     stacked, plain = (engine_for(kind, name, how, double=double) for kind in ("stacked", "plain"))
     # A proximal term would feed an adaptive optimizer with the rounding errors of earlier steps.
     steps, plainly = data.draw(st.integers(1, 4)), how.optimizer == "sgd"
-    played = data.draw(rounds(len(subject.layers), local_steps=steps, sums=False, proximal=plainly))
+    # Two numbers are always 1 and -1 when normalized: their gradient is rounding noise, about 1e-5 in single precision.
+    least = 3 if name == "bare-norms" and not double else 2
+    played = data.draw(rounds(len(subject.layers), local_steps=steps, sums=False, proximal=plainly, least=least))
     tolerance = SINGLE if not double else DOUBLE if how.optimizer == "sgd" else ADAPTIVE_DOUBLE
     assert_close(play(stacked, subject, played), play(plain, subject, played), tolerance)
 
 
 @pytest.mark.parametrize("name", VECTORISED)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_in_double_precision(name: str, data: st.DataObject) -> None:
     # Two numbers normalised are 1 and -1 whatever they were: there the gradient is next to nothing but rounding.
@@ -83,7 +85,7 @@ def test_a_round_in_which_every_layer_count_occurs(how: OptimizerSettings) -> No
 
 
 @pytest.mark.parametrize(("fast", "name", "steps"), [("stacked", "residual", 2), ("fused", "cnn", 1)])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_what_clients_are_remembered_for_is_the_same_in_the_next_round(
     fast: str, name: str, steps: int, data: st.DataObject

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from language import problems_of
 
 from salf import simulate
 from salf.aggregation.rules import Corrected, Memory
 from salf.errors import InvalidSetting
+from salf.experiment import preset_names
 from salf.experiment.experiment import DataSettings, Expected, Experiment
-from salf.experiment.overrides import preset_names
 from salf.methods import METHODS, DropStragglers, FedAvg, Salf
 from salf.models import Cnn, Mlp
 
@@ -28,6 +29,7 @@ def problem(key: str, value: object) -> str:
     with pytest.raises(InvalidSetting) as caught:
         Experiment.load("digits", **{key: value})
     message = str(caught.value)
+    assert problems_of(message) == []
     assert message.startswith(DIGITS)
     return message.removeprefix(DIGITS)
 
@@ -43,108 +45,116 @@ def test_every_preset_is_valid_and_called_by_its_name(name: str) -> None:
         (
             "method.rule",
             "corected",
-            f"method.rule = 'corected' must be one of {RULES} (did you mean 'corrected'?)",
+            f"method.rule is 'corected'; choose one of {RULES} (did you mean 'corrected'?)",
         ),
         (
             "method.rule.name",
             "remember",
-            f"method.rule = 'remember' must be one of {RULES}",
+            f"method.rule is 'remember'; choose one of {RULES}",
         ),
         (
             "method.name",
             "slaf",
-            f"method.name = 'slaf' must be one of {METHOD_NAMES} (did you mean 'salf'?)",
+            f"method.name is 'slaf'; choose one of {METHOD_NAMES} (did you mean 'salf'?)",
         ),
-        ("method.name", "X", f"method.name = 'X' must be one of {METHOD_NAMES}"),
-        ("method.name", 3, f"method.name = 3 must be one of {METHOD_NAMES}"),
+        ("method.name", "X", f"method.name is 'X'; choose one of {METHOD_NAMES}"),
+        ("method.name", 3, f"method.name is 3; choose one of {METHOD_NAMES}"),
         (
             "model.name",
             "vgg12",
-            f"model.name = 'vgg12' must be one of {MODELS} (did you mean 'vgg19'?)",
+            f"model.name is 'vgg12'; choose one of {MODELS} (did you mean 'vgg19'?)",
         ),
         (
             "devices.kind",
             "physics",
-            "devices.kind = 'physics' must be one of uniform, graded, exponential, physical (did you mean 'physical'?)",
+            "devices.kind is 'physics'; choose one of uniform, graded, exponential, physical (did you mean",
         ),
         (
             "data.name",
             "minst",
-            "data.name = 'minst' must be one of digits, mnist, fashion-mnist, cifar10, tensors (did you mean 'mnist'?)",
+            "data.name is 'minst'; choose one of digits, mnist, fashion-mnist, cifar10, tensors (did you mean 'mn",
         ),
-        ("data.name", ["mnist"], "data.name = ['mnist'] must be one of digits, mnist, fashion-mnist, cifar10, tensors"),
+        (
+            "data.name",
+            ["mnist"],
+            "data.name is ['mnist']; choose one of digits, mnist, fashion-mnist, cifar10, tensors",
+        ),
         (
             "data.partition",
             "shard",
-            "data.partition = 'shard' must be one of iid, shards, dirichlet, label-order (did you mean 'shards'?)",
+            "data.partition is 'shard'; choose one of iid, shards, dirichlet, label-order (did you mean 'shards'?)",
         ),
-        ("client.optimizer", "Sgd", "client.optimizer = 'Sgd' must be one of sgd, adam, adamw (did you mean 'sgd'?)"),
+        ("client.optimizer", "Sgd", "client.optimizer is 'Sgd'; choose one of sgd, adam, adamw (did you mean 'sgd'?)"),
     ],
 )
 def test_wrong_choices_list_the_right_ones(key: str, value: object, message: str) -> None:
-    assert problem(key, value) == message
+    assert problem(key, value).startswith(message)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("rounds", "20", "rounds = '20' must be a whole number"),
-        ("rounds", 2.0, "rounds = 2.0 must be a whole number"),
-        ("rounds", True, "rounds = true must be a whole number"),
-        ("rounds", [3], "rounds = [3] must be a whole number"),
-        ("rounds", {}, "rounds = {} must be a whole number"),
-        ("rounds", 0, "rounds = 0 must be at least 1"),
-        ("seed", -1, "seed = -1 must be at least 0"),
-        ("data.clients", -3, "data.clients = -3 must be at least 1"),
-        ("data.root", 3, "data.root = 3 must be text"),
-        ("data.alpha", 0, "data.alpha = 0 must be greater than 0"),
-        ("client.lr", "0.1", "client.lr = '0.1' must be a number"),
-        ("client.lr", True, "client.lr = true must be a number"),
-        ("client.lr", math.nan, "client.lr = nan must be a finite number"),
-        ("client.lr", -math.inf, "client.lr = -inf must be a finite number"),
-        ("client.lr", -0.5, "client.lr = -0.5 must be greater than 0"),
-        ("client.momentum", 1, "client.momentum = 1 must be less than 1"),
-        ("evaluate.target", 95, "evaluate.target = 95 must be at most 1"),
-        ("devices.stragglers", math.nan, "devices.stragglers = nan must be a finite number"),
-        ("devices.lowest_depth", -1, "devices.lowest_depth = -1 must be at least 0"),
-        ("method.weight_by_examples", 1, "method.weight_by_examples = 1 must be true or false"),
-        ("method.deadline", math.inf, "method.deadline = inf must be a finite number"),
-        ("method.rule.max_correction", 0.5, "method.rule.max_correction = 0.5 must be at least 1"),
-        ("model.hidden", 32, "model.hidden = 32 must be a list"),
-        ("model.hidden", [8, 0], "model.hidden[1] = 0 must be at least 1"),
-        ("model.hidden", [8, "x"], "model.hidden[1] = 'x' must be a whole number"),
-        ("model.channels", [], "model.channels = [] must be a list of at least 1"),
-        ("name", "", "name = '' must be text that is not empty"),
-        ("name", 7, "name = 7 must be text"),
-        ("model.name", "factory", "model.call must be given"),
-        ("expected.salf", {"accuracy": 2, "tolerance": 0.1}, "expected.salf.accuracy = 2 must be at most 1"),
-        ("expected.slaf.accuracy", 0.9, "unknown key 'expected.slaf' (did you mean 'salf'?)"),
+        ("rounds", "20", "rounds is '20'; choose a whole number"),
+        ("rounds", 2.0, "rounds is 2.0; choose a whole number"),
+        ("rounds", True, "rounds is true; choose a whole number"),
+        ("rounds", [3], "rounds is [3]; choose a whole number"),
+        ("rounds", {}, "rounds is {}; choose a whole number"),
+        ("rounds", 0, "rounds is 0; choose a number of at least 1"),
+        ("seed", -1, "seed is -1; choose a number of at least 0"),
+        ("data.clients", -3, "data.clients is -3; choose a number of at least 1"),
+        ("data.root", 3, "data.root is 3; choose text"),
+        ("data.alpha", 0, "data.alpha is 0; choose a number greater than 0"),
+        ("client.lr", "0.1", "client.lr is '0.1'; choose a number"),
+        ("client.lr", True, "client.lr is true; choose a number"),
+        ("client.lr", math.nan, "client.lr is nan; choose a finite number"),
+        ("client.lr", -math.inf, "client.lr is -inf; choose a finite number"),
+        ("client.lr", -0.5, "client.lr is -0.5; choose a number greater than 0"),
+        ("client.momentum", 1, "client.momentum is 1; choose a number less than 1"),
+        ("evaluate.target", 95, "evaluate.target is 95; choose a number of at most 1"),
+        ("devices.stragglers", math.nan, "devices.stragglers is nan; choose a finite number"),
+        ("devices.lowest_depth", -1, "devices.lowest_depth is -1; choose a number of at least 0"),
+        ("method.weight_by_examples", 1, "method.weight_by_examples is 1; choose true or false"),
+        ("method.deadline", math.inf, "method.deadline is inf; choose a finite number"),
+        ("method.rule.max_correction", 0.5, "method.rule.max_correction is 0.5; choose a number of at least 1"),
+        ("model.hidden", 32, "model.hidden is 32; choose a list"),
+        ("model.hidden", [8, 0], "model.hidden[1] is 0; choose a number of at least 1"),
+        ("model.hidden", [8, "x"], "model.hidden[1] is 'x'; choose a whole number"),
+        ("model.channels", [], "model.channels is []; choose a list of at least 1"),
+        ("name", "", "name is ''; choose text that is not empty"),
+        ("name", 7, "name is 7; choose text"),
+        ("model.name", "factory", "model.call is missing; set it"),
+        (
+            "expected.salf",
+            {"accuracy": 2, "tolerance": 0.1},
+            "expected.salf.accuracy is 2; choose a number of at most 1",
+        ),
+        ("expected.slaf.accuracy", 0.9, "unknown key 'expected.slaf' (did you mean 'salf'?); rename or remove it"),
         ("expected.salf", {"acuracy": 1, "accuracy": 1, "tolerance": 1}, "unknown key 'expected.salf.acuracy'"),
-        ("client.cohort", 31, "client.cohort is 31, more than data.clients = 30"),
+        ("client.cohort", 31, "client.cohort is 31, more than data.clients = 30; choose at most 30"),
     ],
 )
 def test_wrong_values_name_the_key_and_what_it_must_be(key: str, value: object, message: str) -> None:
-    assert problem(key, value).split("; ")[0] == message
+    assert problem(key, value).startswith(message)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data", 3, "data = 3 must be a section; set what is in it, such as data.name"),
-        ("client", [], "client = [] must be a section; set what is in it, such as client.optimizer"),
-        ("method", "drop", "method = 'drop' must be a section; set what is in it, such as method.name = 'drop'"),
-        ("devices", None, "devices = None must be a section; set what is in it, such as devices.kind = 'uniform'"),
+        ("data", 3, "data is 3, not a section; set what is in it, such as data.name"),
+        ("client", [], "client is [], not a section; set what is in it, such as client.optimizer"),
+        ("method", "drop", "method is 'drop', not a section; set what is in it, such as method.name = 'drop'"),
+        ("devices", None, "devices is None, not a section; set what is in it, such as devices.kind = 'uniform'"),
         (
             "method.rule",
             3,
-            "method.rule = 3 must be a section; set what is in it, such as method.rule.name = 'corrected'",
+            "method.rule is 3, not a section; set what is in it, such as method.rule.name = 'corrected'",
         ),
-        ("expected.salf", 0.9, "expected.salf = 0.9 must be a section"),
-        ("rounds.x", 1, "'rounds.x' cannot be set: rounds is a value, not a section"),
-        ("data.clients.all", 1, "data.clients = {…} must be a whole number"),
-        ("", 1, "'' is no setting; write its name with dots, such as data.clients"),
-        ("data.", 1, "'data.' is no setting; write its name with dots, such as data.clients"),
-        ("data..root", 1, "'data..root' is no setting; write its name with dots, such as data.clients"),
+        ("expected.salf", 0.9, "expected.salf is 0.9, not a section"),
+        ("rounds.x", 1, "'rounds.x' cannot be set, because rounds is a value, not a section; set rounds instead"),
+        ("data.clients.all", 1, "data.clients is {…}; choose a whole number"),
+        ("", 1, "'' is not the name of a setting; write it with dots, such as data.clients"),
+        ("data.", 1, "'data.' is not the name of a setting; write it with dots, such as data.clients"),
+        ("data..root", 1, "'data..root' is not the name of a setting; write it with dots, such as data.clients"),
     ],
 )
 def test_values_and_sections_are_not_confused(key: str, value: object, message: str) -> None:
@@ -154,16 +164,22 @@ def test_values_and_sections_are_not_confused(key: str, value: object, message: 
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("dat.clients", "unknown key 'dat' (did you mean 'data'?)"),
-        ("data.client", "unknown key 'data.client' (did you mean 'data.clients'?)"),
-        ("lr", "unknown key 'lr' (did you mean 'client.lr'?)"),
-        ("clients", "unknown key 'clients' (did you mean 'data.clients'?)"),
-        ("method.lr", "unknown key 'method.lr' (did you mean 'client.lr'?)"),
-        ("method.normalise", "unknown key 'method.normalise': it belongs to method.name = 'drop', not to 'salf'"),
-        ("model.patch", "unknown key 'model.patch': it belongs to model.name = 'transformer', not to 'cnn'"),
-        ("method.rule.max_corr", "unknown key 'method.rule.max_corr' (did you mean 'method.rule.max_correction'?)"),
-        ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, examples, target)"),
-        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, device, {SECTIONS})"),
+        ("dat.clients", "unknown key 'dat' (did you mean 'data'?); rename or remove it"),
+        ("data.client", "unknown key 'data.client' (did you mean 'data.clients'?); rename or remove it"),
+        ("lr", "unknown key 'lr' (did you mean 'client.lr'?); rename or remove it"),
+        ("clients", "unknown key 'clients' (did you mean 'data.clients'?); rename or remove it"),
+        ("method.lr", "unknown key 'method.lr' (did you mean 'client.lr'?); rename or remove it"),
+        (
+            "method.normalise",
+            "unknown key 'method.normalise': it belongs to method.name = 'drop', not to 'salf'; remove it",
+        ),
+        ("model.patch", "unknown key 'model.patch': it belongs to model.name = 'transformer', not to 'cnn'; remove it"),
+        (
+            "method.rule.max_corr",
+            "unknown key 'method.rule.max_corr' (did you mean 'method.rule.max_correction'?); rename or remove it",
+        ),
+        ("evaluate.zzz", "unknown key 'evaluate.zzz' (known are every, examples, target); rename or remove it"),
+        ("zzz", f"unknown key 'zzz' (known are name, seed, rounds, engine, device, {SECTIONS}); rename or remove it"),
     ],
 )
 def test_unknown_keys_are_told_where_they_belong(key: str, message: str) -> None:
@@ -171,7 +187,9 @@ def test_unknown_keys_are_told_where_they_belong(key: str, message: str) -> None
 
 
 def test_a_key_of_another_rule_is_told_so() -> None:
-    with pytest.raises(InvalidSetting, match=r"it belongs to method\.rule\.name = 'corrected', not to 'memory'$"):
+    with pytest.raises(
+        InvalidSetting, match=r"it belongs to method\.rule\.name = 'corrected', not to 'memory'; remove it$"
+    ):
         Experiment.load("digits", **{"method.rule": "memory", "method.rule.max_correction": 3})
 
 
@@ -188,12 +206,12 @@ def test_all_problems_are_listed_at_once() -> None:
         Experiment.load("digits", **wrong)
     message = str(caught.value)
     for part in (
-        "rounds = -1",
-        "client.lr = nan",
+        "rounds is -1",
+        "client.lr is nan",
         "'clinet'",
-        "method.name = 'best'",
+        "method.name is 'best'",
         "'rounds.x'",
-        "clients = 'many'",
+        "clients is 'many'",
     ):
         assert part in message
 
@@ -254,9 +272,9 @@ def test_values_from_python_are_taken_as_a_file_would_hold_them(tmp_path: Path) 
     assert (loaded.data.root, loaded.rounds, loaded.client.lr) == (tmp_path, 3, 0.5)
     assert isinstance(loaded.model, Cnn)
     assert loaded.model.hidden == (4,)
-    with pytest.raises(InvalidSetting, match="rounds = '<object object"):
+    with pytest.raises(InvalidSetting, match="rounds is '<object object"):
         Experiment.load("digits", rounds=object())
-    with pytest.raises(InvalidSetting, match="name cannot be set to"):
+    with pytest.raises(InvalidSetting, match=r"name is b'.*', which no file can hold"):
         Experiment.load("digits", name=b"\xff")
     with pytest.raises(InvalidSetting, match="surrogates not allowed"):
         Experiment.load("digits", name="\ud800")
@@ -299,13 +317,13 @@ def test_a_file_without_the_suffix_is_read_and_a_preset_goes_first(
         (b"rounds = ", "own.toml is not valid TOML: Invalid value"),
         (b"rounds = 1\nrounds = 2", "own.toml is not valid TOML: Cannot overwrite a value"),
         (b"seed = " + b"9" * 5000, "own.toml is not valid TOML: Exceeds the limit"),
-        (b"\xff\xfe", "own.toml: it is not UTF-8 text"),
-        (b"[rounds]\nx = 1", "own.toml: rounds = {…} must be a whole number"),
-        (b"data = 3", "own.toml: data = 3 must be a section"),
-        (b"[[data]]\nclients = 3", "own.toml: data = [{'clients': 3}] must be a section"),
+        (b"\xff\xfe", "own.toml is not UTF-8 text; save it as UTF-8"),
+        (b"[rounds]\nx = 1", "own.toml: rounds is {…}; choose a whole number"),
+        (b"data = 3", "own.toml: data is 3, not a section"),
+        (b"[[data]]\nclients = 3", "own.toml: data is [{'clients': 3}], not a section"),
         (b"[methd]\nname = 'salf'", "own.toml: unknown key 'methd' (did you mean 'method'?)"),
-        (b"seed = 1979-05-27", "own.toml: seed = '1979-05-27' must be a whole number"),
-        (b"client.lr = inf", "own.toml: client.lr = inf must be a finite number"),
+        (b"seed = 1979-05-27", "own.toml: seed is '1979-05-27'; choose a whole number"),
+        (b"client.lr = inf", "own.toml: client.lr is inf; choose a finite number"),
         (b"[expected]\nbest = {accuracy = 0.5, tolerance = 0.1}", "own.toml: unknown key 'expected.best' (known are"),
     ],
 )
@@ -320,19 +338,19 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, message: str) -> 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidSetting,
-        match=r"there is no preset 'digit' \(did you mean 'digits'\?\); known are cifar10-vgg11, .*digits, ",
+        match=r"there is no preset 'digit' \(did you mean 'digits'\?\); choose one of cifar10-vgg11, .*digits, ",
     ):
         Experiment.load("digit")
     with pytest.raises(
-        InvalidSetting, match=r"there is no preset ''; known are cifar10-vgg11, .* or give the path of a .toml"
+        InvalidSetting, match=r"there is no preset ''; choose one of cifar10-vgg11, .* or give the path of a .toml"
     ):
         Experiment.load("")
     with pytest.raises(InvalidSetting, match=r"cannot read the experiment file .*no\.toml: No such file or directory"):
         Experiment.load(tmp_path / "no.toml")
-    with pytest.raises(InvalidSetting, match=r"is a folder, not an experiment file; the presets are cifar10-vgg11"):
+    with pytest.raises(InvalidSetting, match=r"is a folder, not an experiment file; choose one of cifar10-vgg11"):
         Experiment.load(tmp_path)
     (tmp_path / "experiment.toml").touch()
-    with pytest.raises(InvalidSetting, match=r"is a folder, .* did you mean .*/experiment\.toml\?"):
+    with pytest.raises(InvalidSetting, match=r"is a folder, .*; pass .*/experiment\.toml$"):
         Experiment.load(str(tmp_path))
     with pytest.raises(InvalidSetting, match=r"cannot read the experiment file .*: Not a directory"):
         Experiment.load(tmp_path / "experiment.toml" / "x")
@@ -356,7 +374,9 @@ def test_with_method_keeps_what_the_other_method_knows() -> None:
     assert salf.with_method("drop").method == DropStragglers(deadline=2.5, weight_by_examples=True)
     assert salf.with_method("fedavg").method == FedAvg(weight_by_examples=True)
     assert salf.with_method("drop").data == salf.data
-    with pytest.raises(InvalidSetting, match=r"there is no method 'slaf' \(did you mean 'salf'\?\); known are fedavg"):
+    with pytest.raises(
+        InvalidSetting, match=r"there is no method 'slaf'; choose one of fedavg, .* \(did you mean 'salf'\?\)"
+    ):
         salf.with_method("slaf")
 
 

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flower_cases import MemoryGrid, a_loop, answer, conveying, initial, inner, update_of, wrapped
+from flower_cases import MemoryGrid, a_loop, answer, initial, inner, sending, update_of, wrapped
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp import strategy as flower
 from torch import nn
 
-from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
+from salf.aggregation import Contributors, Corrected, Everyone, InverseProbability, Memory
 from salf.errors import InvalidSetting
 from salf.flower import ClippedLayers, Median, TrimmedMean
-from salf.flower.wire.instructions import TrainInstructions
-from salf.layers.find import find_layers
+from salf.flower.wire import TrainInstructions
+from salf.layers import find_layers
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 LAYERS = find_layers(MODEL)
@@ -33,11 +33,11 @@ def private(**options: Any) -> flower.DifferentialPrivacyClientSideFixedClipping
 @pytest.mark.parametrize(
     ("strategy", "reason"),
     [
-        (flower.FedMedian(), r"use robust=Median\(\)"),
-        (flower.FedTrimmedAvg(), r"use robust=TrimmedMean\(\)"),
-        (flower.Krum(), r"use robust=Median\(\)"),
-        (flower.MultiKrum(num_malicious_nodes=1, num_nodes_to_select=1), r"use robust=Median\(\)"),
-        (flower.Bulyan(), r"use robust=TrimmedMean\(\)"),
+        (flower.FedMedian(), r"with robust=Median\(\)"),
+        (flower.FedTrimmedAvg(), r"with robust=TrimmedMean\(\)"),
+        (flower.Krum(), r"with robust=Median\(\)"),
+        (flower.MultiKrum(num_malicious_nodes=1, num_nodes_to_select=1), r"with robust=Median\(\)"),
+        (flower.Bulyan(), r"with robust=TrimmedMean\(\)"),
         (flower.QFedAvg(client_learning_rate=0.1), "weighs each whole reply by its loss"),
         (flower.FedXgbBagging(), "trees, which have no layers"),
         (flower.FedXgbCyclic(), "trees, which have no layers"),
@@ -48,20 +48,20 @@ def private(**options: Any) -> flower.DifferentialPrivacyClientSideFixedClipping
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
-def test_what_does_not_fit_partial_updates_is_refused_with_a_reason(strategy: Any, reason: str) -> None:
+def test_a_strategy_that_needs_whole_replies_is_refused_with_a_reason(strategy: Any, reason: str) -> None:
     with pytest.raises(InvalidSetting, match=reason):
         wrapped(strategy, LAYERS)
 
 
 @pytest.mark.parametrize("rule", [Corrected(), Contributors(), Everyone(weight_by_examples=True), Memory()])
-def test_noise_for_a_mean_over_everyone_is_not_added_to_another(rule: Any) -> None:
+def test_noise_for_a_mean_over_all_clients_is_not_added_to_another_mean(rule: Any) -> None:
     with pytest.raises(InvalidSetting, match=r"use rule=Everyone\(\)"):
         wrapped(private(), LAYERS, rule=rule)
 
 
 @pytest.mark.parametrize("centre", [Median(), TrimmedMean()])
 @pytest.mark.parametrize("rule", [Memory(), InverseProbability(), Corrected(weight_by_examples=True)])
-def test_a_centre_and_a_rule_that_weighs_unequally_are_refused(centre: Any, rule: Any) -> None:
+def test_a_robust_centre_with_a_rule_that_weighs_clients_unequally_is_refused(centre: Any, rule: Any) -> None:
     with pytest.raises(InvalidSetting, match="weighs all contributors equally"):
         wrapped(inner(2), LAYERS, rule=rule, robust=centre)
 
@@ -70,24 +70,24 @@ def test_a_centre_and_a_rule_that_weighs_unequally_are_refused(centre: Any, rule
     ("options", "reason"),
     [
         ({"layers": MODEL}, "give salf.find_layers"),
-        ({"deadline": 0}, "deadline_seconds is 0; give a number above 0"),
+        ({"deadline": 0}, "deadline_seconds is 0; choose a number greater than 0"),
         ({"rule": "corrected"}, r"give a rule, such as salf.Corrected\(\)"),
         ({"robust": 1.0}, "give ClippedLayers"),
-        ({"counted_from": "now"}, "give 'message' or 'loop'"),
-        ({"grace_seconds": -1}, "grace_seconds is -1; give a number above 0"),
-        ({"max_change": True}, "max_change is True; give a number above 0"),
-        ({"poll_seconds": math.inf}, "poll_seconds is inf; give a number above 0"),
+        ({"counted_from": "now"}, "choose 'message' or 'loop'"),
+        ({"grace_seconds": -1}, "grace_seconds is -1; choose a number greater than 0"),
+        ({"max_change": True}, "max_change is True; choose a number greater than 0"),
+        ({"poll_seconds": math.inf}, "poll_seconds is inf; choose a finite number greater than 0"),
     ],
 )
-def test_wrong_terms_are_refused(options: dict[str, Any], reason: str) -> None:
+def test_wrong_arguments_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidSetting, match=reason):
         wrapped(inner(2), **{"layers": LAYERS, **options})
 
 
 def test_a_model_without_the_layers_is_refused() -> None:
-    grid = MemoryGrid({1: conveying(2), 2: conveying(2)})
+    grid = MemoryGrid({1: sending(2), 2: sending(2)})
     with pytest.raises(InvalidSetting, match=r"initial_arrays lacks 0\.weight"):
-        a_loop(grid, wrapped(inner(2), LAYERS)).play(initial(nn.Linear(1, 1)), 1)
+        a_loop(grid, wrapped(inner(2), LAYERS)).run(initial(nn.Linear(1, 1)), 1)
 
 
 def moving(depth: int, mod: Callable[..., Message] | None) -> Any:
@@ -104,7 +104,7 @@ def moving(depth: int, mod: Callable[..., Message] | None) -> Any:
 
 
 def change_of(nodes: dict[int, Any], strategy: Any, **options: Any) -> tuple[dict[str, torch.Tensor], Any]:
-    result = a_loop(MemoryGrid(nodes), wrapped(strategy, LAYERS, **options)).play(initial(MODEL), 1)
+    result = a_loop(MemoryGrid(nodes), wrapped(strategy, LAYERS, **options)).run(initial(MODEL), 1)
     after, before = result.arrays.to_torch_state_dict(), MODEL.state_dict()
     return {name: after[name] - before[name] for name in after}, result.train_metrics_clientapp[1]
 
@@ -118,7 +118,7 @@ def test_client_side_clipping_bounds_a_partial_update_as_a_whole_one(depth: int)
     assert norm == pytest.approx(0.05 / 2, rel=1e-3)  # one client weighs a half
 
 
-def test_noise_has_the_size_that_flower_gives_it_and_spares_what_did_not_move() -> None:
+def test_noise_has_flowers_size_and_leaves_unsent_layers_alone() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - Flower draws its noise from it
     wide = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
@@ -129,7 +129,7 @@ def test_noise_has_the_size_that_flower_gives_it_and_spares_what_did_not_move() 
         return [(1.0, fixedclipping_mod(message, CONTEXT, lambda m, _: answer(m, update_of(1, layers, state))))]
 
     strategy = private(noise_multiplier=2.0, clipping_norm=1.0)
-    result = a_loop(MemoryGrid({1: node, 2: node}), wrapped(strategy, layers, rule=Everyone())).play(initial(wide), 1)
+    result = a_loop(MemoryGrid({1: node, 2: node}), wrapped(strategy, layers, rule=Everyone())).run(initial(wide), 1)
     after = result.arrays.to_torch_state_dict()
     assert torch.equal(after["0.weight"], wide.state_dict()["0.weight"])
     spread = (after["1.weight"] - wide.state_dict()["1.weight"]).std().item()
@@ -139,12 +139,12 @@ def test_noise_has_the_size_that_flower_gives_it_and_spares_what_did_not_move() 
 def test_an_accountant_is_refused() -> None:
     strategy = private(noise_multiplier=1.0)
     strategy.accountant = object()  # type: ignore[assignment]
-    with pytest.raises(InvalidSetting, match="it counts whole replies"):
+    with pytest.raises(InvalidSetting, match="which counts whole replies"):
         wrapped(strategy, LAYERS, rule=Everyone())
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_local_differential_privacy_composes_where_whole_replies_are_asked_for(depth: int) -> None:
+def test_local_differential_privacy_composes_with_whole_replies(depth: int) -> None:
     mod = LocalDpMod(clipping_norm=0.05, sensitivity=1e-9, epsilon=1.0, delta=0.1)
     nodes = {1: moving(depth, mod), 2: lambda _: ()}
     change, metrics = change_of(nodes, inner(2), rule=Everyone(), whole_replies=True)
@@ -153,7 +153,7 @@ def test_local_differential_privacy_composes_where_whole_replies_are_asked_for(d
 
 
 @pytest.mark.parametrize("mod", [fixedclipping_mod, adaptiveclipping_mod, LocalDpMod(0.05, 1.0, 1.0, 0.1)])
-def test_a_mod_without_what_it_needs_is_told_and_changes_nothing(mod: Any) -> None:
+def test_a_mod_without_whole_replies_is_logged_and_changes_nothing(mod: Any) -> None:
     change, metrics = change_of({1: moving(1, mod), 2: moving(1, None)}, inner(2), rule=Contributors())
     assert metrics["salf-failed"] + metrics["salf-rejected"] == 1
     assert metrics["salf-contributors"] == [0, 1]
@@ -182,8 +182,8 @@ def test_a_server_optimizer_takes_its_step_from_the_layerwise_mean(name: str) ->
 
 
 def test_a_proximal_term_still_reaches_the_clients() -> None:
-    grid = MemoryGrid({1: conveying(1), 2: conveying(1)})
-    a_loop(grid, wrapped(flower.FedProx(proximal_mu=0.3, **OPTIONS), LAYERS)).play(initial(MODEL), 1)
+    grid = MemoryGrid({1: sending(1), 2: sending(1)})
+    a_loop(grid, wrapped(flower.FedProx(proximal_mu=0.3, **OPTIONS), LAYERS)).run(initial(MODEL), 1)
     config = grid.sent[0].content.config_records["config"]
     assert config["proximal-mu"] == 0.3
     assert TrainInstructions.read(grid.sent[0]).round == 1
@@ -207,7 +207,7 @@ def test_a_centre_withstands_what_moves_the_mean(centre: Any) -> None:
         far = {name: torch.full_like(delta, 9.0) for name, delta in update.deltas.items()}
         return [(1.0, answer(message, type(update)(far, update.steps, 10)))]
 
-    nodes = {1: conveying(2, seed=1), 2: conveying(2, seed=2), 3: conveying(2, seed=3), 4: hostile}
+    nodes = {1: sending(2, seed=1), 2: sending(2, seed=2), 3: sending(2, seed=3), 4: hostile}
     moved, _ = change_of(nodes, inner(4), robust=centre)
     mean, _ = change_of(nodes, inner(4))
     assert max(float(tensor.abs().max()) for tensor in moved.values()) < 0.5

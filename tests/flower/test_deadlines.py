@@ -1,18 +1,18 @@
-"""How long the next round lasts: what the deadlines do with what they have seen."""
+"""How deadlines follow the rounds that they have seen."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner
+from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending
 from hypothesis import given
 from hypothesis import strategies as st
 
 from salf import theory
 from salf.errors import InvalidSetting
 from salf.flower import Adaptive, DeadlineSchedule, Fixed, Quantile, RoundTimes, SalfStrategy
-from salf.flower.server.server_state import FederationFolder
+from salf.flower.server.federation_folder import FederationFolder
 
 seconds = st.floats(0.1, 1000)
 rounds = st.builds(RoundTimes, seconds, st.lists(seconds, max_size=8).map(tuple), st.integers(0, 8), st.floats(0, 1))
@@ -31,7 +31,7 @@ def test_every_deadline_stays_between_its_bounds(
 
 
 def test_a_quantile_finds_the_time_that_a_share_of_the_clients_needs() -> None:
-    """Clients that are log-normally fast, of which those show their time that meet the deadline."""
+    """The clients' times are log-normal; only those that meet the deadline are observed."""
     random = np.random.default_rng(1)
     deadline = Quantile(q=0.8, first=1.0, rounds=10)
     history: list[RoundTimes] = []
@@ -44,7 +44,7 @@ def test_a_quantile_finds_the_time_that_a_share_of_the_clients_needs() -> None:
     assert 0.75 <= finished <= 0.9
 
 
-def test_adaptive_finds_the_deadline_at_which_the_aim_is_conveyed() -> None:
+def test_adaptive_finds_the_deadline_of_its_aim() -> None:
     random = np.random.default_rng(2)
     deadline = Adaptive(aim=0.7, first=100.0)
     history: list[RoundTimes] = []
@@ -57,7 +57,7 @@ def test_adaptive_finds_the_deadline_at_which_the_aim_is_conveyed() -> None:
         assert np.mean([times.share for times in part]) == pytest.approx(0.7, abs=0.03)
 
 
-def test_a_schedule_is_played_round_by_round_and_goes_on_where_a_run_was_resumed(tmp_path: Path) -> None:
+def test_a_schedule_continues_when_a_run_is_resumed(tmp_path: Path) -> None:
     model, layers = a_model()
     constants = theory.Constants(
         smoothness=2, strong_convexity=1, gradient_variance=4, second_moment=1, heterogeneity=0, num_clients=2
@@ -68,15 +68,15 @@ def test_a_schedule_is_played_round_by_round_and_goes_on_where_a_run_was_resumed
     strategy = SalfStrategy(inner(2), deadline=DeadlineSchedule(chosen), layers=layers)
     folder = FederationFolder(tmp_path)
     for rounds in (2, 55, 62):  # a resumed run knows the last 50 rounds
-        grid = MemoryGrid({node: conveying(3) for node in (1, 2)})
-        a_loop(grid, strategy, folder=folder).play(initial(model), rounds)
-    played = [record.deadline_s for record in folder.records()]
-    assert played == pytest.approx([*chosen, chosen[-1], chosen[-1]])
+        grid = MemoryGrid({node: sending(3) for node in (1, 2)})
+        a_loop(grid, strategy, folder=folder).run(initial(model), rounds)
+    used = [record.deadline_s for record in folder.records()]
+    assert used == pytest.approx([*chosen, chosen[-1], chosen[-1]])
     assert sum(chosen) == pytest.approx(600.0)
     assert chosen[0] > chosen[-1]
 
 
-def test_rounds_in_which_nobody_was_asked_teach_nothing() -> None:
+def test_rounds_without_clients_are_ignored() -> None:
     empty = RoundTimes(10.0, (), 0, 0.0)
     known = RoundTimes(20.0, (5.0,), 0, 1.0)
     assert Adaptive(aim=0.5, first=7.0).seconds([empty]) == 7.0
@@ -86,9 +86,9 @@ def test_rounds_in_which_nobody_was_asked_teach_nothing() -> None:
 
 def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({node: conveying(3) for node in (1, 2)})  # each tells that it took one second
+    grid = MemoryGrid({node: sending(3) for node in (1, 2)})  # each reports that it took one second
     strategy = SalfStrategy(inner(2), deadline=Quantile(q=1.0, first=10.0), layers=layers)
-    result = a_loop(grid, strategy).play(initial(model), 3)
+    result = a_loop(grid, strategy).run(initial(model), 3)
     given_seconds = [result.train_metrics_clientapp[number]["salf-deadline-s"] for number in (1, 2, 3)]
     assert given_seconds == pytest.approx([10.0, 1.05, 1.05])
 
@@ -109,6 +109,6 @@ def test_each_round_gets_the_deadline_that_its_history_gives() -> None:
         (lambda: Adaptive(aim=0.5, first=1.0, gain=0.0), "gain is 0.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: Any, words: str) -> None:
+def test_wrong_arguments_are_refused(make: Any, words: str) -> None:
     with pytest.raises(InvalidSetting, match=words):
         make()

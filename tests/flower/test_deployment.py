@@ -15,31 +15,33 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import salf
-from salf.aggregation.rules import Corrected
+from salf.aggregation import Corrected
 from salf.flower import FederationRecord
-from salf.flower.server.server_state import FederationFolder
-from salf.participation.reach import ObservedReach
+from salf.flower.server.federation_folder import FederationFolder
+from salf.participation import ObservedReach
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "flower"
 APP = Path(__file__).parent / "deployed"
 sys.path[:0] = [str(EXAMPLES), str(APP)]
 
-from deployed.task import a_model, update_of  # noqa: E402 - found only now
-from federation import LocalDeployment, kill  # noqa: E402
+from deployed.task import a_model, update_of  # noqa: E402 - the path is set above
+from local_deployment import LocalDeployment, kill  # noqa: E402 - the path is set above
+
+pytestmark = pytest.mark.slow
 
 DEPTHS = (3, 1)
-# On a machine with nothing else to do a round takes about seven seconds; where it takes longer nothing may fail.
-PATIENCE = 1200.0
-AMPLE = 1800.0  # seconds of a round that ends when both nodes have replied
-GRACE = 30.0
-SLACK = 2.0  # seconds in which a busy machine notices that a round is over; tests on a clock of their own allow a poll
+PATIENCE = 1200.0  # a round takes about seven seconds on a quiet machine; a busy one must not fail
+AMPLE = 1800.0  # the deadline of a round that ends when both nodes have replied
+GRACE = 10.0
+DIGITS: dict[str, Any] = {"num_server_rounds": 1, "local_epochs": 3, "nodes": 2, "deadline_seconds": AMPLE}
+SLACK = 2.0  # in which a busy machine notices that a round is over
 
 
 @contextmanager
-def deployed(folder: Path, *, secure: bool = False, separate: bool = False, **slow: float) -> Iterator[LocalDeployment]:
-    nodes = [{"depth": depth, "seconds": slow.get(f"node{place}", 0.0)} for place, depth in enumerate(DEPTHS)]
-    with LocalDeployment(folder / "federation", nodes, secure=secure, separate=separate) as federation:
-        yield federation
+def deployed(folder: Path, *, secure: bool = False, separate: bool = False) -> Iterator[LocalDeployment]:
+    nodes = [{"depth": depth} for depth in DEPTHS]
+    with LocalDeployment(folder / "federation", nodes, secure=secure, separate=separate) as deployment:
+        yield deployment
 
 
 def settings(folder: Path, rounds: int, deadline_seconds: float = AMPLE, nodes: int = 2) -> dict[str, Any]:
@@ -59,16 +61,21 @@ def records_in(folder: Path) -> list[FederationRecord]:
 def wait_for(condition: Callable[[], object], what: str) -> None:
     until = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < until, f"in vain: waited for {what}"
+        assert time.monotonic() < until, f"waited in vain for {what}"
         time.sleep(0.2)
 
 
-def has_ended(federation: LocalDeployment, folder: Path) -> bool:
-    return (folder / "model.safetensors").exists() and not federation.processes("flwr-serverapp")
+def wait_for_round(folder: Path, number: int) -> None:
+    wait_for(lambda: len(records_in(folder)) >= number, f"round {number}")
+
+
+def wait_for_end(deployment: LocalDeployment, folder: Path) -> None:
+    model = folder / "model.safetensors"
+    wait_for(lambda: model.exists() and not deployment.processes("flwr-serverapp"), "the end of the run")
 
 
 def check_rounds(folder: Path, rounds: int) -> list[FederationRecord]:
-    """Check that every round is there once and that none was too long; return the records."""
+    """Check that every round occurs once and that no round was too long; return the records."""
     records = records_in(folder)
     assert [record.round for record in records] == list(range(1, rounds + 1))
     for record in records:
@@ -78,25 +85,25 @@ def check_rounds(folder: Path, rounds: int) -> list[FederationRecord]:
 
 
 def replayed(records: list[FederationRecord]) -> dict[str, Tensor]:
-    """Return the weights by the naive way, one aggregation after another, given who replied in which round."""
+    """Return the weights by plain aggregation, round after round, given which nodes replied."""
     model, layers = a_model()
     state, seen = dict(model.state_dict()), ObservedReach(len(layers))
     for record in records:
-        places = [place for place in range(record.clients) if replied(place, record)]
-        updates = [update_of(DEPTHS[place], place, record.round, layers, state) for place in places]
-        asked = [*places, *(place for place in range(2) if place not in places)][: record.clients]
-        if asked:
-            reach = seen.probability(asked)
-            state = salf.aggregate(state, updates, layers, Corrected(), num_clients=len(asked), reach=reach).state
-        depths = [DEPTHS[place] if place in places else 0 for place in asked]
-        seen = seen.observe(asked, [[layer >= 3 - depth for layer in range(3)] for depth in depths])
+        replies = [node for node in range(len(DEPTHS)) if replied(node, record)]
+        updates = [update_of(DEPTHS[node], node, record.round, layers, state) for node in replies]
+        sampled = [*replies, *(node for node in range(len(DEPTHS)) if node not in replies)][: record.clients]
+        if sampled:
+            reach = seen.probability(sampled)
+            state = salf.aggregate(state, updates, layers, Corrected(), num_clients=len(sampled), reach=reach).state
+        depths = [DEPTHS[node] if node in replies else 0 for node in sampled]
+        seen = seen.observe(sampled, [[layer >= 3 - depth for layer in range(3)] for depth in depths])
     return state
 
 
-def replied(place: int, record: FederationRecord) -> bool:
-    """Say whether a node's layers are in the model of a round: node 0 conveys all of them, node 1 the last one."""
+def replied(node: int, record: FederationRecord) -> bool:
+    """Return whether a node's layers are in the model of a round: node 0 sends all layers, node 1 the last one."""
     whole, last = record.contributors[0] == 1, record.contributors[-1]
-    return whole if place == 0 else last - whole == 1
+    return whole if node == 0 else last - whole == 1
 
 
 def check_weights(folder: Path, records: list[FederationRecord]) -> None:
@@ -106,124 +113,101 @@ def check_weights(folder: Path, records: list[FederationRecord]) -> None:
 
 
 def check_undisturbed(folder: Path, rounds: int) -> None:
-    """Check that the run ended as if nothing had happened: both nodes in every round, and the weights that follow."""
+    """Check that the run ended like an undisturbed one: both nodes in every round, and the weights that follow."""
     records = check_rounds(folder, rounds)
     assert [record.contributors for record in records] == [(1, 1, 2)] * rounds
     check_weights(folder, records)
 
 
-def test_a_federation_with_certificates_and_keys_gives_what_aggregate_gives(tmp_path: Path) -> None:
-    """The one deployment that is always tested: both apps run, and a node whose key nobody registered is refused."""
+def check_digits(log: str) -> None:
+    """Check the output of the example app: a complete round of both nodes, which raised the accuracy."""
+    records = [FederationRecord.from_json(line) for line in re.findall(r"└──> (\{.*\})", log)]
+    assert [record.contributors for record in records] == [(2, 2, 2, 2)]
+    before, after = (float(found) for found in re.findall(r"accuracy ([0-9.]+)", log))
+    assert after > before
+
+
+def test_a_secure_deployment_runs_both_apps_and_refuses_strangers(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
-    with deployed(tmp_path, secure=True) as federation:
-        stranger = federation.start_supernode(0, key=len(DEPTHS))
-        federation.run(APP, **settings(rounds, 2))
-        check_digits(federation.run(EXAMPLES / "after", num_server_rounds=2, nodes=2, deadline_seconds=AMPLE))
-        wait_for(lambda: stranger.poll() is not None, "the stranger to be refused")
-        assert stranger.poll() != 0
-    assert not federation.processes()
+    with deployed(tmp_path, secure=True) as deployment:
+        strangers = [deployment.start_supernode(0, key=key) for key in (-1, len(DEPTHS))]  # no key, an unregistered one
+        deployment.run(APP, **settings(rounds, 2))
+        check_digits(deployment.run(EXAMPLES / "after", **DIGITS))
+        wait_for(lambda: all(stranger.poll() is not None for stranger in strangers), "the nodes' refusal")
+        assert all(stranger.poll() for stranger in strangers)
+    assert not deployment.processes()
     check_undisturbed(rounds, 2)
 
 
 def test_the_app_of_two_lines_trains_on_the_simulation_engine(tmp_path: Path) -> None:
-    with LocalDeployment(tmp_path / "federation", [{}, {}], secure=False, simulated=True) as federation:
-        check_digits(federation.run(EXAMPLES / "after", num_server_rounds=2, nodes=2, deadline_seconds=AMPLE))
-    assert not federation.processes()
+    with LocalDeployment(tmp_path / "federation", [{}, {}], secure=False, simulated=True) as deployment:
+        check_digits(deployment.run(EXAMPLES / "after", **DIGITS))
+    assert not deployment.processes()
 
 
-def check_digits(log: str) -> None:
-    """Check what the example app prints: whole rounds of both nodes, which changed what the model says.
+def test_a_stopped_node_comes_back_and_a_killed_one_costs_only_its_layers(tmp_path: Path) -> None:
+    rounds, node = tmp_path / "rounds", 1
 
-    How much two rounds teach depends on the initial weights, which are drawn anew each time.
-    """
-    records = [FederationRecord.from_json(line) for line in re.findall(r"└──> (\{.*\})", log)]
-    assert [record.contributors for record in records] == [(2, 2, 2, 2)] * 2
-    accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", log)]
-    assert len(accuracies) == 3
-    assert len(set(accuracies)) > 1
+    def wait_for_node(*, present: bool, after: int) -> None:
+        found = lambda: any(replied(node, record) is present for record in records_in(rounds)[after:])  # noqa: E731
+        wait_for(found, f"a round {'with' if present else 'without'} the node")
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("key", ["none", "unregistered"])
-def test_an_unauthenticated_node_is_refused(tmp_path: Path, key: str) -> None:
-    with deployed(tmp_path, secure=True) as federation:
-        stranger = federation.start_supernode(0, key=-1 if key == "none" else len(DEPTHS))
-        wait_for(lambda: stranger.poll() is not None, "the node's refusal")
-        assert stranger.poll() != 0
-
-
-@pytest.mark.slow
-def test_a_node_killed_in_a_round_costs_its_layers_and_nothing_else(tmp_path: Path) -> None:
-    rounds = tmp_path / "rounds"
-    with deployed(tmp_path, node1=10.0) as federation:
-        federation.begin(APP, **settings(rounds, 4, deadline_seconds=60.0, nodes=1))
-        wait_for(lambda: "Start `flwr-clientapp`" in federation.log("supernode1"), "the node to begin")
-        federation.supernodes[1].send_signal(signal.SIGKILL)
-        wait_for(lambda: has_ended(federation, rounds), "four rounds")
-    records = check_rounds(rounds, 4)
-    assert sum(record.missing + record.failed for record in records) >= 1
-    assert not any(replied(1, record) for record in records)
-    check_weights(rounds, records)
-
-
-@pytest.mark.slow
-def test_a_node_that_stands_still_misses_its_rounds_and_comes_back(tmp_path: Path) -> None:
-    rounds = tmp_path / "rounds"
-    with deployed(tmp_path) as federation:
-        federation.begin(APP, **settings(rounds, 12, deadline_seconds=60.0))
-        wait_for(lambda: len(records_in(rounds)) >= 1, "a round")
-        federation.supernodes[1].send_signal(signal.SIGSTOP)
-        wait_for(lambda: any(record.missing or record.failed for record in records_in(rounds)), "a missing node")
-        federation.supernodes[1].send_signal(signal.SIGCONT)
+    with deployed(tmp_path) as deployment:
+        deployment.run(APP, **settings(rounds, 1))
+        (rounds / "model.safetensors").unlink()
+        [first] = records_in(rounds)
+        deployment.begin(APP, **settings(rounds, 6, deadline_seconds=2 * first.seconds, nodes=1))
+        deployment.supernodes[node].send_signal(signal.SIGSTOP)
+        wait_for_node(present=False, after=1)
+        deployment.supernodes[node].send_signal(signal.SIGCONT)
         missed = len(records_in(rounds))
-        wait_for(lambda: has_ended(federation, rounds), "the other rounds")
-    records = check_rounds(rounds, 12)
-    assert any(replied(1, record) for record in records[missed:])
+        wait_for_node(present=True, after=missed)
+        deployment.supernodes[node].send_signal(signal.SIGKILL)
+        killed = len(records_in(rounds))
+        wait_for_end(deployment, rounds)
+    records = check_rounds(rounds, 6)
+    assert sum(record.missing + record.failed for record in records[killed:]) >= 1
+    assert not any(replied(node, record) for record in records[killed + 1 :])
     check_weights(rounds, records)
 
 
-@pytest.mark.slow
-def test_a_server_app_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_run_survives_the_server_app_the_superlink_and_the_machine(tmp_path: Path) -> None:
+    """After the SuperLink alone has died, its server app goes on for a while; the next one waits for the folder."""
     rounds = tmp_path / "rounds"
-    with deployed(tmp_path) as federation:
-        federation.begin(APP, **settings(rounds, 4))
-        wait_for(lambda: len(records_in(rounds)) >= 2, "two rounds")
-        for process in federation.processes("flwr-serverapp"):
-            kill(process, signal.SIGKILL)
-        federation.run(APP, **settings(rounds, 4))
+    with deployed(tmp_path) as deployment:
+        deployment.begin(APP, **settings(rounds, 4))
+        wait_for_round(rounds, 1)
+        kill_server_app(deployment)
+        deployment.begin(APP, **settings(rounds, 4))
+        wait_for_round(rounds, 2)
+        kill_superlink(deployment)
+        deployment.start_superlink()
+        deployment.begin(APP, **settings(rounds, 4))
+        wait_for_round(rounds, 3)
+        kill_superlink(deployment)
+        kill_server_app(deployment)
+        deployment.start_superlink()
+        deployment.run(APP, **settings(rounds, 4))
     check_undisturbed(rounds, 4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dies", ["program", "machine"])
-def test_a_superlink_that_was_killed_is_started_again_and_the_run_resumed(tmp_path: Path, dies: str) -> None:
-    """Where the program alone dies, its server app goes on for a while: the next one waits until the folder is free."""
+def test_a_server_app_of_a_separate_superexec_survives_the_superlink(tmp_path: Path) -> None:
     rounds = tmp_path / "rounds"
-    with deployed(tmp_path) as federation:
-        federation.begin(APP, **settings(rounds, 4))
-        wait_for(lambda: len(records_in(rounds)) >= 2, "two rounds")
-        kill_superlink(federation)
-        if dies == "machine":
-            for process in federation.processes("flwr-serverapp"):
-                kill(process, signal.SIGKILL)
-        federation.start_superlink()
-        federation.run(APP, **settings(rounds, 4))
-    check_undisturbed(rounds, 4)
+    with deployed(tmp_path, separate=True) as deployment:
+        deployment.begin(APP, **settings(rounds, 2))
+        wait_for_round(rounds, 1)
+        kill_superlink(deployment)
+        deployment.start_superlink()
+        wait_for_end(deployment, rounds)
+    check_undisturbed(rounds, 2)
 
 
-@pytest.mark.slow
-def test_a_server_app_of_a_superexec_of_its_own_outlives_the_superlink(tmp_path: Path) -> None:
-    rounds = tmp_path / "rounds"
-    with deployed(tmp_path, separate=True) as federation:
-        federation.begin(APP, **settings(rounds, 4))
-        wait_for(lambda: len(records_in(rounds)) >= 2, "two rounds")
-        kill_superlink(federation)
-        federation.start_superlink()
-        wait_for(lambda: has_ended(federation, rounds), "four rounds")
-    check_undisturbed(rounds, 4)
+def kill_superlink(deployment: LocalDeployment) -> None:
+    assert deployment.superlink is not None
+    deployment.superlink.send_signal(signal.SIGKILL)
+    deployment.superlink.wait()
 
 
-def kill_superlink(federation: LocalDeployment) -> None:
-    assert federation.superlink is not None
-    federation.superlink.send_signal(signal.SIGKILL)
-    federation.superlink.wait()
+def kill_server_app(deployment: LocalDeployment) -> None:
+    for process in deployment.processes("flwr-serverapp"):
+        kill(process, signal.SIGKILL)

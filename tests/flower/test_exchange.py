@@ -1,15 +1,15 @@
-"""What comes over a grid that does not always work, and from nodes that send what is no message."""
+"""Grids that fail now and then, and nodes that send malformed messages."""
 
 import logging
 from collections.abc import Iterable
 
 import pytest
-from flower_cases import MemoryGrid, a_loop, a_model, conveying, initial, inner, wrapped
+from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending, wrapped
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salf.flower.server.exchange import Exchange
@@ -34,37 +34,38 @@ class DecodingGrid(MemoryGrid):
         return inflate_object_from_contents(reply.object_id, contents)  # type: ignore[return-value]
 
 
-def test_what_is_no_message_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The first costs what was fetched with it; from then on it costs nobody else anything."""
+def test_a_malformed_message_is_logged_and_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """The first one costs the replies that were fetched with it; later ones cost no other reply."""
 
     class Grid(DecodingGrid):
         damage = staticmethod(lambda content: content[: len(content) // 2])
 
-    nodes = {node: conveying(3, after=1.0 + node / 100, seed=node) for node in (1, HOSTILE, 3)}
+    nodes = {node: sending(3, after=1.0 + node / 100, seed=node) for node in (1, HOSTILE, 3)}
     with caplog.at_level(logging.WARNING, "flwr.salf"):
-        result = a_loop(Grid(nodes), wrapped(inner(3), LAYERS)).play(initial(MODEL), 3)
+        result = a_loop(Grid(nodes), wrapped(inner(3), LAYERS)).run(initial(MODEL), 3)
     counted = [result.train_metrics_clientapp[number]["salf-contributors"] for number in (1, 2, 3)]
     assert counted[1:] == [[2, 2, 2]] * 2
     for number in (2, 3):
         assert result.train_metrics_clientapp[number]["salf-failed"] == 1
-        assert f"round {number}: node {HOSTILE}: failed: error 4: its reply is no message" in caplog.text
+        assert f"round {number}: node {HOSTILE}: failed: error 4: its reply is malformed" in caplog.text
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_nothing_that_flower_decodes_or_does_not_ends_a_round(data: st.DataObject) -> None:
+def test_no_damaged_message_ends_a_round(data: st.DataObject) -> None:
     class Grid(DecodingGrid):
         @staticmethod
         def damage(content: bytes) -> bytes:
             place = data.draw(st.integers(0, max(len(content) - 1, 0)))
             return content[:place] + data.draw(st.binary(max_size=30)) + content[place + data.draw(st.integers(0, 3)) :]
 
-    grid = Grid({1: conveying(3, after=0.5), HOSTILE: conveying(3, after=1.0)})
-    result = a_loop(grid, wrapped(inner(2), LAYERS)).play(initial(MODEL), 1)
+    grid = Grid({1: sending(3, after=0.5), HOSTILE: sending(3, after=1.0)})
+    result = a_loop(grid, wrapped(inner(2), LAYERS)).run(initial(MODEL), 1)
     assert result.train_metrics_clientapp[1]["salf-depths"] in ([1, 0, 0, 1], [0, 0, 0, 2], [2, 0, 0, 0])
 
 
 @pytest.mark.parametrize("error", [KeyError("Messages"), ValueError("no JSON"), DecodeError("truncated")])
-def test_one_that_cannot_be_fetched_is_an_error_of_its_own(error: Exception) -> None:
+def test_a_reply_that_cannot_be_fetched_is_an_error_reply(error: Exception) -> None:
     class Grid(MemoryGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
             identities = list(message_ids)
@@ -72,23 +73,23 @@ def test_one_that_cannot_be_fetched_is_an_error_of_its_own(error: Exception) -> 
                 raise error
             return super().pull_messages(identities)
 
-    loop = a_loop(Grid({node: conveying(3, after=0.0) for node in (1, 2, 3)}), wrapped(inner(3), LAYERS))
-    metrics = loop.play(initial(MODEL), 1).train_metrics_clientapp[1]
+    loop = a_loop(Grid({node: sending(3, after=0.0) for node in (1, 2, 3)}), wrapped(inner(3), LAYERS))
+    metrics = loop.run(initial(MODEL), 1).train_metrics_clientapp[1]
     assert (metrics["salf-contributors"], metrics["salf-failed"]) == ([2, 2, 2], 1)
 
 
-def test_a_round_ends_in_time_however_long_it_takes_to_fetch_its_replies() -> None:
-    """Of ten replies that come together in the last moment and are fetched one by one, those fetched in time count."""
+def test_a_round_ends_in_time_even_if_fetching_replies_is_slow() -> None:
+    """Ten replies arrive at the last moment and are fetched one by one; those fetched in time count."""
 
     class Grid(MemoryGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
             self.clock.sleep(0.2)
             return super().pull_messages(message_ids)
 
-    nodes = {node: conveying(3, after=14.9, seed=node) for node in range(1, 11)}
+    nodes = {node: sending(3, after=14.9, seed=node) for node in range(1, 11)}
     loop = a_loop(Grid(nodes), wrapped(inner(10), LAYERS, deadline=10.0, grace_seconds=5.0))
     loop.exchange._one_by_one = True
-    metrics = loop.play(initial(MODEL), 1).train_metrics_clientapp[1]
+    metrics = loop.run(initial(MODEL), 1).train_metrics_clientapp[1]
     fetched = metrics["salf-contributors"]
     assert isinstance(fetched, list)
     assert 1 <= fetched[0] < 10
@@ -103,7 +104,7 @@ def test_losing_the_superlink_is_no_reply() -> None:
             raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        a_loop(Grid({1: conveying(3), 2: conveying(3)}), wrapped(inner(2), LAYERS)).play(initial(MODEL), 1)
+        a_loop(Grid({1: sending(3), 2: sending(3)}), wrapped(inner(2), LAYERS)).run(initial(MODEL), 1)
 
 
 @pytest.mark.parametrize("absent", ["left out", "None"])
@@ -113,12 +114,12 @@ def test_a_message_that_cannot_be_sent_shifts_no_other(absent: str) -> None:
             identities = list(super().push_messages(messages))
             return identities[1:] if absent == "left out" else [None, *identities[1:]]  # type: ignore[list-item]
 
-    grid = Grid({node: conveying(3) for node in (5, 6, 7)})
+    grid = Grid({node: sending(3) for node in (5, 6, 7)})
     loop = a_loop(grid, wrapped(inner(3), LAYERS))
-    loop.play(initial(MODEL), 1)
+    loop.run(initial(MODEL), 1)
     first, *others = [message.metadata.dst_node_id for message in grid.sent]
     assert Exchange(grid).push(grid.sent) == {f"message-{place + 4}": node for place, node in enumerate(others)}
-    places = {node: place for place, node in enumerate(loop.federation.state.nodes)}
-    chance = loop.federation.state.server.observed.probability([places[first], *(places[node] for node in others)])
-    assert chance[0].max() < 1.0  # who was not asked has conveyed nothing
+    places = {node: place for place, node in enumerate(loop.server.state.nodes)}
+    chance = loop.server.state.server.observed.probability([places[first], *(places[node] for node in others)])
+    assert chance[0].max() < 1.0  # the client that got no message has sent nothing
     assert chance[1:].min() == 1.0

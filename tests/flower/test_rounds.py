@@ -1,9 +1,8 @@
-"""A round accepts partial replies, ends when it should, and changes nothing for the rest."""
+"""A round accepts partial replies, ends in time, and ignores unusable replies."""
 
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,33 +13,31 @@ from flower_cases import (
     a_loop,
     a_model,
     answer,
-    conveying,
     initial,
     inner,
+    sending,
     stock_answer,
     update_of,
     wrapped,
 )
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import salf
-from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
-from salf.flower import Fixed, SalfStrategy
-from salf.flower.server.server_state import FederationFolder
-from salf.flower.wire.instructions import TrainInstructions
-from salf.flower.wire.replies import ClientReport
-from salf.layers.find import find_layers
-from salf.participation.reach import ObservedReach
+from salf.aggregation import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
+from salf.flower import SalfStrategy
+from salf.flower.wire import ClientReport, TrainInstructions
+from salf.layers import find_layers
+from salf.participation import ObservedReach
 
 
 @pytest.mark.parametrize("rule", [Corrected(), Contributors(), Everyone(), Corrected(weight_by_examples=True)])
 def test_a_round_gives_what_aggregate_gives(rule: Rule) -> None:
     model, layers = a_model()
     depths = {5: 3, 6: 1, 7: 0, 8: 2}
-    grid = MemoryGrid({node: conveying(depth, seed=node, examples=node) for node, depth in depths.items()})
-    result = a_loop(grid, wrapped(inner(4), layers, rule=rule)).play(initial(model), 1)
+    grid = MemoryGrid({node: sending(depth, seed=node, examples=node) for node, depth in depths.items()})
+    result = a_loop(grid, wrapped(inner(4), layers, rule=rule)).run(initial(model), 1)
     state = model.state_dict()
     order = [message.metadata.dst_node_id for message in grid.sent]
     updates = [update_of(depths[node], layers, state, node, node) for node in order]
@@ -54,11 +51,11 @@ def test_a_round_gives_what_aggregate_gives(rule: Rule) -> None:
 
 def test_reach_is_observed_and_corrects_later_rounds() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({node: conveying(3 if node == 1 else 1, seed=node) for node in (1, 2)})
+    grid = MemoryGrid({node: sending(3 if node == 1 else 1, seed=node) for node in (1, 2)})
     loop = a_loop(grid, wrapped(inner(2), layers))
-    loop.play(initial(model), 3)
-    observed = loop.federation.state.server.observed
-    places = {node: place for place, node in enumerate(loop.federation.state.nodes)}
+    loop.run(initial(model), 3)
+    observed = loop.server.state.server.observed
+    places = {node: place for place, node in enumerate(loop.server.state.nodes)}
     chance = observed.probability([places[1], places[2]])
     assert chance[0].tolist() == [1.0, 1.0, 1.0]
     assert chance[1, 2] == 1.0
@@ -69,10 +66,10 @@ def test_reach_is_observed_and_corrects_later_rounds() -> None:
 def test_rounds_give_what_aggregate_gives_one_after_another(rule: Rule) -> None:
     model, layers = a_model()
     depths = (3, 2, 1)
-    grid = MemoryGrid({2**63 + node: conveying(depth, seed=node) for node, depth in enumerate(depths)})
+    grid = MemoryGrid({2**63 + node: sending(depth, seed=node) for node, depth in enumerate(depths)})
     loop = a_loop(grid, wrapped(inner(3), layers, rule=rule))
-    made = loop.play(initial(model), 4).arrays.to_torch_state_dict()
-    assert loop.federation.state.server.round == 4
+    made = loop.run(initial(model), 4).arrays.to_torch_state_dict()
+    assert loop.server.state.server.round == 4
     state, seen, memory = dict(model.state_dict()), ObservedReach(len(layers)), None
     for _ in range(4):
         updates = [update_of(depth, layers, state, node, 10) for node, depth in enumerate(depths)]
@@ -84,13 +81,13 @@ def test_rounds_give_what_aggregate_gives_one_after_another(rule: Rule) -> None:
         torch.testing.assert_close(made[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_round_ends_early_when_everyone_has_replied_and_at_deadline_plus_grace_otherwise() -> None:
+def test_a_round_ends_when_all_clients_have_replied_or_at_deadline_plus_grace() -> None:
     model, layers = a_model()
-    quick = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=3.1)})
-    a_loop(quick, wrapped(inner(2), layers)).play(initial(model), 1)
+    quick = MemoryGrid({1: sending(3, after=2.0), 2: sending(3, after=3.1)})
+    a_loop(quick, wrapped(inner(2), layers)).run(initial(model), 1)
     assert 3.1 <= quick.clock() - 100 <= 3.1 + 0.25
-    late = MemoryGrid({1: conveying(3, after=2.0), 2: conveying(3, after=15.5)})
-    result = a_loop(late, wrapped(inner(2), layers, grace_seconds=4.0)).play(initial(model), 1)
+    late = MemoryGrid({1: sending(3, after=2.0), 2: sending(3, after=15.5)})
+    result = a_loop(late, wrapped(inner(2), layers, grace_seconds=4.0)).run(initial(model), 1)
     assert 14.0 <= late.clock() - 100 <= 14.0 + 0.25
     assert result.train_metrics_clientapp[1]["salf-missing"] == 1
     assert result.train_metrics_clientapp[1]["salf-contributors"] == [1, 1, 1]
@@ -98,69 +95,69 @@ def test_the_round_ends_early_when_everyone_has_replied_and_at_deadline_plus_gra
 
 def test_messages_expire_with_their_round_and_name_it() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3), 2: conveying(3)})
-    a_loop(grid, wrapped(inner(2), layers, deadline=7.0, grace_seconds=2.0)).play(initial(model), 2)
+    grid = MemoryGrid({1: sending(3), 2: sending(3)})
+    a_loop(grid, wrapped(inner(2), layers, deadline=7.0, grace_seconds=2.0)).run(initial(model), 2)
     assert [message.metadata.ttl for message in grid.sent] == [9.0] * 4
     assert [message.metadata.group_id for message in grid.sent] == ["1", "1", "2", "2"]
     assert [TrainInstructions.read(message).round for message in grid.sent] == [1, 1, 2, 2]
 
 
-def test_a_late_reply_is_told_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_late_reply_is_logged_in_the_next_round_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     model, layers = a_model()
-    twin = a_loop(MemoryGrid({1: conveying(3), 2: lambda _: ()}), wrapped(inner(2), layers))
+    twin = a_loop(MemoryGrid({1: sending(3), 2: lambda _: ()}), wrapped(inner(2), layers))
     grid = MemoryGrid(
-        {1: conveying(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
+        {1: sending(3), 2: lambda message: [(16.0, answer(message, update_of(3, layers, model.state_dict())))]}
     )
     with caplog.at_level(logging.WARNING, "flwr.salf"):
-        result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 2)
-    assert result.arrays == twin.play(initial(model), 2).arrays
+        result = a_loop(grid, wrapped(inner(2), layers)).run(initial(model), 2)
+    assert result.arrays == twin.run(initial(model), 2).arrays
     assert result.train_metrics_clientapp[2]["salf-late"] == 1
     assert "node 2: late" in caplog.text
 
 
-@pytest.mark.parametrize("trouble", ["duplicate", "wrong-round", "failed", "unknown"])
-def test_other_replies_are_told_by_name_and_change_nothing(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("reason", ["duplicate", "wrong-round", "failed", "unknown"])
+def test_unusable_replies_are_logged_and_change_nothing(reason: str, caplog: pytest.LogCaptureFixture) -> None:
     model, layers = a_model()
     state = model.state_dict()
     hostile = update_of(3, layers, state, seed=99)
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
         honest = answer(message, update_of(2, layers, state, seed=2))
-        if trouble == "duplicate":
+        if reason == "duplicate":
             return [(1.0, honest), (1.0, answer(message, hostile))]
-        if trouble == "wrong-round":
+        if reason == "wrong-round":
             return [(1.0, answer(message, hostile, ClientReport(7, 1.0, 0.0, interrupted=False)))]
-        if trouble == "failed":
+        if reason == "failed":
             return [(1.0, Message(Error(code=3, reason="out of memory"), reply_to=message))]
         stray = answer(message, hostile)
-        stray.metadata.__dict__["_reply_to_message_id"] = "nobody asked"
+        stray.metadata.__dict__["_reply_to_message_id"] = "no message"
         return [(1.0, honest), (1.0, stray)]
 
-    honest_too = trouble in ("duplicate", "unknown")
-    grid = MemoryGrid({1: conveying(3, seed=1), 2: node})
-    twin = MemoryGrid({1: conveying(3, seed=1), 2: conveying(2, seed=2) if honest_too else lambda _: ()})
+    honest_too = reason in ("duplicate", "unknown")
+    grid = MemoryGrid({1: sending(3, seed=1), 2: node})
+    twin = MemoryGrid({1: sending(3, seed=1), 2: sending(2, seed=2) if honest_too else lambda _: ()})
     with caplog.at_level(logging.WARNING, "flwr.salf"):
-        result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 1)
-    expected = a_loop(twin, wrapped(inner(2), layers)).play(initial(model), 1)
+        result = a_loop(grid, wrapped(inner(2), layers)).run(initial(model), 1)
+    expected = a_loop(twin, wrapped(inner(2), layers)).run(initial(model), 1)
     for name, value in result.arrays.to_torch_state_dict().items():
         torch.testing.assert_close(value, expected.arrays.to_torch_state_dict()[name])
-    assert f"{trouble}:" in caplog.text
-    counted = result.train_metrics_clientapp[1]["salf-failed" if trouble == "failed" else "salf-rejected"]
+    assert f"{reason}:" in caplog.text
+    counted = result.train_metrics_clientapp[1]["salf-failed" if reason == "failed" else "salf-rejected"]
     assert counted == 1
 
 
-def test_a_client_that_knows_nothing_of_salf_counts_with_its_whole_model() -> None:
+def test_a_client_without_salf_counts_with_its_whole_model() -> None:
     model, layers = a_model()
     changed = {name: value + 1 for name, value in model.state_dict().items()}
     grid = MemoryGrid({node: lambda message: [(1.0, stock_answer(message, ArrayRecord(changed)))] for node in (1, 2)})
-    result = a_loop(grid, wrapped(inner(2), layers)).play(initial(model), 1)
+    result = a_loop(grid, wrapped(inner(2), layers)).run(initial(model), 1)
     for name, value in result.arrays.to_torch_state_dict().items():
         torch.testing.assert_close(value, changed[name])
 
 
 def test_a_round_without_enough_nodes_ends_too() -> None:
     model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3)})
+    grid = MemoryGrid({1: sending(3)})
     strategy = wrapped(inner(2), layers, deadline=1.5, grace_seconds=1.0)
     result = SalfStrategy.start(strategy, grid, initial(model), num_rounds=1)
     metrics = result.train_metrics_clientapp[1]
@@ -171,10 +168,10 @@ def test_a_round_without_enough_nodes_ends_too() -> None:
     assert not grid.sent
 
 
-def test_waiting_for_nodes_takes_from_the_round() -> None:
+def test_waiting_for_nodes_shortens_the_round() -> None:
     model, layers = a_model()
     clock = Clock()
-    grid = MemoryGrid({1: conveying(3), 2: conveying(3)}, clock)
+    grid = MemoryGrid({1: sending(3), 2: sending(3)}, clock)
 
     class Slow(FedAvg):
         def configure_train(self, *arguments: object) -> Iterable[Message]:
@@ -182,14 +179,14 @@ def test_waiting_for_nodes_takes_from_the_round() -> None:
             return super().configure_train(*arguments)  # type: ignore[arg-type]
 
     strategy = wrapped(Slow(fraction_evaluate=0.0), layers, deadline=10.0)
-    a_loop(grid, strategy).play(initial(model), 1)
+    a_loop(grid, strategy).run(initial(model), 1)
     assert [TrainInstructions.read(message).deadline_seconds for message in grid.sent] == [6.0, 6.0]
 
 
 def test_the_flower_interface_gives_the_same_as_start() -> None:
     model, layers = a_model()
-    nodes = {node: conveying(node % 4, seed=node) for node in (1, 2, 3)}
-    expected = a_loop(MemoryGrid(nodes), wrapped(inner(3), layers)).play(initial(model), 2)
+    nodes = {node: sending(node % 4, seed=node) for node in (1, 2, 3)}
+    expected = a_loop(MemoryGrid(nodes), wrapped(inner(3), layers)).run(initial(model), 2)
     strategy = wrapped(inner(3), layers)
     arrays, grid = initial(model), MemoryGrid(nodes)
     for number in (1, 2):
@@ -202,24 +199,11 @@ def test_the_flower_interface_gives_the_same_as_start() -> None:
         torch.testing.assert_close(value, expected.arrays.to_torch_state_dict()[name])
 
 
-def test_metrics_of_clients_are_averaged_and_odd_ones_left_out() -> None:
+def test_a_layer_that_too_few_clients_sent_stays() -> None:
     model, layers = a_model()
-    state = model.state_dict()
-
-    def telling(loss: float, name: str, examples: int) -> object:
-        return lambda message: [(1.0, answer(message, update_of(3, layers, state, 1, examples), metrics={name: loss}))]
-
-    grid = MemoryGrid({1: telling(1.0, "loss", 10), 2: telling(2.0, "loss", 30), 3: telling(9.0, "lost", 10)})  # type: ignore[dict-item]
-    result = a_loop(grid, wrapped(inner(3), layers)).play(initial(model), 1)
-    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(1.75)
-    assert "lost" not in result.train_metrics_clientapp[1]
-
-
-def test_a_layer_that_too_few_conveyed_stays_and_singles_nobody_out() -> None:
-    model, layers = a_model()
-    grid = MemoryGrid({1: conveying(3, seed=1), 2: conveying(1, seed=2), 3: conveying(0)})
+    grid = MemoryGrid({1: sending(3, seed=1), 2: sending(1, seed=2), 3: sending(0)})
     strategy = wrapped(inner(3), layers, rule=Corrected(min_contributors=2))
-    result = a_loop(grid, strategy).play(initial(model), 1)
+    result = a_loop(grid, strategy).run(initial(model), 1)
     before, after = model.state_dict(), result.arrays.to_torch_state_dict()
     assert result.train_metrics_clientapp[1]["salf-contributors"] == [1, 1, 2]
     for layer, moves in zip(layers, (False, False, True), strict=True):
@@ -227,140 +211,51 @@ def test_a_layer_that_too_few_conveyed_stays_and_singles_nobody_out() -> None:
             assert torch.equal(before[name], after[name]) is not moves
 
 
-def test_flowers_metrics_and_the_records_tell_the_same(tmp_path: Path) -> None:
-    model, layers = a_model()
-
-    def late(message: Message) -> Iterable[tuple[float, Message]]:
-        update = update_of(1, layers, model.state_dict())
-        return [
-            (
-                1.0,
-                answer(
-                    message, update, ClientReport(TrainInstructions.read(message).round, 10.5, 0.5, interrupted=True)
-                ),
-            )
-        ]
-
-    def failing(message: Message) -> Iterable[tuple[float, Message]]:
-        return [(1.0, Message(Error(code=3, reason="no memory"), reply_to=message))]
-
-    def hostile(message: Message) -> Iterable[tuple[float, Message]]:
-        return [(1.0, answer(message, update_of(1, layers, model.state_dict(), examples=0)))]
-
-    grid = MemoryGrid({1: conveying(3), 2: late, 3: failing, 4: hostile, 5: conveying(2, after=16.0)})
-    folder = FederationFolder(tmp_path)
-    result = a_loop(grid, wrapped(inner(5), layers), folder=folder).play(initial(model), 2)
-    for record in folder.records():
-        told = result.train_metrics_clientapp[record.round]
-        assert told["salf-contributors"] == list(record.contributors) == [1, 1, 2]
-        assert told["salf-depths"] == list(record.depths) == [3, 1, 0, 1]
-        assert (told["salf-deadline-s"], told["salf-seconds"]) == (record.deadline_s, record.seconds) == (10.0, 15.0)
-        assert (told["salf-missing"], told["salf-failed"], told["salf-rejected"]) == (1, 1, 1)
-        assert (record.missing, record.failed, record.rejected) == (1, 1, 1)
-        assert told["salf-late"] == record.late == record.round - 1
-        # By the server's clock the reply was there after a second: nobody can have outlasted more.
-        assert told["salf-overshoot-s"] == record.overshoot_s == 0.5
-
-
-def test_what_a_client_says_of_its_time_is_held_against_the_servers_clock() -> None:
+def test_reported_times_are_limited_by_the_servers_clock() -> None:
     model, layers = a_model()
 
     def boasting(seconds: float) -> object:
         def node(message: Message) -> Iterable[tuple[float, Message]]:
-            told = ClientReport(TrainInstructions.read(message).round, seconds, seconds, interrupted=False)
-            return [(2.0, answer(message, update_of(3, layers, model.state_dict()), told))]
+            report = ClientReport(TrainInstructions.read(message).round, seconds, seconds, interrupted=False)
+            return [(2.0, answer(message, update_of(3, layers, model.state_dict()), report))]
 
         return node
 
     grid = MemoryGrid({1: boasting(1e300), 2: boasting(-1e300), 3: boasting(1.5)})  # type: ignore[dict-item]
     loop = a_loop(grid, wrapped(inner(3), layers))
-    result = loop.play(initial(model), 1)
-    [times] = loop.federation.state.times
+    result = loop.run(initial(model), 1)
+    [times] = loop.server.state.times
     assert sorted(times.whole) == [0.0, 1.5, 2.0]
     assert result.train_metrics_clientapp[1]["salf-overshoot-s"] == 2.0
 
 
 @pytest.mark.parametrize(("counted_from", "known"), [("message", True), ("loop", False)])
-def test_the_rate_at_which_a_nodes_replies_travel_is_observed_and_told(counted_from: str, known: bool) -> None:
-    """A reply made after 3 s that is there after 5 s has travelled for 2 s; from a loop's own time nothing follows."""
+def test_the_upload_rate_of_a_node_is_observed_and_sent_to_it(counted_from: str, known: bool) -> None:
+    """A reply made after 3 s that arrives after 5 s travelled for 2 s; the time of the loop alone says nothing."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 4))
     layers = find_layers(model)
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
-        told = ClientReport(TrainInstructions.read(message).round, 3.0, 0.0, interrupted=False)
-        return [(5.0, answer(message, update_of(2, layers, model.state_dict()), told))]
+        report = ClientReport(TrainInstructions.read(message).round, 3.0, 0.0, interrupted=False)
+        return [(5.0, answer(message, update_of(2, layers, model.state_dict()), report))]
 
-    grid = MemoryGrid({1: node, 2: conveying(0)})
+    grid = MemoryGrid({1: node, 2: sending(0)})
     strategy = wrapped(inner(2), layers, deadline=60.0, counted_from=counted_from)
-    a_loop(grid, strategy).play(initial(model), 2)
-    orders = {(m.metadata.group_id, m.metadata.dst_node_id): TrainInstructions.read(m) for m in grid.sent}
-    assert orders["1", 1].upload_bytes_per_second is None
-    assert orders["2", 2].upload_bytes_per_second is None
+    a_loop(grid, strategy).run(initial(model), 2)
+    instructions = {(m.metadata.group_id, m.metadata.dst_node_id): TrainInstructions.read(m) for m in grid.sent}
+    assert instructions["1", 1].upload_bytes_per_second is None
+    assert instructions["2", 2].upload_bytes_per_second is None
     size = sum(len(array.data) for array in initial(model).values())
-    assert orders["2", 1].upload_bytes_per_second == (pytest.approx(size / 2.0) if known else None)
+    assert instructions["2", 1].upload_bytes_per_second == (pytest.approx(size / 2.0) if known else None)
 
 
-def test_a_rate_of_a_bad_day_leaves_half_of_the_deadline_for_training() -> None:
+def test_a_low_upload_rate_leaves_half_of_the_deadline_for_training() -> None:
     model, layers = a_model()
     loop = a_loop(MemoryGrid({}), wrapped(inner(1), layers, deadline=10.0))
-    loop.federation.begin(model.state_dict())
-    loop.federation.resume(replace(loop.federation.state, upload_rates={1: 1e-3}))
-    grid = MemoryGrid({1: conveying(3)})
-    [message] = loop.federation.open_round(1, initial(model), ConfigRecord(), grid, 10.0)
+    loop.server.begin(model.state_dict())
+    loop.server.resume(replace(loop.server.state, upload_rates={1: 1e-3}))
+    grid = MemoryGrid({1: sending(3)})
+    [message] = loop.server.open_round(1, initial(model), ConfigRecord(), grid, 10.0)
     size = sum(len(array.data) for array in initial(model).values())
     assert TrainInstructions.read(message).upload_bytes_per_second == pytest.approx(2 * size / 10.0)
-
-
-def test_evaluations_that_would_end_a_run_of_flowers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    model, layers = a_model()
-    wrong = {
-        4: RecordDict({"metrics": MetricRecord({"accuracy": 0.1})}),  # no weight
-        5: RecordDict({"metrics": MetricRecord({"accuracy": 0.1, "weight": 0})}),
-        6: RecordDict({"metrics": MetricRecord({"accuracy": 0.1, "weight": [1, 2]})}),
-        7: RecordDict({"others": MetricRecord({"accuracy": 0.1, "weight": 5})}),  # a record of another name
-        8: RecordDict({"metrics": MetricRecord({"accuracy": [0.1], "weight": 5})}),
-        9: RecordDict(),
-    }
-
-    def node(message: Message) -> Iterable[tuple[float, Message]]:
-        if message.metadata.message_type == "train":
-            return conveying(3)(message)
-        place = message.metadata.dst_node_id
-        honest = RecordDict({"metrics": MetricRecord({"accuracy": 0.25 * place, "weight": place})})
-        return [(1.0, Message(wrong.get(place, honest), reply_to=message))] * 2
-
-    grid = MemoryGrid(dict.fromkeys(range(1, 10), node))
-    strategy = wrapped(FedAvg(min_available_nodes=9, weighted_by_key="weight"), layers)
-    with caplog.at_level(logging.WARNING, "flwr.salf"):
-        result = a_loop(grid, strategy).play(initial(model), 1)
-    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": pytest.approx(0.25 * (1 + 4 + 9) / 6)}
-    for place in wrong:
-        assert f"evaluation: node {place}: " in caplog.text
-
-
-def test_evaluation_is_the_wrapped_strategys_and_ends_too() -> None:
-    model, layers = a_model()
-
-    def node(message: Message) -> Iterable[tuple[float, Message]]:
-        if message.metadata.message_type == "train":
-            return conveying(3)(message)
-        if message.metadata.dst_node_id == 3:
-            return []
-        value = float("nan") if message.metadata.dst_node_id == 2 else 0.75
-        return [(1.0, stock_answer(message, ArrayRecord(), accuracy=value))]
-
-    def stripped(message: Message) -> Iterable[tuple[float, Message]]:
-        for after, reply in node(message):
-            if message.metadata.message_type == "evaluate":
-                reply.content = RecordDict({"metrics": reply.content["metrics"]})
-            yield after, reply
-
-    grid = MemoryGrid(dict.fromkeys((1, 2, 3), stripped))
-    strategy = wrapped(FedAvg(min_available_nodes=3), layers, deadline=Fixed(10.0))  # type: ignore[arg-type]
-    tested = []
-    loop = a_loop(grid, strategy, evaluate=lambda number, _: tested.append(number))
-    result = loop.play(initial(model), 1)
-    assert result.evaluate_metrics_clientapp[1]["accuracy"] == 0.75
-    assert tested == [0, 1]
-    assert grid.clock() - 100 <= 1.25 + 15.25

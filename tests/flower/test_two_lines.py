@@ -11,14 +11,13 @@ from torch import nn
 
 import salf.flower
 from salf.errors import InvalidSetting
-from salf.flower.wire.instructions import TrainInstructions
-from salf.flower.wire.replies import read_reply
+from salf.flower.wire import TrainInstructions, read_reply
 
 
-def a_message(order: TrainInstructions | None, model: nn.Module, created: float = 0.0) -> Message:
+def a_message(instructions: TrainInstructions | None, model: nn.Module, created: float = 0.0) -> Message:
     config = ConfigRecord({"lr": 0.1})
-    if order is not None:
-        order.write(config)
+    if instructions is not None:
+        instructions.write(config)
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "config": config})
     message = Message(content, dst_node_id=5, message_type="train", ttl=36_000.0)
     message.metadata.created_at = time.time() - created
@@ -38,7 +37,7 @@ def train(message: Message, steps: int = 4, metrics: Mapping[str, float] | None 
     return salf.flower.reply(message, work, num_examples=32, metrics=metrics)
 
 
-def test_a_client_with_time_conveys_exactly_what_training_gives() -> None:
+def test_a_client_with_enough_time_sends_exactly_what_training_gives() -> None:
     model, layers = a_model()
     message = a_message(TrainInstructions(2, 6000.0, layers), model)
     reply = train(message, metrics={"loss": 0.5})
@@ -55,21 +54,21 @@ def test_a_client_with_time_conveys_exactly_what_training_gives() -> None:
         torch.testing.assert_close(arrays[name], value, rtol=0, atol=1e-7)
     read = read_reply(reply.content, layers, model.state_dict())
     assert dict(read.update.steps) == dict.fromkeys(layers.names, 4)  # type: ignore[arg-type]
-    assert (read.told.round, read.told.interrupted, read.told.overshoot_seconds) == (2, False, 0.0)
+    assert (read.report.round, read.report.interrupted, read.report.overshoot_seconds) == (2, False, 0.0)
     assert read.metrics == {"loss": 0.5}
     assert read.update.num_examples == 32
 
 
 @pytest.mark.parametrize(("spent", "reached"), [(0.0, True), (3000.0, True), (6001.0, False)])
-def test_what_was_spent_before_the_loop_counts(spent: float, *, reached: bool) -> None:
+def test_time_before_the_loop_counts(spent: float, *, reached: bool) -> None:
     model, layers = a_model()
     reply = train(a_message(TrainInstructions(1, 6000.0, layers), model, created=spent))
     read = read_reply(reply.content, layers, model.state_dict())
     assert bool(read.update.deltas) is reached
-    assert read.told.elapsed_seconds == pytest.approx(spent, abs=1000.0)
+    assert read.report.elapsed_seconds == pytest.approx(spent, abs=1000.0)
 
 
-def test_it_does_not_count_where_the_loop_begins_the_time() -> None:
+def test_time_before_the_loop_does_not_count_if_the_deadline_starts_with_the_loop() -> None:
     model, layers = a_model()
     reply = train(a_message(TrainInstructions(1, 6000.0, layers, counted_from="loop"), model, created=10_000.0))
     assert read_reply(reply.content, layers, model.state_dict()).update.deltas
@@ -78,16 +77,16 @@ def test_it_does_not_count_where_the_loop_begins_the_time() -> None:
 def test_a_node_whose_clock_is_behind_loses_nothing() -> None:
     model, layers = a_model()
     reply = train(a_message(TrainInstructions(1, 6000.0, layers), model, created=-5000.0))
-    assert read_reply(reply.content, layers, model.state_dict()).told.elapsed_seconds == 0.0
+    assert read_reply(reply.content, layers, model.state_dict()).report.elapsed_seconds == 0.0
 
 
-def test_time_for_the_upload_is_kept_in_hand() -> None:
+def test_time_for_the_upload_is_reserved() -> None:
     model, layers = a_model()
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     reply = train(a_message(TrainInstructions(1, 5000.0, layers, upload_bytes_per_second=size / 10_000), model))
     update = read_reply(reply.content, layers, model.state_dict()).update
     assert "last.weight" in update.deltas
-    assert "first.weight" not in update.deltas  # sending it, too, would take too long
+    assert "first.weight" not in update.deltas  # sending it too would take too long
 
 
 def test_a_whole_reply_names_every_array_in_the_order_received() -> None:
@@ -98,15 +97,15 @@ def test_a_whole_reply_names_every_array_in_the_order_received() -> None:
     assert not read_reply(reply.content, layers, model.state_dict()).update.deltas
 
 
-def test_what_cannot_work_is_refused() -> None:
+def test_wrong_messages_and_metrics_are_refused() -> None:
     model, layers = a_model()
     with pytest.raises(InvalidSetting, match="the server's strategy is not a SalfStrategy"):
         train(a_message(None, model))
     for metrics, words in (
-        ({"salf-x": 1.0}, "a name that salf uses itself"),
-        ({"num-examples": 1.0}, "a name that salf uses itself"),
-        ({"loss": float("nan")}, "give a finite number"),
-        ({"loss": "low"}, "give a finite number"),
+        ({"salf-x": 1.0}, "which salf uses itself"),
+        ({"num-examples": 1.0}, "which salf uses itself"),
+        ({"loss": float("nan")}, "pass a finite number"),
+        ({"loss": "low"}, "pass a finite number"),
     ):
         with pytest.raises(InvalidSetting, match=words):
             train(a_message(TrainInstructions(1, 60.0, layers), model), metrics=metrics)  # type: ignore[arg-type]

@@ -71,10 +71,10 @@ def test_nested_modules_each_own_what_is_theirs() -> None:
 class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.grad_output, self.offset = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+        self.slope, self.offset = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.grad_output * x + self.offset
+        return self.slope * x + self.offset
 
 
 def test_the_models_own_parameters_are_a_layer_named_after_them() -> None:

@@ -10,7 +10,7 @@ from networks import TASKS, Task, backward, buffers_of, mlp_task, parameters_of,
 from torch import Tensor, nn
 
 from salf.errors import InvalidSetting, UnsuitableModel
-from salf.layers.find import Group, find_layers
+from salf.layers.find import Grouping, find_layers
 from salf.layers.probe import Example
 
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
@@ -126,7 +126,7 @@ def with_complex_weight() -> nn.Module:
     return model
 
 
-REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Group | None, str]] = {
+REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Grouping | None, str]] = {
     "no parameters": (nn.Tanh, None, None, "it has no parameters"),
     "all frozen": (
         lambda: nn.Linear(2, 1).requires_grad_(requires_grad=False),
@@ -153,7 +153,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Group | None, 
         lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 1))),
         torch.ones(1, 2),
         None,
-        "its calls cannot be watched; give it uncompiled",
+        "its calls cannot be watched; pass the uncompiled model",
     ),
     "no such prefix": (
         lambda: nn.Sequential(nn.Linear(2, 1)),
@@ -175,7 +175,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Example | None, Group | None, 
 @pytest.mark.parametrize(("make", "example", "group", "reason"), REASONS.values(), ids=REASONS.keys())
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:`torch.jit.script` is deprecated")
 def test_what_is_unsuitable_is_refused_with_the_reason(
-    make: Callable[[], nn.Module], example: Example | None, group: Group | None, reason: str
+    make: Callable[[], nn.Module], example: Example | None, group: Grouping | None, reason: str
 ) -> None:
     model = make()
     with pytest.raises(UnsuitableModel, match=reason) as caught:

@@ -90,7 +90,7 @@ def test_a_shallower_job_takes_less_of_everything(devices: UniformDepthDevices |
         assert (times.whole > before).all()
         before = times.whole
         # The first step goes as far as ever, up to where it ends.
-        assert times.conveyed[:, 0, -depth:] == pytest.approx(full.conveyed[:, 0, -depth:])
+        assert times.sent[:, 0, -depth:] == pytest.approx(full.sent[:, 0, -depth:])
         assert (times.ready[:, 1, -1] <= full.ready[:, 1, -1]).all()
     assert (before == full.whole).all()
 

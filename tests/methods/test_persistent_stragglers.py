@@ -24,7 +24,7 @@ GRADED = {"devices.kind": "graded", "data.partition": "label-order", "data.clien
 @pytest.mark.parametrize(("layers", "population"), [(4, 30), (4, 8), (7, 11), (1, 3)])
 def test_graded_clients_complete_layers_in_proportion_to_their_number(layers: int, population: int) -> None:
     times = GradedSpeeds(seconds=2.0).times(workload(layers), everyone(population))
-    depths = (times.conveyed[:, 0] <= 2.0).sum(axis=1)
+    depths = (times.sent[:, 0] <= 2.0).sum(axis=1)
     exact = layers * np.arange(population) / (population - 1)
     assert depths.tolist() == np.floor(exact + 0.5).astype(int).tolist()
     assert np.isinf(times.whole[0])
@@ -127,7 +127,7 @@ def test_after_a_round_everyone_who_can_reaches_every_layer() -> None:
 def test_what_is_known_of_speeds_survives_a_checkpoint(tmp_path: Path) -> None:
     state, _ = play({**GRADED, "method.name": "salfplus"})
     save_checkpoint(tmp_path / "state", state)
-    assert load_checkpoint(tmp_path / "state").speeds == state.speeds
+    assert load_checkpoint(tmp_path / "state")[0].speeds == state.speeds
     assert len(state.speeds.known) == 8
 
 

@@ -71,14 +71,14 @@ def choose_naively(
     options: list[CompletionTimes], seconds: float, covered: float, first: int
 ) -> list[tuple[int, list[int]]]:
     """Client by client: its option, and which layers it conveys."""
-    clients, _, layers = options[0].conveyed.shape
-    ordinary = [[bool(options[0].conveyed[u, 0, at] <= seconds) for at in range(layers)] for u in range(clients)]
+    clients, _, layers = options[0].sent.shape
+    ordinary = [[bool(options[0].sent[u, 0, at] <= seconds) for at in range(layers)] for u in range(clients)]
     most = 0
     while most < layers - 1 and sum(row[layers - 1 - most] for row in ordinary) >= covered * clients:
         most += 1
     found = []
     for u in range(clients):
-        brings = [[at for at in range(layers - k) if options[k].conveyed[u, 0, at] <= seconds] for k in range(most + 1)]
+        brings = [[at for at in range(layers - k) if options[k].sent[u, 0, at] <= seconds] for k in range(most + 1)]
         nearest = [min(own, default=layers) for own in brings]
         option = nearest.index(min(nearest)) if u % 2 == first else 0
         found.append((option, brings[option]))

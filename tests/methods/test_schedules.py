@@ -65,7 +65,7 @@ def test_time_on_the_dot_is_in_time() -> None:
 @pytest.mark.parametrize("kind", [Salf, DropStragglers])
 def test_a_round_ends_when_everyone_is_done(kind: type[Salf | DropStragglers]) -> None:
     times = hand_made()
-    here = CompletionTimes(times.ready[:3], times.conveyed[:3], times.whole[:3], times.give_up_seconds)
+    here = CompletionTimes(times.ready[:3], times.sent[:3], times.whole[:3], times.give_up_seconds)
     schedule = kind(deadline=100.0).schedule([here], usual_seconds=1.0)
     assert (schedule.seconds, schedule.deadline_seconds) == (18.5, 100.0)
     assert (schedule.steps == 2).all()
@@ -79,7 +79,7 @@ def test_federated_averaging_waits_for_all_and_skips_those_who_never_answer() ->
     assert schedule.finished.tolist() == schedule.steps.tolist()
     assert (schedule.seconds, schedule.deadline_seconds) == (30.0, None)
     times = hand_made()
-    answering = CompletionTimes(times.ready[:2], times.conveyed[:2], times.whole[:2], times.give_up_seconds)
+    answering = CompletionTimes(times.ready[:2], times.sent[:2], times.whole[:2], times.give_up_seconds)
     assert FedAvg().schedule([answering], usual_seconds=1.0).seconds == 18.5
 
 
@@ -94,8 +94,8 @@ def test_a_client_that_does_half_and_is_gone_counts_for_salf_alone() -> None:
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
 def test_weights_by_examples_reach_the_rule(name: str) -> None:
-    assert SYNCHRONOUS[name](weight_by_examples=True).aggregation_rule.weight_by_examples
-    assert not SYNCHRONOUS[name]().aggregation_rule.weight_by_examples
+    assert SYNCHRONOUS[name](name=name, weight_by_examples=True).aggregation_rule.weight_by_examples
+    assert not SYNCHRONOUS[name](name=name).aggregation_rule.weight_by_examples
 
 
 def test_rules_of_the_methods() -> None:
@@ -133,7 +133,7 @@ def test_chances_are_observed_or_known() -> None:
 
 
 def test_chances_without_a_closed_form_are_refused_with_a_remedy() -> None:
-    with pytest.raises(InvalidSetting, match=r"reach_from is 'known'.*no closed form.*set it to 'observed'"):
+    with pytest.raises(InvalidSetting, match=r"reach_from is 'known'.*no closed form.*; set method.reach_from to"):
         reach(Salf(reach_from="known"), Physical(availability="on-off"))
 
 

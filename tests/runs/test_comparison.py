@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +12,13 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
-from command_cases import INTERRUPTIBLE, content, settings, tiny
+from command_cases import content, tiny, tiny_run
 
 from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, SalfError
 from salf.experiment.experiment import Experiment
 from salf.records.rounds import RoundRecord, time_to_accuracy
 from salf.runs.comparison import Comparison, Summary, compare
+from salf.runs.finished import read_finished_run
 from salf.runs.run import Run, run_experiment
 
 METHODS = ["fedavg", "salf"]
@@ -80,7 +80,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     whole = compare(tiny(), METHODS, 2, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         compare(tiny(), METHODS, 2, tmp_path / "cut", watch=stop_after(9))
-    with pytest.raises(RunFolderError, match=r"fedavg/seed-0 already holds a run; go on with it"):
+    with pytest.raises(RunFolderError, match=r"fedavg/seed-0 already holds a run; resume it"):
         compare(tiny(), METHODS, 2, tmp_path / "cut")
     again = compare(tiny(), METHODS, 2, tmp_path / "cut", resume=True)
     assert records(again) == records(whole)
@@ -103,14 +103,14 @@ def test_folders_are_looked_at_before_anything_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "seeds", "message"),
     [
-        (METHODS, 0, "seeds is 0; a comparison needs at least 1"),
-        (METHODS, -2, "seeds is -2; a comparison needs at least 1"),
+        (METHODS, 0, "seeds is 0; choose at least 1"),
+        (METHODS, -2, "seeds is -2; choose at least 1"),
         ([], 1, "methods are none; name each method to compare once"),
         (["salf", "drop", "salf"], 1, "methods are salf, drop, salf; name each method to compare once"),
         (
             ["salf", "dorp"],
             1,
-            r"there is no method 'dorp' \(did you mean 'drop'\?\); known are fedavg, .*, salf.*",
+            r"there is no method 'dorp'; choose one of fedavg, .*, salf.* \(did you mean 'drop'\?\)",
         ),
     ],
 )
@@ -119,6 +119,7 @@ def test_what_cannot_be_compared_is_refused(methods: list[str], seeds: int, mess
         compare(tiny(), methods, seeds)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_run_stops_the_others(tmp_path: Path) -> None:
     (tmp_path / "salf").write_text("in the way")
     began = time.monotonic()
@@ -134,55 +135,47 @@ def test_an_error_of_one_run_stops_the_others(tmp_path: Path) -> None:
         compare(tiny(data__name="mnist", data__root=str(tmp_path)), METHODS, 1, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_one_error(tmp_path: Path) -> None:
     def kill_one(done: int) -> None:
         for child in multiprocessing.active_children()[: done > 0]:
             os.kill(child.pid or 0, signal.SIGKILL)
 
     with pytest.raises(
-        SalfError, match=r"a process of the comparison died .* \(--jobs\), and go on with .* \(--resume\)"
+        SalfError, match=r"a process of the comparison died .*; resume the runs that were kept \(--resume\)"
     ):
         compare(tiny(rounds=10**6), METHODS, 1, tmp_path, jobs=2, watch=kill_one)
     assert multiprocessing.active_children() == []
 
 
-def test_the_command_is_interrupted_killed_and_resumed(tmp_path: Path) -> None:
-    experiment = settings(rounds=300, evaluate__every=100)
-    whole = compare(tiny(rounds=300, evaluate__every=100), METHODS, 1)
-    options = [*experiment, "--methods", ",".join(METHODS), "--seeds", "1", "--jobs", "2", "--out", str(tmp_path)]
+def test_finished_runs_are_read_not_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(tiny(), METHODS, 2, tmp_path)
+    before = content(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("salf.runs.pool.run_experiment", None)
+        again = compare(tiny(), METHODS, 2, tmp_path, resume=True, jobs=2)
+    assert again == whole
+    assert content(tmp_path) == before
+    # With a run that is not finished all are resumed, which checks that they were made on the same data.
+    played: list[Path | None] = []
 
-    def begin(*more: str, rounds: int) -> subprocess.Popen[str]:
-        """Start the command, and wait until one of its runs has got so far."""
-        process = subprocess.Popen(
-            [*INTERRUPTIBLE, "compare", *options, *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        while process.poll() is None and _longest(tmp_path) < rounds:
-            time.sleep(0.01)
-        return process
+    def note(experiment: Experiment, folder: Path | None, *arguments: object, **named: object) -> Run:
+        played.append(folder)
+        return run_experiment(experiment, folder, resume=True)
 
-    process = begin(rounds=1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=600)
-    assert (process.returncode, out) == (130, "")
-    assert err == "salf: interrupted; a run that is kept in a folder goes on with --resume\n"
-    saved = _longest(tmp_path)
-    assert saved >= 1
-
-    process = begin("--resume", rounds=saved + 20)
-    process.kill()
-    process.communicate(timeout=600)  # ends when the last process that holds the output has gone
-    assert process.returncode == -signal.SIGKILL
-
-    again = compare(tiny(rounds=300, evaluate__every=100), METHODS, 1, tmp_path, resume=True)
-    assert records(again) == records(whole)
+    monkeypatch.setattr("salf.runs.pool.run_experiment", note)
+    (tmp_path / "salf" / "seed-1" / "model.safetensors").unlink()
+    assert compare(tiny(), METHODS, 2, tmp_path, resume=True) == whole
+    assert len(played) == 4
+    assert content(tmp_path) == before
 
 
-def _longest(folder: Path) -> int:
-    return max((path.read_bytes().count(b"\n") for path in folder.glob("*/*/records.jsonl")), default=0)
+def test_a_page_older_than_the_model_does_not_count_as_finished(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    assert read_finished_run(tmp_path, tiny()) == run
+    os.utime(tmp_path / "report.html", ns=(0, 0))
+    assert read_finished_run(tmp_path, tiny()) is None
+    assert read_finished_run(tmp_path / "none", tiny()) is None
 
 
 def made_up(experiment: Experiment, accuracies: list[float | None], kept: float | None = 0.5) -> Run:

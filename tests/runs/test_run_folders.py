@@ -4,30 +4,31 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from command_cases import content, tiny, tiny_run
-from safetensors.torch import load_file, save
+from command_cases import content, files, interrupt_after, interrupted, refused_resumption, tiny, tiny_run
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salf.data import load
-from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, UnsuitableModel
+from salf.errors import RunFolderError
 from salf.experiment.experiment import Experiment
 from salf.models import build
 from salf.records.rounds import RoundRecord
 from salf.runs import atomic, checkpoint
 from salf.runs import folder as runs
-from salf.runs.folder import RunFolder
 from salf.runs.run import run_experiment
+from salf.runs.run_files import read_experiment, read_records
 from salf.simulation.evaluator import evaluate
 from salf.simulation.server_state import ServerState
 
 PARTS = [
+    ".lock",
     "checkpoint/state.safetensors",
     "experiment.toml",
     "model.safetensors",
@@ -37,39 +38,12 @@ PARTS = [
 ]
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def interrupt_after(rounds: int, reason: BaseException) -> Callable[[RoundRecord], None]:
-    def watch(record: RoundRecord) -> None:
-        if record.round == rounds:
-            raise reason
-
-    return watch
-
-
-def interrupted(folder: Path, rounds: int, experiment: Experiment | None = None) -> None:
-    """Leave a run behind that was interrupted after so many rounds."""
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment or tiny(), folder, watch=interrupt_after(rounds, KeyboardInterrupt()))
-
-
-def resumption(folder: Path, experiment: Experiment | None = None) -> str:
-    """The message with which going on is refused; nothing in the folder may change."""
-    before = content(folder)
-    with pytest.raises(RunFolderError) as caught:
-        run_experiment(experiment or tiny(), folder, resume=True)
-    assert content(folder) == before
-    return str(caught.value)
-
-
 def test_a_folder_holds_settings_records_checkpoint_model_and_report(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "deep" / "run")
     assert run.folder == tmp_path / "deep" / "run"
     assert files(run.folder) == PARTS
     assert Experiment.load(run.folder / "experiment.toml") == run.experiment == tiny()
-    assert tuple(RunFolder.read_records(run.folder)) == run.records
+    assert tuple(read_records(run.folder)) == run.records
     lines = (run.folder / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(isinstance(json.loads(line)["contributors"], list) for line in lines)
@@ -86,7 +60,7 @@ def test_two_runs_give_the_same_bytes_and_another_seed_others(tmp_path: Path) ->
     assert tiny_run().records == tiny_run(tmp_path / "d").records
 
 
-@pytest.mark.parametrize("model", ["mlp", "residual", "transformer"])
+@pytest.mark.parametrize("model", ["mlp", "residual"])
 def test_the_model_that_is_kept_has_the_accuracy_that_was_recorded(tmp_path: Path, model: str) -> None:
     run = tiny_run(tmp_path, model__name=model)
     dataset = load("digits")
@@ -130,12 +104,16 @@ def test_tied_weights_are_kept_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"method__rule": "memory"}, {"method__rule": "inverse-probability", "client__cohort": 2}, {"rounds": 7}],
-    ids=["corrected", "memory", "observed reach", "odd"],
+    ("rounds", "changes"),
+    [
+        (1, {}),
+        (4, {"method__rule": "memory"}),
+        (5, {"method__rule": "inverse-probability", "client__cohort": 2}),
+        (6, {}),
+        (6, {"rounds": 7}),
+    ],
 )
-@pytest.mark.parametrize("rounds", [1, 4, 5, 6])
-def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, rounds: int, changes: dict[str, object]) -> None:
+def test_a_run_continues_as_if_nothing_had_happened(tmp_path: Path, rounds: int, changes: dict[str, object]) -> None:
     experiment = tiny(**changes)
     whole = run_experiment(experiment, tmp_path / "whole")
     interrupted(tmp_path / "cut", rounds, experiment)
@@ -162,15 +140,21 @@ def test_resuming_where_nothing_was_begun_begins(tmp_path: Path) -> None:
 
 def test_an_interrupt_saves_what_was_played(tmp_path: Path) -> None:
     interrupted(tmp_path, 3)
-    assert files(tmp_path) == ["checkpoint/state.safetensors", "experiment.toml", "records.jsonl", "timeline.json"]
-    assert checkpoint.load_checkpoint(tmp_path / "checkpoint" / "state.safetensors").round == 3
-    assert len(RunFolder.read_records(tmp_path)) == 3
+    assert files(tmp_path) == [
+        ".lock",
+        "checkpoint/state.safetensors",
+        "experiment.toml",
+        "records.jsonl",
+        "timeline.json",
+    ]
+    assert checkpoint.load_checkpoint(tmp_path / "checkpoint" / "state.safetensors")[0].round == 3
+    assert len(read_records(tmp_path)) == 3
 
 
 def test_an_error_of_the_watcher_saves_what_was_played(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run_experiment(tiny(), tmp_path, watch=interrupt_after(2, ZeroDivisionError()))
-    assert checkpoint.load_checkpoint(tmp_path / "checkpoint" / "state.safetensors").round == 2
+    assert checkpoint.load_checkpoint(tmp_path / "checkpoint" / "state.safetensors")[0].round == 2
 
 
 def test_checkpoints_are_as_frequent_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +197,7 @@ def test_a_torn_last_line_does_not_count(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_half_written_is_overwritten(tmp_path: Path) -> None:
     tiny_run(tmp_path / "whole")
     interrupted(tmp_path / "cut", 3)
-    for name in (*PARTS[1:], "checkpoint/state.safetensors"):
+    for name in (*PARTS[2:], "checkpoint/state.safetensors"):
         part = tmp_path / "cut" / name
         part.with_name(f".{part.name}.partial").write_bytes(b"half")
     run_experiment(tiny(), tmp_path / "cut", resume=True)
@@ -224,7 +208,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     tiny_run(tmp_path)
     before = content(tmp_path)
     with pytest.raises(
-        RunFolderError, match=r"already holds a run; go on with it \(salf run --resume .*\) or choose another"
+        RunFolderError, match=r"already holds a run; resume it \(salf run --resume .*\), or choose another"
     ):
         tiny_run(tmp_path)
     (tmp_path / "experiment.toml").rename(tmp_path / "old.toml")
@@ -236,7 +220,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_run_of_another_experiment_is_not_gone_on_with(tmp_path: Path) -> None:
     interrupted(tmp_path, 2)
-    message = resumption(tmp_path, tiny(rounds=9, method__deadline=2.0, model__hidden=[9]))
+    message = refused_resumption(tmp_path, tiny(rounds=9, method__deadline=2.0, model__hidden=[9]))
     assert f"{tmp_path} holds a run of another experiment, in which method.deadline is not set, not 2.0" in message
     assert "model.hidden is [8], not [9]; rounds is 6, not 9; resume it with its own settings" in message
 
@@ -246,98 +230,6 @@ def test_what_changes_no_result_may_change_when_a_run_goes_on(tmp_path: Path) ->
     interrupted(tmp_path / "cut", 3)
     changed = tiny(evaluate__target=0.5, expected={"salf": {"accuracy": 0.1, "tolerance": 0.1}})
     assert run_experiment(changed, tmp_path / "cut", resume=True).records == whole.records
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path, 3)
-    file = tmp_path / "checkpoint" / "state.safetensors"
-    good = file.read_bytes()
-    for damaged in (b"", good[:9], good[:-7], b"\0" * len(good), good[:40] + b"\xff" * 20 + good[60:]):
-        file.write_bytes(damaged)
-        assert f"the checkpoint {file} is damaged" in resumption(tmp_path)
-    file.write_bytes(good.replace(b'\\"round\\"', b'\\"rownd\\"'))
-    assert f"the checkpoint {file} is damaged ('round')" in resumption(tmp_path)
-    atomic.write_atomically(file, save({"weights/x": torch.zeros(2)}))
-    assert "is not a checkpoint of this version of salf" in resumption(tmp_path)
-    file.unlink()
-    file.mkdir()
-    assert f"{file}" in resumption(tmp_path)
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    experiment = tiny()
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, tmp_path, watch=interrupt_after(3, KeyboardInterrupt()), model=_flat(64, 10))
-    with pytest.raises(RunFolderError, match=r"other weights than this experiment's model has \(was the code"):
-        run_experiment(experiment, tmp_path, resume=True, model=_flat(64, 11))
-
-
-def _flat(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"not json", "Expecting value"),
-        (b"[1, 2]", "this is not the record of a round"),
-        (b'{"round": 1}', "this is not the record of a round"),
-        (b"\xff\xfe", "'utf-8' codec"),
-    ],
-)
-def test_damaged_records_are_refused(tmp_path: Path, line: bytes, message: str) -> None:
-    interrupted(tmp_path, 3)
-    file = tmp_path / "records.jsonl"
-    first, _, third = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(first + line + b"\n" + third)
-    found = resumption(tmp_path)
-    assert f"{file} is damaged ({message}" in found
-    assert found.endswith("start the run anew elsewhere")
-
-
-@pytest.mark.parametrize("left", [0, 2])
-def test_missing_records_are_noticed(tmp_path: Path, left: int) -> None:
-    interrupted(tmp_path, 3)
-    file = tmp_path / "records.jsonl"
-    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:left]))
-    assert f"{file} has {left} of the 3 rounds that were played; start the run anew elsewhere" in resumption(tmp_path)
-    file.unlink()
-    assert f"{file} has 0 of the 3 rounds" in resumption(tmp_path)
-
-
-def test_records_that_are_not_in_order_are_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path, 3)
-    file = tmp_path / "records.jsonl"
-    first, second, third = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(first + third + second)
-    assert "is damaged (line 2 is not of round 2); start the run anew elsewhere" in resumption(tmp_path)
-
-
-def test_a_folder_without_its_experiment_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path, 3)
-    (tmp_path / "experiment.toml").write_text("rounds = 'x'")
-    assert "the experiment of the run in" in resumption(tmp_path)
-    (tmp_path / "experiment.toml").unlink()
-    assert "holds records.jsonl but no experiment.toml; start the run anew elsewhere" in resumption(tmp_path)
-    with pytest.raises(
-        RunFolderError, match=r"holds no run \(there is no .*experiment\.toml\); name the folder of one"
-    ):
-        RunFolder.read_experiment(tmp_path)
-
-
-@pytest.mark.parametrize("below", ["file/run", "file", "/proc/salf", "name\0", "x" * 300])
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, below: str) -> None:
-    (tmp_path / "file").write_text("here")
-    with pytest.raises(RunFolderError, match=r"cannot (make|look into) the folder .*; choose another$"):
-        tiny_run(tmp_path / below)
-    assert files(tmp_path) == ["file"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(RunFolderError, match="Permission denied"):
-        tiny_run(tmp_path / "run")
 
 
 @contextmanager
@@ -352,10 +244,10 @@ def space_for(size: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGXFSZ) is not signal.SIG_IGN, reason="Python would be killed")
-@pytest.mark.parametrize("room", [100, 800, 1500, 2500, 9000])
+@pytest.mark.parametrize("room", [100, 1500, 9000])
 def test_a_full_disk_is_one_error_and_the_run_goes_on_when_there_is_room(tmp_path: Path, room: int) -> None:
     whole = tiny_run(tmp_path / "whole")
-    with space_for(room), pytest.raises(RunFolderError, match=r"cannot write .*: File too large; mend that and go on"):
+    with space_for(room), pytest.raises(RunFolderError, match=r"cannot write .*: File too large; free space or check"):
         run_experiment(tiny(), tmp_path / "cut", checkpoint_seconds=0)
     assert not any("partial" in name for name in files(tmp_path))
     assert run_experiment(tiny(), tmp_path / "cut", resume=True).records == whole.records
@@ -376,32 +268,6 @@ def test_writing_leaves_the_old_content_when_it_fails(tmp_path: Path, monkeypatc
     assert file.read_bytes() == b"old"
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
-    for reason, changes in (
-        (DataUnavailable, {"data__name": "mnist", "data__root": str(tmp_path / "none")}),
-        (InvalidSetting, {"data__name": "tensors"}),
-        (UnsuitableModel, {"model__name": "factory", "model__call": "torch.nn:Identity"}),
-        (
-            InvalidSetting,
-            {"devices__kind": "physical", "devices__availability": "on-off", "method__reach_from": "known"},
-        ),
-    ):
-        with pytest.raises(reason):
-            tiny_run(tmp_path / "run", **changes)
-        assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine").touch()
-    with pytest.raises(InvalidSetting):
-        tiny_run(tmp_path / "run", data__name="tensors")
-    assert files(tmp_path / "run") == ["mine"]
-
-
-def test_time_that_runs_out_of_numbers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSetting, match="round 2 never ends; choose faster devices, or a shorter deadline"):
-        tiny_run(tmp_path, devices__seconds=1e308, devices__stragglers=0)
-    assert len(RunFolder.read_records(tmp_path)) == 1
-
-
 def test_the_folder_of_the_data_is_stored_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -409,7 +275,7 @@ def test_the_folder_of_the_data_is_stored_in_full(tmp_path: Path, monkeypatch: p
     for number, (root, absolute) in enumerate([("data", tmp_path / "data"), ("~/data", tmp_path / "home" / "data")]):
         experiment = tiny(data__name="mnist", data__root=root)
         run = run_experiment(experiment, tmp_path / f"run-{number}", dataset=dataset)
-        kept = RunFolder.read_experiment(tmp_path / f"run-{number}")
+        kept = read_experiment(tmp_path / f"run-{number}")
         assert kept.data.root == absolute
         assert replace(kept, data=replace(kept.data, root=experiment.data.root)) == run.experiment
         assert (

@@ -1,10 +1,9 @@
 """What keeps a run from going wrong in silence: one process at a time in its folder, and the data it began with."""
 
-import fcntl
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,25 +13,26 @@ from pathlib import Path
 import pytest
 import torch
 from command_cases import content, refusal, salf, tiny, tiny_run
+from filelock import BaseFileLock
 
 from salf.data import Dataset, load
 from salf.errors import RunFolderError
 from salf.records.rounds import RoundRecord
-from salf.runs import locks
-from salf.runs.checkpoint import load_attached, save_checkpoint
+from salf.runs import lock_folder, read_experiment
+from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.runs.folder import RunFolder
+from salf.runs.locks import LOCK_NAME
 from salf.runs.run import run_experiment
 
 PARTS = ("inputs", "labels", "test_inputs", "test_labels")
 HOLD = """
 import sys
-from pathlib import Path
-from salf.runs import RunFolder
+from filelock import FileLock
 
-path = Path(sys.argv[1])
-with RunFolder.open(path, RunFolder.read_experiment(path), resume=True):
-    print("here", flush=True)
-    sys.stdin.read()
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("here", flush=True)
+sys.stdin.read()
 """
 
 
@@ -49,8 +49,8 @@ def interrupted(folder: Path, dataset: Dataset | None = None) -> None:
 
 @contextmanager
 def held_by_a_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Have another process open the run in a folder, and kill it at the end."""
-    command = [sys.executable, "-c", HOLD, str(folder)]
+    """Have another process lock a folder, and kill it at the end."""
+    command = [sys.executable, "-c", HOLD, str(folder / LOCK_NAME)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -62,7 +62,7 @@ def held_by_a_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("salf.runs.folder.FolderLock", partial(locks.FolderLock, patience_seconds=0.0))
+    monkeypatch.setattr("salf.runs.folder.lock_folder", partial(lock_folder, patience_seconds=0.0))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -73,7 +73,7 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path: Path) -> None:
     with held_by_a_process(tmp_path / "run") as process:
         message = refusal("run", "--resume", tmp_path / "run")
         assert message == (
-            f"another process is at work on the run in {tmp_path / 'run'}; wait until it has ended, stop it, or "
+            f"another process is at work on the run in {tmp_path / 'run'}; wait until it ends, stop it, or "
             "choose another folder"
         )
         assert content(tmp_path / "run") == before
@@ -100,40 +100,31 @@ def test_a_run_that_ended_while_another_waited_for_its_folder_is_not_overwritten
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is looked at again once it is locked."""
-    lock = locks.FolderLock
 
-    def play_first(folder: Path) -> locks.FolderLock:
-        monkeypatch.setattr("salf.runs.folder.FolderLock", lock)
+    def play_first(folder: Path) -> BaseFileLock:
+        monkeypatch.setattr("salf.runs.folder.lock_folder", lock_folder)
         tiny_run(folder)
-        return lock(folder)
+        return lock_folder(folder)
 
-    monkeypatch.setattr("salf.runs.folder.FolderLock", play_first)
+    monkeypatch.setattr("salf.runs.folder.lock_folder", play_first)
     with pytest.raises(RunFolderError, match="already holds a run"):
         tiny_run(tmp_path / "run", seed=5)
-    assert RunFolder.read_experiment(tmp_path / "run") == tiny()
+    assert read_experiment(tmp_path / "run") == tiny()
 
 
-def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = locks.FolderLock(tmp_path)
-    waits: list[float] = []
-
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 3:
-            first.release()
-
-    monkeypatch.setattr(time, "sleep", wait)
-    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
-    locks.FolderLock(tmp_path).release()
-    assert len(waits) == 3
-    first.release()
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    first = lock_folder(tmp_path)
+    releasing = threading.Timer(0.2, first.release)
+    releasing.start()
+    lock_folder(tmp_path).release()
+    releasing.join()
 
 
-def test_where_folders_cannot_be_locked_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_folders_cannot_be_locked_a_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     assert tiny_run(tmp_path / "run").records == tiny_run().records
 
 
@@ -143,10 +134,10 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     interrupted(tmp_path / "run", digits)
     other = digits.test_inputs.clone()
     other[7, 0, 3, 3] += 1
-    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; bring those back, or"):
+    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore those files, or"):
         run_experiment(tiny(), tmp_path / "run", resume=True, dataset=replace(digits, test_inputs=other))
     checkpoint = tmp_path / "run" / "checkpoint" / "state.safetensors"
-    state, attached = load_attached(checkpoint)
+    state, attached = load_checkpoint(checkpoint)
     assert attached.notes == {"data": digits.fingerprint()}
     assert run_experiment(tiny(), tmp_path / "run", resume=True).records == whole.records
     assert content(tmp_path / "run") == content(tmp_path / "whole")

@@ -16,7 +16,7 @@ from salf.runs.run import run_experiment
 
 def expected(records: tuple[RoundRecord, ...], name: str) -> list[tuple[int, float, float]]:
     """The points of a curve: round, virtual seconds, value."""
-    found = ((record, tracking.metrics(record).get(name)) for record in records)
+    found = ((record, tracking.metrics_of(record).get(name)) for record in records)
     return [(record.round, record.time_s, value) for record, value in found if value is not None]
 
 
@@ -43,7 +43,7 @@ def read_tensorboard(folder: Path) -> Any:
 def test_tensorboard_gets_every_round_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: tracking)")
     run, logs = tmp_path / "run", tmp_path / "logs"
-    with pytest.raises(KeyboardInterrupt), tracking.tensorboard(logs, tiny(), resume=False) as watch:
+    with pytest.raises(KeyboardInterrupt), tracking.log_to_tensorboard(logs, tiny(), resume=False) as watch:
         run_experiment(tiny(), run, watch=interrupted(watch))
     assert salf("run", "--resume", run, "--tensorboard", logs).code == 0
     read, records = read_tensorboard(logs), tiny_run().records
@@ -73,7 +73,7 @@ def test_mlflow_gets_every_round_once(tmp_path: Path) -> None:
     for package in ("mlflow", "sqlalchemy", "alembic"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra: tracking)")
     run, logs = tmp_path / "run", str(tmp_path / "logs")
-    with pytest.raises(KeyboardInterrupt), tracking.mlflow(logs, tiny(), run, resume=False) as watch:
+    with pytest.raises(KeyboardInterrupt), tracking.log_to_mlflow(logs, tiny(), run, resume=False) as watch:
         run_experiment(tiny(), run, watch=interrupted(watch))
     client = __import__("mlflow").MlflowClient(f"sqlite:///{tmp_path / 'logs' / 'mlflow.db'}")
     number = client.get_experiment_by_name("digits").experiment_id
@@ -81,7 +81,7 @@ def test_mlflow_gets_every_round_once(tmp_path: Path) -> None:
     assert salf("run", "--resume", run, "--mlflow", logs).code == 0
     (found,) = client.search_runs([number])
     assert found.info.status == "FINISHED"
-    assert found.data.params == tracking.parameters(tiny())
+    assert found.data.params == tracking.parameters_of(tiny())
     for name in NAMES:
         history = client.get_metric_history(found.info.run_id, name)
         points = sorted((point.step, point.timestamp / 1000, point.value) for point in history)
@@ -96,5 +96,5 @@ def test_a_missing_package_is_one_message(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal("run", *settings(), option, tmp_path / "logs", "--out", tmp_path / "run")
-    assert message == f"{package} is not installed; install what tracking needs: pip install 'salf[tracking]'"
+    assert message == f"{package} is not installed; install it with pip install 'salf[tracking]'"
     assert [*tmp_path.iterdir()] == []

@@ -9,8 +9,8 @@ from command_cases import plain, salf, settings, tiny
 from salf.data import load
 from salf.errors import InvalidSetting
 from salf.runs.comparison import compare
-from salf.runs.folder import RunFolder
 from salf.runs.run import run_experiment
+from salf.runs.run_files import read_experiment, read_records
 from salf.runs.tuning import Tuning, tune
 
 
@@ -21,7 +21,7 @@ def test_the_best_rate_of_each_method_is_compared(tmp_path: Path) -> None:
         "drop": [1e-6, 0.3],
     }
     assert tuning.learning_rates["fedavg"] == 0.3
-    kept = RunFolder.read_experiment(tmp_path / "fedavg" / "tuning" / "lr-0.3")
+    kept = read_experiment(tmp_path / "fedavg" / "tuning" / "lr-0.3")
     assert (kept.client.lr, kept.seed, kept.method.name) == (0.3, 9, "fedavg")
     comparison = compare(tiny(rounds=6), ["fedavg", "drop"], 1, learning_rates={"fedavg": 0.3, "drop": 0.01})
     rates = {method: runs[0].experiment.client.lr for method, runs in comparison.runs.items()}
@@ -34,7 +34,7 @@ def test_rates_are_judged_by_examples_that_were_held_out(tmp_path: Path) -> None
     expected = run_experiment(experiment, dataset=held_out).records
     tune(experiment, [experiment.method.name], [experiment.client.lr], 4, tmp_path)
     folder = tmp_path / experiment.method.name / "tuning" / f"lr-{experiment.client.lr:g}"
-    assert RunFolder.read_records(folder) == [*expected]
+    assert read_records(folder) == [*expected]
     whole = load("digits", None)
     assert len(held_out) + len(held_out.test_labels) == len(whole)
     together = torch.cat([held_out.inputs, held_out.test_inputs])
@@ -60,11 +60,11 @@ def test_the_command_says_which_rate_each_method_was_given(tmp_path: Path) -> No
     result = salf("compare", *settings(rounds=1), *options, "--out", tmp_path / "compared")
     assert result.code == 0
     # Too small to change what a model says: of equally good rates the smallest is taken.
-    said = "each the best of 1e-7,1e-6 on held-out examples: salf 1e-07 (the smallest tried), drop 1e-07 (the smallest"
+    said = "the best of 1e-7,1e-6 on held-out examples: salf 1e-07 (the smallest tried), drop 1e-07 (the smallest"
     assert said in plain(result.out)
 
 
 @pytest.mark.parametrize("rates", [[], [0.1, 0.1], [-1.0], [0.0], [float("nan")], [float("inf")]])
 def test_rates_that_are_none_are_refused(rates: list[float]) -> None:
-    with pytest.raises(InvalidSetting, match="name different positive numbers"):
+    with pytest.raises(InvalidSetting, match="choose different positive numbers"):
         tune(tiny(), ["salf"], rates, 1)

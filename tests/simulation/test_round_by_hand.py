@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from salf import models, seeds
 from salf.aggregation.rules import Corrected
 from salf.devices import Cohort
-from salf.methods import FedAvg, OverSelection, SynchronousMethod
+from salf.methods import FedAvg, OverSelection, Salf, SynchronousMethod
 from salf.simulation.server_state import ServerState
 from salf.simulation.simulator import Simulation
 from salf.update import Update
@@ -81,7 +81,9 @@ class Naive:
         method = self.simulation.experiment.method
         rule = getattr(method, "rule", None)
         kind = {"fedavg": "contributors"}.get(method.name) or (
-            rule.name if rule is not None else {"received": "contributors"}.get(method.normalise, "everyone")  # type: ignore[union-attr]
+            rule.name
+            if rule is not None
+            else {"received": "contributors"}.get(getattr(method, "normalise", ""), "everyone")
         )
         a, deltas = self.weight, {client: updates[client].deltas[name].double() for client in who}
         everyone = sum(a(client) for client in clients)
@@ -127,17 +129,19 @@ class Naive:
             return [0] * len(self.simulation.layers)
         if experiment.method.name == "fedavg" and times.whole[0] == np.inf:
             return [0] * len(self.simulation.layers)
-        return [int((times.conveyed[0, :, layer] <= limit).sum()) for layer in range(len(self.simulation.layers))]
+        return [int((times.sent[0, :, layer] <= limit).sum()) for layer in range(len(self.simulation.layers))]
 
     def deadline(self) -> float:
         method = self.simulation.experiment.method
         if isinstance(method, FedAvg | OverSelection):
             return np.inf
-        return method.deadline or self.simulation.experiment.devices.typical_seconds(self.simulation.workload)
+        return getattr(method, "deadline", None) or self.simulation.experiment.devices.typical_seconds(
+            self.simulation.workload
+        )
 
     def chances(self, client: int, round: int) -> list[float]:
         experiment, layers = self.simulation.experiment, len(self.simulation.layers)
-        if experiment.method.name == "salf" and experiment.method.reach_from == "known":
+        if isinstance(experiment.method, Salf) and experiment.method.reach_from == "known":
             assert experiment.devices.kind == "uniform"
             slow = self.is_straggler(client, round)
             return [(index + 1) / layers if slow else 1.0 for index in range(layers)]

@@ -54,7 +54,7 @@ def test_each_client_is_given_the_widest_model_in_time() -> None:
     assert schedule.steps.tolist() == [[2, 2], [2, 2], [0, 0], [0, 0]]
     assert schedule.finished.tolist() == [[2, 2], [2, 2], [1, 1], [1, 2]]
     assert (schedule.seconds, schedule.deadline_seconds) == (5.0, 5.0)
-    first_two = [CompletionTimes(own.ready[:2], own.conveyed[:2], own.whole[:2]) for own in narrow_first]
+    first_two = [CompletionTimes(own.ready[:2], own.sent[:2], own.whole[:2]) for own in narrow_first]
     early = HeteroFL().schedule(first_two, usual_seconds=50.0)
     assert early.workloads is not None
     assert (early.workloads.tolist(), early.seconds, early.deadline_seconds) == ([2, 2], 10.0, 50.0)
@@ -221,7 +221,7 @@ def test_a_run_resumes_from_a_checkpoint_to_the_last_bit(server: str, tmp_path: 
     for _ in range(4):
         save_checkpoint(tmp_path / "state", state)
         again = Simulation(small_experiment(settings), model=normed(), dataset=DATA)
-        state, record = again.play(load_checkpoint(tmp_path / "state"))
+        state, record = again.play(load_checkpoint(tmp_path / "state")[0])
         resumed.append(record)
     assert same_weights(state.weights, whole.weights)
     assert resumed == records

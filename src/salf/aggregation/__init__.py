@@ -17,6 +17,7 @@ from salf.aggregation.robust import RobustAggregation as RobustAggregation
 from salf.aggregation.robust import TrimmedMean as TrimmedMean
 from salf.aggregation.robust import check_rule as check_rule
 from salf.aggregation.robust import norm_of as norm_of
+from salf.aggregation.rules import RULES as RULES
 from salf.aggregation.rules import AnyRule as AnyRule
 from salf.aggregation.rules import Contributions as Contributions
 from salf.aggregation.rules import Contributors as Contributors

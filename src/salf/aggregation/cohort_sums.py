@@ -102,10 +102,7 @@ class CohortSums:
             row: The client's row in `reach`, and its place in `clients`.
             weight: The client's weight a_u.
         """
-        if not self._rule.weighs_layers and not self._rule.needs_reach:
-            return [weight] * len(steps)
-        shown = update if self.needs_individual_updates else None
-        found = self._layer_weights(np.array([[weight]]), np.array([steps], dtype=np.int64), [row], shown)
+        found = self._layer_weights(np.array([[weight]]), np.array([steps]), [row], update)
         return [weight] * len(steps) if found is None else found[0].tolist()
 
     def progress(self, steps: int) -> tuple[float, float]:
@@ -158,9 +155,9 @@ class CohortSums:
         rule = self._rule
         if not rule.weighs_layers and not rule.needs_reach:
             return None
-        reach = self._reach_of(rows, steps)
+        reach, shown = self._reach_of(rows, steps), update if self.needs_individual_updates else None
         numbers = np.array([self.client_at(row) for row in rows], dtype=np.int64)
-        found = rule.layer_weights(Contributions(weights, steps, numbers, reach, update))
+        found = rule.layer_weights(Contributions(weights, steps, numbers, reach, shown))
         if found is None:
             return None
         sent = steps > 0

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from salf.update import Update
-from salf.values import STRICT, Floats, Ints
+from salf.values import STRICT, Choice, Floats, Ints, Registry
 
 
 @dataclass(frozen=True)
@@ -233,4 +233,12 @@ class Memory(Rule):
         return 1 / share.weight
 
 
-AnyRule = Annotated[Corrected | Contributors | Everyone | InverseProbability | Memory, Field(discriminator="name")]
+# Every rule by its name; `salf.register` and installed packages add theirs.
+RULES: Registry[Rule] = Registry(
+    (Rule,),
+    (Corrected, Contributors, Everyone, InverseProbability, Memory),
+    what="rule",
+    tag="name",
+    group="salf.rules",
+)
+AnyRule = Annotated[Rule, Choice(RULES, brief=True)]

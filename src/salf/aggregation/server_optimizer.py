@@ -113,7 +113,4 @@ class ServerOptimizer:
         square, second = change.square(), known["v"]
         adam = self.optimizer == "adam"
         towards = square - second if adam else square * torch.sign(square - second)
-        return {
-            "m": self.beta1 * known["m"] + (1 - self.beta1) * change,
-            "v": second + (1 - self.beta2) * towards,
-        }
+        return {"m": self.beta1 * known["m"] + (1 - self.beta1) * change, "v": second + (1 - self.beta2) * towards}

@@ -1,4 +1,4 @@
-"""How much time and memory it takes to aggregate large updates as they arrive."""
+"""The time and memory that it takes to aggregate large updates as they arrive."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salf.aggregation import Aggregated, Aggregation, Corrected
-from salf.bench.case import Case, Figure, compare
+from salf.bench.case import Case, Figure, time_in_turn
 from salf.layers import Layer, Layers
 from salf.update import Update
 
@@ -18,7 +18,7 @@ _LAYERS, _WIDTH = 11, 1000
 
 def aggregation_cases(device: torch.device) -> list[Case]:
     """Return the cases of an aggregation's speed and memory, with state and updates on a device."""
-    speed, memory = partial(_speed, device), partial(_memory, device)
+    speed, memory = partial(_aggregation_speed, device), partial(_aggregation_memory, device)
     size = f"{_UPDATES} updates of {_LAYERS * _WIDTH**2 // 10**6} M parameters"
     return [
         Case("aggregate/speed", f"copying {size}, against aggregating them", 0.5, "≥", "×", speed),
@@ -26,7 +26,8 @@ def aggregation_cases(device: torch.device) -> list[Case]:
     ]
 
 
-def _speed(device: torch.device, seconds: float) -> Figure:
+def _aggregation_speed(device: torch.device, seconds: float) -> Figure:
+    """Compare with copying the same bytes into memory that exists."""
     state, layers, update = _parts(device)
     room = {name: torch.empty_like(value) for name, value in state.items()}
 
@@ -41,11 +42,11 @@ def _speed(device: torch.device, seconds: float) -> Figure:
             running.add(update)
         running.finish(_UPDATES)
 
-    return compare(copy_all, aggregate_all, seconds, device)
+    return time_in_turn(copy_all, aggregate_all, seconds, device)
 
 
-def _memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
-    """Count what torch holds at most: what the aggregation allocates, the state that it starts from, and one update."""
+def _aggregation_memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Measure the most memory that torch holds: for the aggregation, the state that it starts from, and one update."""
     state, layers, update = _parts(device)
     model_bytes = sum(value.nbytes for value in state.values())
 
@@ -55,13 +56,13 @@ def _memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - m
             running.add(update)
         return running.finish(_UPDATES // 10)
 
-    highest = _most_allocated(aggregate_some) if device.type == "cpu" else _most_allocated_there(aggregate_some, device)
+    highest = _most_allocated(aggregate_some) if device.type == "cpu" else _most_allocated_on(aggregate_some, device)
     return Figure((highest + 2 * model_bytes) / model_bytes, {"model_bytes": model_bytes, "allocated_bytes": highest})
 
 
 def _most_allocated(act: Callable[[], object]) -> int:
-    """Return how many bytes torch holds at most, on the CPU, of what it allocates meanwhile."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells on stderr when it starts and stops
+    """Return the most bytes on the CPU that torch holds during a call, of those it allocates in it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr when it starts and stops
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         result = act()
     held = highest = 0
@@ -73,8 +74,8 @@ def _most_allocated(act: Callable[[], object]) -> int:
     return highest
 
 
-def _most_allocated_there(act: Callable[[], object], device: torch.device) -> int:
-    """Return the same of a CUDA device."""
+def _most_allocated_on(act: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes on a CUDA device that torch allocates during a call."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     act()
@@ -82,6 +83,7 @@ def _most_allocated_there(act: Callable[[], object], device: torch.device) -> in
 
 
 def _parts(device: torch.device) -> tuple[dict[str, Tensor], Layers, Update]:
+    """Return a model's state, its layers and a client's update, all random."""
     names = [f"layer{number}" for number in range(_LAYERS)]
     state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH, device=device) for name in names}
     layers = Layers(tuple(Layer(name, (f"{name}.weight",)) for name in names))

@@ -1,4 +1,4 @@
-"""What is measured, against which target, and how two ways of doing a thing are timed beside each other."""
+"""A case to measure, its target, and how two ways of doing the same work are timed in turn."""
 
 import math
 import time
@@ -16,7 +16,12 @@ _TURN_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number; `details` says what it was made from, in seconds, bytes or counts, or as other ratios."""
+    """One measured number.
+
+    Attributes:
+        value: The number, in the unit of its case.
+        details: What it was computed from: seconds, bytes, counts, or other ratios.
+    """
 
     value: float
     details: Mapping[str, object] = field(default_factory=dict)
@@ -24,51 +29,68 @@ class Figure:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure: `measure` is given the seconds it may take, and the figure shall keep to the `target`.
+    """Something to measure, and its target.
 
-    `bound` says whether the target is the most ("≤") or the least ("≥") that it may be; `unit` is "×" for a ratio, and
-    "" for an exponent. What is about the memory of processes is measured for the CPU only (`cpu_only`).
+    Attributes:
+        name: Its kind and subject, such as `fused/mlp-30`.
+        what: What is measured, in words.
+        target: The number that the figure should keep to.
+        bound: Whether the target is the most ("≤") or the least ("≥") that the figure may be.
+        unit: "×" for a ratio, "%", "MiB", "s" for seconds, "" for an exponent.
+        measure: Measures the figure, for about so many seconds.
+        cpu_only: Whether it is about processes on the CPU, and not measured for other devices.
+
+    >>> Case("round/mlp-30", "a whole round", 1.5, "≤", "×", lambda seconds: Figure(1.2)).is_met(1.2)
+    True
     """
 
     name: str
     what: str
     target: float
     bound: Literal["≤", "≥"]
-    unit: Literal["×", "%", "MiB", ""]
+    unit: Literal["×", "%", "MiB", "s", ""]
     measure: Callable[[float], Figure]
     cpu_only: bool = False
 
     def is_met(self, value: float) -> bool:
-        """Say whether a figure keeps to the target."""
+        """Return whether a figure keeps to the target."""
         return value <= self.target if self.bound == "≤" else value >= self.target
 
 
-def compare(
+def time_in_turn(
     one: Callable[[], object], other: Callable[[], object], seconds: float, device: torch.device = CPU
 ) -> Figure:
-    """Time `one` and `other` in turn, for about so many seconds; the figure is the median of the pairs' ratios.
+    """Time two functions in turn; the figure is the median of the ratios `one` / `other`.
 
-    Each is run twice before anything counts. What disturbs the machine for a while disturbs both of a pair. What is
-    short is done again and again in its turn, as rounds follow rounds: neither has to begin with what the other has
-    left in the processor's caches.
+    What disturbs the machine for a while disturbs both of a pair. A short function is repeated in its turn, as rounds
+    follow rounds: it does not start with the processor's caches as the other left them.
+
+    Args:
+        one: The first function; both run twice before anything counts.
+        other: The second function.
+        seconds: About how long to measure; five pairs at least.
+        device: Where both compute; its queue is empty when a clock is read.
     """
     one()
     other()
-    often, oftener = (max(1, math.ceil(_TURN_SECONDS / timed(act, device=device))) for act in (one, other))
+    repeats, other_repeats = (max(1, math.ceil(_TURN_SECONDS / timed(act, device=device))) for act in (one, other))
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < 5 or time.perf_counter() < end:
-        pairs.append((timed(one, often, device), timed(other, oftener, device)))
+        pairs.append((timed(one, repeats, device), timed(other, other_repeats, device)))
     first, second = ([pair[place] for pair in pairs] for place in (0, 1))
     ratio = median(mine / theirs for mine, theirs in pairs)
     details = {"seconds": median(first), "against_seconds": median(second), "pairs": len(pairs)}
-    return Figure(ratio, {**details, "times": often, "against_times": oftener})
+    return Figure(ratio, {**details, "times": repeats, "against_times": other_repeats})
 
 
 def timed(act: Callable[[], object], times: int = 1, device: torch.device = CPU) -> float:
-    """Return how many seconds something takes, on average over so many times, one after the other.
+    """Return the seconds that a function takes, the mean over `times` calls.
 
-    The clock is read when the `device` has done what it was given.
+    The clock is read when the queue of the `device` is empty.
+
+    >>> timed(lambda: None, times=10) < 1
+    True
     """
     wait_for(device)
     start = time.perf_counter()

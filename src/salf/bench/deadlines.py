@@ -1,4 +1,4 @@
-"""What a real deadline costs a loop that it never interrupts, and how punctual it is."""
+"""The cost of a real deadline for a loop that it never interrupts, and its punctuality."""
 
 from functools import cache, partial
 from statistics import fmean, median
@@ -6,7 +6,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor, nn
 
-from salf.bench.case import Case, Figure, compare, timed
+from salf.bench.case import Case, Figure, time_in_turn, timed
 from salf.client import Work, deadline
 from salf.layers import Layers, find_layers
 from salf.models import Vgg, build
@@ -19,28 +19,17 @@ _BLOCKS, _FEWEST_BLOCKS = 100, 20
 
 def deadline_cases(device: torch.device) -> list[Case]:
     """Return the cases of a deadline's cost and punctuality, with the model on a device."""
+    subject = f"(VGG11, batch {_ROWS})"
+    cost = f"a loop of {_STEPS} steps under a deadline it never meets, against the loop alone {subject}"
+    punctual = f"blocks that end by {_LATE} × their deadline, 10 to 90 % of a step {subject}"
     return [
-        Case(
-            "deadline/cost",
-            f"a loop of {_STEPS} steps under a deadline it never meets, against the loop alone (VGG11, batch {_ROWS})",
-            1.02,
-            "≤",
-            "×",
-            partial(_cost, device),
-        ),
-        Case(
-            "deadline/on-time",
-            f"blocks that end by {_LATE} × their deadline, 10 to 90 % of a step (VGG11, batch {_ROWS})",
-            95,
-            "≥",
-            "%",
-            partial(_punctuality, device),
-        ),
+        Case("deadline/cost", cost, 1.02, "≤", "×", partial(_cost, device)),
+        Case("deadline/on-time", punctual, 95, "≥", "%", partial(_punctuality, device)),
     ]
 
 
-class Loop:
-    """A training loop on VGG11, on a device, and blocks of it under a deadline."""
+class DeadlineLoop:
+    """A training loop on VGG11, on a device, with and without a deadline."""
 
     def __init__(self, device: torch.device) -> None:
         self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)
@@ -59,7 +48,7 @@ class Loop:
             self.optimizer.step()
 
     def block(self, steps: int, seconds: float) -> Work:
-        """Train for some steps under a deadline, and make the update."""
+        """Train for some steps under a deadline in seconds, and make the update."""
         with deadline(self.model, self.optimizer, seconds, layers=self.layers) as work:
             self.train(steps)
         work.update(_ROWS)
@@ -67,17 +56,19 @@ class Loop:
 
 
 @cache
-def _loop(device: torch.device) -> Loop:
-    return Loop(device)
+def _loop(device: torch.device) -> DeadlineLoop:
+    """Return the loop on a device, which both cases share."""
+    return DeadlineLoop(device)
 
 
 def _cost(device: torch.device, seconds: float) -> Figure:
+    """Compare a loop under a deadline that it never meets with the loop alone."""
     loop = _loop(device)
-    return compare(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
+    return time_in_turn(lambda: loop.block(_STEPS, 1000.0), lambda: loop.train(_STEPS), seconds, device)
 
 
 def _punctuality(device: torch.device, seconds: float) -> Figure:
-    """Try nine deadlines for equally many blocks, fewer where time is short; the figure is that of the worst."""
+    """Try nine deadlines, with equally many blocks each; the figure is the worst share of punctual blocks."""
     loop = _loop(device)
     for _ in range(3):
         loop.block(1, 1000.0)

@@ -1,7 +1,8 @@
-"""How much memory simulated rounds take: many clients in one round, and many that are registered but not asked."""
+"""The memory of simulated rounds: many clients in one round, and many that are registered but not asked."""
 
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import torch
 
 from salf.bench.case import Case, Figure
+from salf.bench.rounds import bench_settings
 from salf.data import Dataset
-from salf.devices import UniformDepthDevices
 from salf.engines import CPU
-from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
+from salf.experiment import ClientSettings, EvaluateSettings
 from salf.models import Cnn, Mlp, Model
 from salf.simulation import Simulation
 
@@ -24,42 +25,41 @@ _STATUS = Path("/proc/self/status")
 
 
 def memory_cases(device: torch.device) -> list[Case]:
-    """Return the cases of a round's and of a population's memory; none where a process cannot tell its own."""
+    """Return the cases of a round's and a population's memory; none where a process cannot measure its own."""
     if sys.platform == "win32":
         return []
     many, few = f"{_REGISTERED:,} clients".replace(",", " "), f"{_ASKED}"
     registered = f"{many}, {few} asked: more than if {few} were all"
     whole = "the whole process" if device.type == "cpu" else "what torch allocates on the device"
-    measure = partial(_round, device)
+    measure = partial(_round_memory, device)
     return [
         Case("memory/cnn-1000", f"1000 clients, batch {_BATCH}, CNN: {whole}", 2048, "≤", "MiB", measure),
-        Case("memory/registered", registered, 100, "≤", "MiB", _registered, cpu_only=True),
+        Case("memory/registered", registered, 100, "≤", "MiB", _registered_memory, cpu_only=True),
     ]
 
 
 def largest_memory(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device = CPU) -> int:
-    """Play three rounds in a process of its own, and return the most memory in bytes that this process held.
+    """Play three rounds in a new process; return the most memory that it held, in bytes.
 
-    On another `device` than the CPU it is what torch has allocated there that counts. `asked` of the `clients` take
-    part in a round; the data are so many random `examples` of `side` × `side` pixels.
+    Args:
+        clients: How many clients are registered.
+        asked: How many of them take part in a round.
+        model: What they train.
+        side: The height and width of an image, in pixels.
+        examples: How many random images there are.
+        device: Where to compute; on any but the CPU, only torch's memory on the device counts.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_play, clients, asked, model, side, examples, device).result()
+        return pool.submit(_play_rounds, clients, asked, model, side, examples, device).result()
 
 
-def _play(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device) -> int:
+def _play_rounds(clients: int, asked: int, model: Model, side: int, examples: int, device: torch.device) -> int:
+    """Play the rounds on random images; return the most memory that was held, in bytes."""
     inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-    experiment = Experiment(
-        name="memory",
-        rounds=_ROUNDS,
-        device=str(device),
-        data=DataSettings(name="tensors", clients=clients),
-        model=model,
-        client=ClientSettings(batch_size=_BATCH, cohort=asked),
-        devices=UniformDepthDevices(),
-        evaluate=EvaluateSettings(every=_ROUNDS),
-    )
+    settings = ClientSettings(batch_size=_BATCH, cohort=asked)
+    experiment = replace(bench_settings(model, clients, device=device, client=settings), rounds=_ROUNDS)
+    experiment = replace(experiment, evaluate=EvaluateSettings(every=_ROUNDS))
     simulation = Simulation(experiment, dataset=dataset)
     state = simulation.initial_state()
     for _ in range(_ROUNDS):
@@ -68,8 +68,8 @@ def _play(clients: int, asked: int, model: Model, side: int, examples: int, devi
 
 
 def _most_held() -> int:
-    """Return the most memory in bytes that this process has held."""
-    if _STATUS.exists():  # elsewhere than in this file, Linux counts what the process that started this one held
+    """Return the most memory that this process has held, in bytes."""
+    if _STATUS.exists():  # Linux's other counter includes the process that started this one
         (line,) = (line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     import resource  # noqa: PLC0415 - not there on Windows
@@ -77,11 +77,13 @@ def _most_held() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
-def _round(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+def _round_memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Measure a round of 1000 clients that all take part."""
     taken = largest_memory(1000, 1000, Cnn(), 28, 1000 * _BATCH, device)
     return Figure(taken / _MIB, {"bytes": taken})
 
 
-def _registered(seconds: float) -> Figure:  # noqa: ARG001
+def _registered_memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
+    """Measure how much more memory clients take that are registered but not asked."""
     many, few = (largest_memory(clients, _ASKED, Mlp(), 4, _REGISTERED) for clients in (_REGISTERED, _ASKED))
     return Figure((many - few) / _MIB, {"bytes": many, "against_bytes": few})

@@ -1,4 +1,4 @@
-"""How long simulated rounds take: the fused engine, whole rounds, and both against the number of clients."""
+"""The time of simulated rounds: the fused engine, whole rounds, and growth with the number of clients."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from salf.aggregation import Aggregation, Contributors
-from salf.bench.case import Case, Figure, compare, timed
+from salf.bench.case import Case, Figure, time_in_turn, timed
 from salf.data import Dataset
 from salf.devices import UniformDepthDevices
 from salf.engines import CPU, EngineName, Tasks
@@ -29,7 +29,13 @@ _NEVER = 10**6
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the shape of its examples, and how many clients train it."""
+    """What a round computes.
+
+    Attributes:
+        model: The network.
+        shape: The shape of one example.
+        clients: How many clients train it.
+    """
 
     model: Model
     shape: tuple[int, ...]
@@ -45,59 +51,65 @@ SUBJECTS = {
     "residual-30": Subject(ResidualNet(), _CIFAR, 30),
     "transformer-30": Subject(Transformer(), _CIFAR, 30),
 }
-_FUSED = {
-    "mlp-30": 0.8,
-    "mlp-1000": 0.8,
-    "cnn-30": 0.5,
-    "vgg11-30": 0.75,
-    "residual-30": 0.75,
-    "transformer-30": 0.7,
-}
+_FUSED = {"mlp-30": 0.8, "mlp-1000": 0.8, "cnn-30": 0.5, "vgg11-30": 0.75, "residual-30": 0.75, "transformer-30": 0.7}
 _WHOLE = {"mlp-30": 1.5, "mlp-1000": 1.1}
 
 
 def round_cases(device: torch.device) -> list[Case]:
-    """Return the cases of the fused engine, of whole rounds, and of the plain loop, computed on a device."""
-    centralised = "one centralised forward and backward pass over the same examples, gathered from the same data"
+    """Return the cases of the fused engine, of whole rounds, and of the plain loop on a device."""
+    against = "against one centralised forward and backward pass over the same examples, gathered from the same data"
     fused = [
-        Case(
-            f"fused/{name}",
-            f"fused engine against {centralised}",
-            target,
-            "≤",
-            "×",
-            partial(_fused, device, SUBJECTS[name]),
-        )
-        for name, target in _FUSED.items()
+        Case(f"fused/{name}", f"fused engine {against}", most, "≤", "×", partial(_fused_ratio, device, SUBJECTS[name]))
+        for name, most in _FUSED.items()
     ]
     whole = [
         Case(
-            f"round/{name}",
-            f"whole simulated round against {centralised}",
-            target,
-            "≤",
-            "×",
-            partial(_whole, device, SUBJECTS[name]),
+            f"round/{name}", f"simulated round {against}", most, "≤", "×", partial(_round_ratio, device, SUBJECTS[name])
         )
-        for name, target in _WHOLE.items()
+        for name, most in _WHOLE.items()
     ]
-    loop = Case(
-        "loop/mlp-30", "plain loop of model copies against the fused engine", 20, "≥", "×", partial(_loop, device)
-    )
+    what = "plain loop of model copies against the fused engine"
+    loop = Case("loop/mlp-30", what, 20, "≥", "×", partial(_copies_ratio, device))
     return [*fused, *whole, loop]
 
 
 def growth_case(device: torch.device) -> Case:
-    """Return the case of how cost grows with the number of clients."""
+    """Return the case of the growth of a round's time with the number of clients."""
     what = "exponent of a round's time in the number of clients, 30 to 3000"
-    return Case("growth/mlp", what, 1.05, "≤", "", partial(_growth, device))
+    return Case("growth/mlp", what, 1.05, "≤", "", partial(_growth_exponent, device))
+
+
+def bench_settings(model: Model, clients: int, *, device: torch.device, client: ClientSettings) -> Experiment:
+    """Return an experiment on data given in Python that is never evaluated, with nine stragglers in ten clients.
+
+    Args:
+        model: What the clients train.
+        clients: How many clients are registered.
+        device: Where to compute.
+        client: The clients' settings.
+    """
+    return Experiment(
+        name="bench",
+        rounds=_NEVER,
+        device=str(device),
+        data=DataSettings(name="tensors", clients=clients),
+        model=model,
+        client=client,
+        devices=UniformDepthDevices(),
+        evaluate=EvaluateSettings(every=_NEVER),
+    )
 
 
 class RoundBench:
-    """A simulation of a subject on random data, in which no round is evaluated, and what it is measured against.
+    """A simulation on random data without evaluation, and the work that it is compared with.
 
-    All of it is computed on the `device`. Stragglers are those of the paper, nine in ten, and the method is its own
-    unless others are given.
+    Nine in ten clients are stragglers, as in the paper.
+
+    Args:
+        subject: What a round computes.
+        engine: What trains the clients.
+        method: salf by default.
+        device: Where everything is computed.
     """
 
     def __init__(
@@ -113,18 +125,10 @@ class RoundBench:
         inputs = torch.randn(count, *subject.shape, generator=draw)
         labels = torch.arange(count) % _CLASSES
         dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-        experiment = Experiment(
-            name="bench",
-            rounds=_NEVER,
-            engine=engine,
-            device=str(device),
-            data=DataSettings(name="tensors", clients=subject.clients),
-            model=subject.model,
-            client=ClientSettings(batch_size=_BATCH),
-            devices=UniformDepthDevices(),
-            method=method or Salf(),
-            evaluate=EvaluateSettings(every=_NEVER),
+        settings = bench_settings(
+            subject.model, subject.clients, device=device, client=ClientSettings(batch_size=_BATCH)
         )
+        experiment = replace(settings, engine=engine, method=method or Salf())
         self.simulation = Simulation(experiment, dataset=dataset)
         self.state: ServerState = self.simulation.initial_state()
         self.tasks: Tasks = self.simulation.tasks(self.state)
@@ -139,31 +143,32 @@ class RoundBench:
         self.state, _ = self.simulation.play(self.state)
 
     def train(self) -> None:
-        """Compute what the clients of the first round convey, and nothing else."""
+        """Train the clients of the first round, and nothing else."""
         with self.simulation.federation.suitable_threads():
             self.train_cohort()
 
     def train_cohort(self) -> None:
-        """Do as `train` does, on as many threads as torch has."""
+        """Do as `train`, on as many threads as torch has."""
         running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
         self.simulation.federation.engine.train_cohort(self.state.weights, self.tasks, running)
 
     def centralised(self) -> None:
-        """Fetch the examples of all clients of a round from the data set, and compute one gradient from them."""
+        """Gather the examples of all clients of a round, and compute one gradient from them."""
         with self.simulation.federation.suitable_threads():
-            # Into memory that is used again, as the engine does it: fresh memory takes several times as long.
+            # The engine also reuses memory here; fresh memory takes several times as long.
             torch.index_select(self.inputs, 0, self.index, out=self.at_hand)
             torch.index_select(self.labels, 0, self.index, out=self.labels_at_hand)
-            self._backward()
+            self._train_centrally()
 
     def centralised_at_hand(self) -> None:
-        """Do as `centralised`, on examples that were fetched before."""
+        """Do as `centralised`, on examples that were gathered before."""
         with self.simulation.federation.suitable_threads():
-            self._backward()
+            self._train_centrally()
 
-    def _backward(self) -> None:
+    def _train_centrally(self) -> None:
+        """Compute one gradient from all gathered examples."""
         self.model.zero_grad(set_to_none=True)
-        _backward(self.model, self.at_hand, self.labels_at_hand)
+        _backward_pass(self.model, self.at_hand, self.labels_at_hand)
 
     def copies(self) -> None:
         """Train a copy of the model for each client, as simulators commonly do."""
@@ -172,36 +177,40 @@ class RoundBench:
             twin = copy.deepcopy(self.model)
             optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
             index = torch.from_numpy(own[0]).to(self.device)
-            _backward(twin, self.inputs[index], self.labels[index])
+            _backward_pass(twin, self.inputs[index], self.labels[index])
             optimizer.step()
             with torch.no_grad():
                 for name, value in twin.named_parameters():
                     weights[name] += value / len(self.tasks.batches)
 
 
-def _backward(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+def _backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    """Compute the gradients of the mean loss."""
     nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
 
 
-def _fused(device: torch.device, subject: Subject, seconds: float) -> Figure:
+def _fused_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
+    """Compare the training of a round's clients with one centralised pass."""
     bench = RoundBench(subject, device=device)
-    return _both(bench, bench.train, 1, seconds)
+    return _against_centralised(bench, bench.train, 1, seconds)
 
 
-def _whole(device: torch.device, subject: Subject, seconds: float) -> Figure:
-    """Compare as many rounds as are drawn for at once with as many passes, so that the drawing counts."""
+def _round_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
+    """Compare as many rounds as are drawn at once with as many passes, so the drawing counts."""
     bench = RoundBench(subject, device=device)
-    return _both(bench, bench.play, bench.simulation.sampler.rounds_ahead, seconds)
+    return _against_centralised(bench, bench.play, bench.simulation.sampler.rounds_ahead, seconds)
 
 
-def _both(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
-    """Compare with the centralised pass; the details say how it compares with one whose examples are at hand."""
-    figure = compare(_repeated(act, times), _repeated(bench.centralised, times), seconds / 2, bench.device)
-    at_hand = compare(_repeated(act, times), _repeated(bench.centralised_at_hand, times), seconds / 2, bench.device)
+def _against_centralised(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
+    """Compare with the centralised pass; the details also compare with one whose examples are gathered before."""
+    figure = time_in_turn(_times(act, times), _times(bench.centralised, times), seconds / 2, bench.device)
+    at_hand = time_in_turn(_times(act, times), _times(bench.centralised_at_hand, times), seconds / 2, bench.device)
     return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
 
 
-def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:
+def _times(act: Callable[[], None], times: int) -> Callable[[], None]:
+    """Return a function that calls `act` so many times."""
+
     def repeat() -> None:
         for _ in range(times):
             act()
@@ -209,14 +218,15 @@ def _repeated(act: Callable[[], None], times: int) -> Callable[[], None]:
     return repeat
 
 
-def _loop(device: torch.device, seconds: float) -> Figure:
+def _copies_ratio(device: torch.device, seconds: float) -> Figure:
+    """Compare a loop over copies of the model with the fused engine."""
     bench = RoundBench(_MLP, device=device)
     with bench.simulation.federation.suitable_threads():
-        return compare(bench.copies, bench.train, seconds, device)
+        return time_in_turn(bench.copies, bench.train, seconds, device)
 
 
-def _growth(device: torch.device, seconds: float) -> Figure:
-    """Fit log time against log clients, the median of interleaved rounds for each number of clients."""
+def _growth_exponent(device: torch.device, seconds: float) -> Figure:
+    """Fit log time against log clients, with the median of interleaved rounds for each number of clients."""
     benches = [RoundBench(replace(_MLP, clients=clients), device=device) for clients in _GROWTH]
     times: list[list[float]] = [[] for _ in benches]
     plays: list[Callable[[], None]] = [bench.play for bench in benches]

@@ -9,107 +9,102 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from salf.bench import Case, Figure, all_cases
-from salf.cli.console import AsJson, counted, given_path, print_json, progress_bar, show, tell
+from salf.cli.console import plain_table, print_json, progress_bar, show, tell
+from salf.cli.options import AsJson, option, path_option
+from salf.cli.quantities import counted
 from salf.engines import find_device, title_of
 from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import did_you_mean
+from salf.report import plot_growth, save_figure
 from salf.runs import write_atomically
 
-Only = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME,…", help="Measure only these, or those whose names begin so, such as fused/mlp or round."
-    ),
+CaseNames = Annotated[
+    str, option("NAME,…", "Measure these only, or those whose names begin so, such as fused/mlp or round.")
 ]
-OnDevice = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda or, one of several, cuda:N.")
-]
-Seconds = Annotated[float, typer.Option(min=0.0, metavar="S", help="About how long each figure is measured for.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        parser=given_path,
-        metavar="DIR",
-        help="Keep bench.json, and a plot of cost against clients.",
-    ),
-]
+ComputeDevice = Annotated[str, option("NAME", "Where to compute: cpu, cuda or, one of several, cuda:N.", "--device")]
+MeasuredSeconds = Annotated[float, option("S", "About how long to measure each figure, in seconds.", least=0.0)]
+BenchFolder = Annotated[Path | None, path_option("DIR", "Keep bench.json, and a plot of cost against clients.")]
 
 
-def bench(
-    only: Only = "", device: OnDevice = "cpu", seconds: Seconds = 10.0, out: Out = None, as_json: AsJson = False
+def bench_command(
+    only: CaseNames = "",
+    device: ComputeDevice = "cpu",
+    seconds: MeasuredSeconds = 10.0,
+    out: BenchFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure how fast this machine simulates, as ratios that do not depend on how fast it is.
+    """Measure how fast this machine simulates.
 
-    Two ways of doing the same work are timed in turn, and the median of the ratios is told beside its target. Nothing
-    else should run meanwhile.
+    Most figures are ratios, which hardly depend on the machine: two ways of doing the same work are timed in turn, and
+    the median of the ratios is printed beside its target. Measure on an idle machine.
 
     For example: salf bench --only fused,round
     """
     place = find_device(device)
-    cases, left_out = _chosen(only, place)
+    cases, left_out = _chosen_cases(only, place)
     if not math.isfinite(seconds):
         raise InvalidSetting(f"--seconds is {seconds}; give a number of seconds, such as 10")
     if out is not None:
-        _make(out)
+        _make_folder(out)
     figures: dict[str, Figure] = {}
     with progress_bar("bench", len(cases), shown=not as_json) as bar:
         for done, case in enumerate(cases):
             bar.show(done, case.name)
             figures[case.name] = case.measure(seconds)
-    result = _as_object(cases, figures, place, left_out)
+    result = _bench_json(cases, figures, place, left_out)
     if out is not None:
-        _keep(out, result, figures)
+        _keep_figures(out, result, figures)
     if as_json:
         print_json(result)
         return
-    show(_table(cases, figures, place))
+    show(_bench_table(cases, figures, place))
     if left_out:
-        tell(f"left out on {place}, since it is about the CPU: {', '.join(left_out)}")
+        tell(f"not measured on {place}, because they are about the CPU: {', '.join(left_out)}")
     if out is not None:
         tell(f"kept in {out}")
 
 
-def _chosen(only: str, device: torch.device) -> tuple[list[Case], list[str]]:
-    """Return what is to be measured on a device, and the names of what was asked for but is about the CPU."""
+def _chosen_cases(only: str, device: torch.device) -> tuple[list[Case], list[str]]:
+    """Return the cases to measure on a device, and the names of chosen cases that are about the CPU."""
     cases = all_cases(device)
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if not any(case.name.startswith(name) for case in cases):
             known = [case.name for case in cases]
             hint = did_you_mean(name, known)
-            raise InvalidSetting(f"--only names '{name}', which is not measured{hint}; known are {', '.join(known)}")
+            raise InvalidSetting(f"--only names '{name}', which is not measured{hint}; choose from {', '.join(known)}")
     asked = [case for case in cases if not wanted or case.name.startswith(tuple(wanted))]
     left_out = [case.name for case in asked if case.cpu_only and device.type != "cpu"]
     return [case for case in asked if case.name not in left_out], left_out
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
+    """Make the folder for the results before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
 
 
-def _keep(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
+def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
+    """Write the results, and a plot of the growth with the number of clients if that was measured."""
     write_atomically(folder / "bench.json", (json.dumps(result, indent=2) + "\n").encode())
     growth = figures.get("growth/mlp")
     if growth is not None:
         clients, taken = growth.details["clients"], growth.details["seconds"]
-        from salf.report import plot_growth, save_figure  # noqa: PLC0415 - takes half a second to import
-
         plot = plot_growth(clients, taken, "MLP, batch 16, one local step")  # type: ignore[arg-type]
         for suffix in (".png", ".svg"):
             save_figure(plot, folder / f"clients{suffix}")
 
 
-def _as_object(
+def _bench_json(
     cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device, left_out: Sequence[str]
 ) -> dict[str, object]:
+    """Return the machine and the figures as what JSON can hold."""
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -136,14 +131,13 @@ def _as_object(
     }
 
 
-def _table(cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device) -> Table:
+def _bench_table(cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device) -> Table:
+    """Return the table of figures and targets."""
     where = "" if device.type == "cpu" else f"{title_of(device)}, "
     threads = counted(torch.get_num_threads(), "thread")
-    table = Table(title=f"{where}{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}")
-    table.add_column("figure", style="bold")
-    table.add_column("what")
-    for heading in ("measured", "target", ""):
-        table.add_column(heading, justify="right")
+    title = f"{where}{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}"
+    table = plain_table(title, ("figure", "what", "measured", "target", ""))
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for case in cases:
         value = figures[case.name].value
         met = case.is_met(value)

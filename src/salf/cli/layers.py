@@ -1,4 +1,4 @@
-"""`salf layers`: what a deadline can cut a model into."""
+"""`salf layers`: the layers of a model, between which a deadline can cut."""
 
 from typing import Annotated
 
@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, Settings, counted, parse_settings, percent, print_json, show, tell
-from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
+from salf.cli.console import plain_table, print_json, show, tell
+from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
+from salf.cli.options import AsJson, Settings, parse_settings
+from salf.cli.quantities import counted, percent
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.layers import Layers, find_layers, measure_costs
@@ -16,46 +18,50 @@ from salf.models import Factory, build
 from salf.values import LayerCosts
 
 
-def layers(
+def layers_command(
     model: Annotated[str, typer.Argument(metavar="MODULE:CALLABLE", show_default=False)],
     settings: Settings = None,
-    example_shape: Shape = None,
-    integers: Integers = False,
-    group: Group = "",
+    example_shape: ExampleShape = None,
+    integers: IntegerExample = False,
+    group: GroupedModules = "",
     as_json: AsJson = False,
 ) -> None:
-    """List a model's layers, from input to output: parameters, bytes, operations, share of the backward pass.
+    """List a model's layers, from input to output.
 
-    MODULE:CALLABLE or FILE.py:CALLABLE builds the model, without arguments; an experiment stands for its own model.
+    For each: parameters, bytes, operations, and its share of the backward pass. MODULE:CALLABLE or FILE.py:CALLABLE
+    builds the model, without arguments; a preset or an experiment file stands for its own model.
 
-    With the shape of an example the order is observed and operations are counted; otherwise it is that of declaration.
+    With the shape of an example, the order is observed and operations are counted; without it, the order is that of
+    declaration.
 
     For example: salf layers torchvision.models:resnet18 --example-shape 3,32,32
     """
-    network, example = _build(model, parse_settings(settings))
+    network, example = _named_model(model, parse_settings(settings))
     if example_shape is not None:
         example = example_of(example_shape, integers=integers)
     found = find_layers(network, example, groups_of(group))
     costs = None if example is None else measure_costs(network, example, found)
     if as_json:
-        print_json(_as_object(network, found, costs))
+        print_json(_layers_json(network, found, costs))
     else:
-        show(_table(network, found, costs))
+        show(_layers_table(network, found, costs))
         if costs is None:
-            tell("The order is that of declaration; --example-shape 3,32,32 observes it and counts operations.")
+            tell("The order is that of declaration; pass --example-shape 3,32,32 to observe it and count operations.")
 
 
-def _build(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
-    """Build the user's model, or that of a preset with an example of its data."""
+def _named_model(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
+    """Build a user's model, or that of an experiment with an example of its data."""
     if ":" in named:
         if overrides:
-            raise InvalidSetting("--set changes an experiment's settings, but a model of your own was named")
+            raise InvalidSetting(
+                f"--set changes the settings of an experiment, but {named} is a model of your own; remove --set"
+            )
         return build(Factory(call=named), (), 2, seed=0), None
     return model_of(Experiment.load(named, **overrides))
 
 
-def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
-    """Describe each layer; shares are of the operations of the whole backward pass."""
+def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
+    """Return the figures of each layer; shares are of the operations of the whole backward pass."""
     tensors = dict(network.state_dict(keep_vars=True))
     rows: list[dict[str, object]] = []
     for index, layer in enumerate(found):
@@ -74,9 +80,10 @@ def _rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[d
     return rows
 
 
-def _as_object(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
+def _layers_json(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
+    """Return what JSON can hold of a model's layers."""
     return {
-        "layers": _rows(network, found, costs),
+        "layers": _layer_rows(network, found, costs),
         "forward_flops": None if costs is None else costs.forward,
         "unused": list(found.unused),
         "aliases": dict(found.aliases),
@@ -84,23 +91,22 @@ def _as_object(network: nn.Module, found: Layers, costs: LayerCosts | None) -> d
     }
 
 
-def _table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
+def _layers_table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
+    """Return the table of layers, without operations where no example was given."""
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
-    table = Table(title=Text(f"{type(network).__name__}: {counted(len(found), 'layer')}, input to output{forward}"))
-    table.add_column("layer", style="bold")
-    headings = ["parameters", "bytes"]
-    if costs is not None:
-        headings += ["backward FLOP", "share", "complete after"]
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in _rows(network, found, costs):
+    counts = "" if costs is None else "backward FLOP: operations per example; complete after: of the backward pass"
+    unused = f"no gradient reaches {', '.join(found.unused)}: clients never send them" if found.unused else ""
+    table = plain_table(
+        f"{type(network).__name__}: {counted(len(found), 'layer')}, input to output{forward}",
+        ["layer", "parameters", "bytes", *(["backward FLOP", "share", "complete after"] if costs is not None else [])],
+        caption="\n".join(filter(None, (counts, unused))),
+    )
+    for row in _layer_rows(network, found, costs):
         cells = [str(row["layer"]), f"{row['parameters']:,}", f"{row['bytes']:,}"]
         if costs is not None:
             shares = [float(str(row[key])) for key in ("share", "complete_after")]
             cells += [_engineering(float(str(row["backward_flops"]))), *(percent(share) for share in shares)]
         table.add_row(*map(Text, cells))
-    if found.unused:
-        table.caption = Text(f"no gradient reaches {', '.join(found.unused)}: never conveyed, never changed")
     return table
 
 

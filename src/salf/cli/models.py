@@ -1,4 +1,4 @@
-"""Models that are named on the command line: those of experiments, and the user's own with an example."""
+"""Models that are named on the command line: those of experiments, and a user's own with an example."""
 
 from typing import Annotated
 
@@ -6,30 +6,36 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from salf.cli.options import option
 from salf.data import load
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.models import build
 
-Shape = Annotated[
-    str | None,
-    typer.Option(metavar="N,…", help="Shape of one example, without the batch, such as 3,32,32."),
+ExampleShape = Annotated[
+    str | None, option("N,…", "Shape of one example, without the batch dimension, such as 3,32,32.")
 ]
-Integers = Annotated[bool, typer.Option("--integers", help="Examples are whole numbers, such as tokens.")]
-Group = Annotated[
-    str, typer.Option(metavar="NAME,…", help="Modules that shall be one layer each, with all that is in them.")
-]
+IntegerExample = Annotated[bool, typer.Option("--integers", help="Examples are integers, such as tokens.")]
+GroupedModules = Annotated[str, option("NAME,…", "Modules that count as one layer each, with everything inside.")]
 
 
 def model_of(experiment: Experiment) -> tuple[nn.Module, Tensor]:
-    """Build an experiment's model; return it with two examples of its data."""
+    """Build an experiment's model; return it with two examples of its data, shape (2, …)."""
     dataset = load(experiment.data.name, experiment.data.root)
     network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
     return network, dataset.inputs[:2]
 
 
 def example_of(shape: str, *, integers: bool) -> Tensor:
-    """Make a batch of two examples of a shape such as "3,32,32", all zeros."""
+    """Make a batch of two examples, all zeros.
+
+    Args:
+        shape: The shape of one, such as "3,32,32".
+        integers: Whether values are of type int64 instead of float32.
+
+    >>> tuple(example_of("3,32,32", integers=False).shape)
+    (2, 3, 32, 32)
+    """
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
@@ -45,5 +51,9 @@ def example_of(shape: str, *, integers: bool) -> Tensor:
 
 
 def groups_of(text: str) -> list[str] | None:
-    """Return the module names in a list such as "body, head"; None where there are none."""
+    """Return the module names in a list; None if it is empty.
+
+    >>> groups_of("body, head"), groups_of("")
+    (['body', 'head'], None)
+    """
     return [name.strip() for name in text.split(",") if name.strip()] or None

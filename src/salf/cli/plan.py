@@ -5,96 +5,81 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from torch import Tensor, nn
 
-from salf.cli.console import AsJson, Named, Settings, counted, given_path, parse_settings, print_json, show, tell
-from salf.cli.models import Group, Integers, Shape, example_of, groups_of, model_of
-from salf.cli.plan_tables import advice, as_object, tables
+from salf.cli.console import print_json, show, tell
+from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
+from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
+from salf.cli.plan_tables import advice, plan_json, plan_tables
+from salf.cli.quantities import counted
 from salf.devices import Workload
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment, did_you_mean
 from salf.layers import find_layers, measure_costs
 from salf.models import Factory, build
 from salf.planning import ASSUMED, STEPS, Fleet, MeasuredTimes, Task, make_plan, read_times
+from salf.report import plot_deadlines, save_figure
 from salf.theory import Constants
 
-Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="MODULE:CALLABLE", help="A model of your own in place of the experiment's."),
+OwnModel = Annotated[
+    str | None, option("MODULE:CALLABLE", "A model of your own in place of the experiment's.", "--model")
 ]
-CompletionTimes = Annotated[
-    Path | None,
-    typer.Option(
-        parser=given_path,
-        metavar="FILE.csv",
-        help="Measured times in place of a device model: client,seconds in each row.",
-    ),
+TimesFile = Annotated[
+    Path | None, path_option("FILE.csv", "Measured times in place of a device model: client,seconds in each row.")
 ]
-Budget = Annotated[
-    float | None,
-    typer.Option(metavar="S", help="Virtual time to spend; by default what the experiment's rounds would take."),
+TimeBudget = Annotated[
+    float | None, option("S", "Virtual time to spend; by default what the experiment's rounds would take.")
 ]
-Deadlines = Annotated[str, typer.Option(metavar="S,…", help="Consider these deadlines only, in seconds.")]
-ConstantsGiven = Annotated[
-    list[str] | None,
-    typer.Option("--constant", metavar="NAME=VALUE", help=f"A constant of the bound: {', '.join(ASSUMED)}."),
+DeadlineList = Annotated[str, option("S,…", "Consider these deadlines only, in seconds.")]
+ConstantList = Annotated[
+    list[str] | None, option("NAME=VALUE", f"A constant of the bound: {', '.join(ASSUMED)}.", "--constant")
 ]
-Steps = Annotated[str, typer.Option(metavar="NAME", help=f"How step sizes fall: {', '.join(STEPS)}.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        parser=given_path,
-        metavar="FILE",
-        help="Draw the plan into this file, .png or .svg.",
-    ),
-]
+StepSizes = Annotated[str, option("NAME", f"How step sizes fall: {', '.join(STEPS)}.")]
+PlotFile = Annotated[Path | None, path_option("FILE", "Draw the plan into this file, .png or .svg.")]
 
 
-def plan(
+def plan_command(
     experiment: Named = "digits",
     settings: Settings = None,
-    model: Model = None,
-    example_shape: Shape = None,
-    integers: Integers = False,
-    group: Group = "",
-    times: CompletionTimes = None,
-    budget: Budget = None,
-    deadlines: Deadlines = "",
-    constants: ConstantsGiven = None,
-    steps: Steps = "adel",
-    out: Out = None,
+    model: OwnModel = None,
+    example_shape: ExampleShape = None,
+    integers: IntegerExample = False,
+    group: GroupedModules = "",
+    times: TimesFile = None,
+    budget: TimeBudget = None,
+    deadlines: DeadlineList = "",
+    constants: ConstantList = None,
+    steps: StepSizes = "adel",
+    out: PlotFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what each deadline would do to a model on a mix of devices, and which one to choose.
+    """Show the effect of each deadline on a model and its devices, and recommend one.
 
-    The experiment, digits if nothing is named, says who takes part and on which devices; --model and --example-shape
-    put a model of your own in its place, --times the times of clients that were measured.
+    The experiment says which clients take part and on which devices; if none is named, it is digits. --model with
+    --example-shape puts a model of your own in its place, --times the measured times of real clients.
 
     For example: salf plan digits --set devices.kind=physical --budget 600 --out plan.svg
     """
     if out is not None and out.suffix not in (".png", ".svg"):
         raise InvalidSetting(f"--out is '{out}'; name a file that ends in .png or .svg")
-    wanted, known = _positive_numbers(deadlines), _constants(constants or [])
+    wanted, known = positive_numbers("--deadlines", deadlines, "0.5,1,2"), _constants(constants or [])
     overrides = parse_settings(settings)
     chosen = Experiment.load(experiment, **overrides)
     network, example = _model(chosen, overrides, model, example_shape, integers=integers)
     layers = find_layers(network, example, groups_of(group))
-    job = Workload(measure_costs(network, example, layers), chosen.client.local_steps)
-    measured = None if times is None else read_times(times, layers.names, job)
-    fleet = _fleet(chosen, overrides, job, measured)
+    workload = Workload(measure_costs(network, example, layers), chosen.client.local_steps)
+    measured = None if times is None else read_times(times, layers.names, workload)
+    fleet = _fleet(chosen, overrides, workload, measured)
     own = getattr(chosen.method, "deadline", None)
     own = own if isinstance(own, float) and times is None else fleet.devices.typical_seconds(fleet.workload)
     made = make_plan(fleet, _task(fleet, known, budget, steps, chosen.rounds, own), own, wanted)
     name = f"{model or chosen.name} on {times or chosen.devices.kind}"
     if out is not None:
-        from salf.report import plot_deadlines, save_figure  # noqa: PLC0415 - takes half a second to import
-
         save_figure(plot_deadlines(made.outlooks, layers.names, made.best.deadline_seconds, name), out)
     if as_json:
-        print_json(as_object(name, layers.names, fleet, own, made))
+        print_json(plan_json(name, layers.names, fleet, own, made))
         return
-    for table in tables(name, layers.names, fleet, own, made):
+    for table in plan_tables(name, layers.names, fleet, own, made):
         show(table)
     for line in advice(layers.names, made):
         tell(line)
@@ -108,11 +93,13 @@ def _model(
     """Return the model to plan for, with an example of its input."""
     if named is None:
         if shape is not None or integers:
-            raise InvalidSetting("--example-shape and --integers describe the input of a model named with --model")
+            raise InvalidSetting(
+                "--example-shape and --integers describe the input of a model of your own; add --model MODULE:CALLABLE"
+            )
         return model_of(experiment)
     if shape is None:
         raise InvalidSetting(
-            f"--model {named} needs an example of its input, to count operations; add --example-shape 3,32,32"
+            f"--model {named} needs the shape of an input, to count operations; add --example-shape 3,32,32"
         )
     settings = [key for key in overrides if key.split(".")[0] == "model"]
     if settings:
@@ -121,27 +108,29 @@ def _model(
 
 
 def _fleet(
-    experiment: Experiment, overrides: dict[str, object], job: Workload, measured: MeasuredTimes | None
+    experiment: Experiment, overrides: dict[str, object], workload: Workload, measured: MeasuredTimes | None
 ) -> Fleet:
-    """Return who takes part: the experiment's clients on its devices, or those that were measured."""
+    """Return the clients and their devices: the experiment's, or those that were measured."""
     asked, population = experiment.client.cohort, experiment.data.clients
     if measured is None:
-        return Fleet(experiment.devices, job, population, asked or population, experiment.seed)
+        return Fleet(experiment.devices, workload, population, asked or population, experiment.seed)
     for key in overrides:
         if key == "data.clients" or key.split(".")[0] == "devices":
-            raise InvalidSetting(f"--set {key} and --times both say who takes part; give only one")
+            raise InvalidSetting(f"--set {key} and --times both choose the clients; give only one")
     population = measured.num_clients
     if asked is not None and asked > population:
-        raise InvalidSetting(f"client.cohort is {asked}, but times of {counted(population, 'client')} were measured")
-    return Fleet(measured, job, population, asked or population, experiment.seed)
+        raise InvalidSetting(
+            f"client.cohort is {asked}, but --times has {counted(population, 'client')}; choose a smaller cohort"
+        )
+    return Fleet(measured, workload, population, asked or population, experiment.seed)
 
 
 def _task(
     fleet: Fleet, known: dict[str, float], budget: float | None, steps: str, rounds: int, deadline: float
 ) -> Task:
-    """Return what the time is spent on; by default as much as the experiment's rounds take with its own deadline."""
+    """Return the task; by default its time is what the experiment's rounds take with their own deadline."""
     if steps not in STEPS:
-        raise InvalidSetting(f"--steps is '{steps}'{did_you_mean(steps, STEPS)}; known are {', '.join(STEPS)}")
+        raise InvalidSetting(f"--steps is '{steps}'{did_you_mean(steps, STEPS)}; choose one of {', '.join(STEPS)}")
     if budget is not None and not 0 < budget < math.inf:
         raise InvalidSetting(f"--budget is {budget:g}; give a positive number of seconds")
     values = {**ASSUMED, **known}
@@ -154,16 +143,6 @@ def _task(
     return Task(constants, error, time, steps)
 
 
-def _positive_numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = [0.0]
-    if not all(0 < number < math.inf for number in numbers):
-        raise InvalidSetting(f"--deadlines is '{text}'; give positive seconds, such as 0.5,1,2")
-    return numbers
-
-
 def _constants(pairs: Sequence[str]) -> dict[str, float]:
     """Read NAME=VALUE pairs."""
     given: dict[str, float] = {}
@@ -171,7 +150,7 @@ def _constants(pairs: Sequence[str]) -> dict[str, float]:
         name, _, text = pair.partition("=")
         if name not in ASSUMED:
             hint = did_you_mean(name, [*ASSUMED])
-            raise InvalidSetting(f"--constant names '{name}'{hint}; known are {', '.join(ASSUMED)}")
+            raise InvalidSetting(f"--constant names '{name}'{hint}; choose one of {', '.join(ASSUMED)}")
         try:
             given[name] = float(text)
         except ValueError:

@@ -1,4 +1,4 @@
-"""A plan in words: the table of deadlines, the advice below it, and the same as one JSON object."""
+"""A plan for people, as tables and advice, and as one JSON object."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,102 +7,108 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from salf.cli.console import counted, finite, percent, seconds
+from salf.cli.console import plain_table
+from salf.cli.quantities import counted, percent, seconds
 from salf.planning import DeadlinePlan, Fleet, Outlook
-from salf.values import Floats
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12
-_UNEQUAL = 0.25  # imbalance from which on people are warned: a fifth of the clients have no part, the others equal ones
+_UNEQUAL = 0.25  # imbalance that brings a warning: a fifth of the clients never take part, the others equally
+_SENT_CAPTION = (
+    "layers sent: mean number per client\n"
+    "P(missed): probability that no client sends the layer, input to output\n"
+    "work kept: share of the finished work that enters the model, and if the work of stragglers is dropped"
+)
+_VALUE_CAPTION = (
+    "variance factor: how much missing layers add to the effect of the clients' differences\n"
+    "imbalance: how unequally clients take part (this and the factor for the worst layer)\n"
+    "error bound, estimate: after the whole time, relative to waiting for every client"
+)
 
 
-def tables(
+def plan_tables(
     name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
 ) -> tuple[Table, Table]:
-    """Draw up two tables with a row for each of a dozen deadlines, the best and the experiment's own among them.
+    """Return two tables with one row for each of about a dozen deadlines, the best and the experiment's own included.
 
-    The first says what of the clients' work arrives, the second what it is worth and what it costs.
+    The first shows what clients send, the second what that is worth and what it costs.
+
+    Args:
+        name: What is planned, for the title.
+        layers: The layers' names, input to output.
+        fleet: The clients and their devices.
+        own_deadline: The experiment's deadline, in seconds.
+        plan: The plan.
     """
-    rows = _rows(plan, own_deadline)
+    rows = _shown_outlooks(plan, own_deadline)
     asked = counted(fleet.asked, "client") + ("" if fleet.asks_everyone else f" of {fleet.population}")
     return (
-        _arriving(f"{name}: {asked} a round, {counted(len(layers), 'layer')}", layers, rows),
-        _worth(f"{seconds(plan.task.seconds)} to spend", rows, plan, own_deadline),
+        _sent_table(f"{name}: {asked} a round, {counted(len(layers), 'layer')}", layers, rows),
+        _value_table(f"{seconds(plan.task.seconds)} to spend", rows, plan, own_deadline),
     )
 
 
-def _arriving(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> Table:
+def _sent_table(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> Table:
+    """Return what clients send by each deadline; of many layers a few are shown."""
     shown = _some(len(layers), _MOST_LAYERS)
-    result = Table(
-        title=Text(title),
-        caption="depth: layers conveyed per client; p: chance that nobody conveys a layer (input to output); kept: of "
-        "the finished work, and by dropping the late",
-    )
-    result.add_column("deadline", style="bold", justify="right")
-    for heading in ("depth", *(f"p {layers[index]}" for index in shown), "kept", "dropping"):
-        result.add_column(Text(heading), justify="right")
+    missed = [f"P(missed)\n{layers[index]}" for index in shown]
+    headings = ["\ndeadline", "layers\nsent", *missed, "work\nkept", "kept by\ndropping"]
+    result = plain_table(title, headings, caption=_SENT_CAPTION)
     for outlook in rows:
         result.add_row(
             seconds(outlook.deadline_seconds),
             f"{outlook.mean_depth:.2f}",
-            *(_chance(float(outlook.empty[index])) for index in shown),
+            *(_probability(float(outlook.empty[index])) for index in shown),
             percent(outlook.kept),
             percent(outlook.kept_by_dropping),
         )
     return result
 
 
-def _worth(title: str, rows: Sequence[Outlook], plan: DeadlinePlan, own_deadline: float) -> Table:
-    result = Table(
-        title=Text(title),
-        caption="variance: factor of the clients' differences; imbalance: how unequally clients take part (each in the "
-        "worst layer); bound, estimate: error after the time to spend, relative to waiting for everyone",
-    )
-    result.add_column("deadline", style="bold", justify="right")
-    for heading in ("variance", "imbalance", "round", "bound", "estimate"):
-        result.add_column(heading, justify="right")
-    result.add_column("")
+def _value_table(title: str, rows: Sequence[Outlook], plan: DeadlinePlan, own_deadline: float) -> Table:
+    """Return what the sent layers are worth, and how long rounds last."""
+    headings = ("\ndeadline", "variance\nfactor", "\nimbalance", "mean\nround", "error\nbound", "error\nestimate", "")
+    result = plain_table(title, headings, caption=_VALUE_CAPTION)
     for outlook in rows:
-        own = "as it is" if outlook.deadline_seconds == own_deadline else ""
+        own = "the experiment's" if outlook.deadline_seconds == own_deadline else ""
         result.add_row(
             seconds(outlook.deadline_seconds),
-            _number(float(outlook.variance_factor.max())),
-            _number(float(outlook.imbalance.max())),
+            _two_digits(float(outlook.variance_factor.max())),
+            _two_digits(float(outlook.imbalance.max())),
             seconds(outlook.round_seconds),
-            _number(outlook.bound / plan.waiting_estimate),
-            _number(outlook.estimate / plan.waiting_estimate),
+            _two_digits(outlook.bound / plan.waiting_estimate),
+            _two_digits(outlook.estimate / plan.waiting_estimate),
             Text("recommended", "green") if outlook is plan.best else own,
         )
     return result
 
 
 def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
-    """Yield what to do, and what to beware of, a line each."""
+    """Yield recommendations and warnings, a line each."""
     best, adaptive = plan.best, plan.adaptive
     yield (
         f"recommended: a deadline of {seconds(best.deadline_seconds)}, {counted(best.rounds, 'round')} of "
-        f"{seconds(best.round_seconds)}; waiting for everyone takes {seconds(plan.waiting_seconds)} a round"
+        f"{seconds(best.round_seconds)}; waiting for every client takes {seconds(plan.waiting_seconds)} a round"
     )
     fifths = [part.mean() for part in np.array_split(adaptive.deadlines_seconds, 5) if len(part)]
     gain = 1 - adaptive.estimate / best.estimate
     yield (
-        f"adaptive: {counted(len(adaptive.deadlines_seconds), 'round')}, deadlines of "
-        f"{', '.join(seconds(float(fifth)) for fifth in fifths)} on average in each fifth of them; "
-        f"estimate {percent(gain)} lower"
+        f"adaptive deadlines: {counted(len(adaptive.deadlines_seconds), 'round')} in five parts with mean deadlines of "
+        f"{', '.join(seconds(float(fifth)) for fifth in fifths)}; the error estimate is {percent(gain)} lower"
     )
     worst = int(best.imbalance.argmax())
     if best.imbalance[worst] > _UNEQUAL:
         left_out = float(best.out_of_reach[worst])
         yield (
             f"beware: clients take part unequally in layer {layers[worst]} (imbalance {best.imbalance[worst]:.2f}; "
-            f"{percent(left_out)} of them hardly ever reach it), so it learns from the fast ones' data; give slow "
-            "clients smaller batches, choose a longer deadline, or the rule inverse-probability or memory"
+            f"{percent(left_out)} of them hardly ever reach it), so it learns mostly from fast clients' data; give "
+            "slow clients smaller batches, choose a longer deadline, or set the rule inverse-probability or memory"
         )
 
 
-def as_object(
+def plan_json(
     name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
 ) -> dict[str, object]:
-    """Return the plan as what JSON can hold; what is infinite or unknown is None."""
+    """Return the plan as one object."""
     task = plan.task
     return {
         "plan": name,
@@ -113,9 +119,9 @@ def as_object(
         "own_deadline_s": own_deadline,
         "steps": task.steps,
         "constants": {**vars(task.constants), "initial_error": task.initial_error},
-        "waiting": {"round_s": finite(plan.waiting_seconds), "estimate": finite(plan.waiting_estimate)},
-        "deadlines": [_as_object(outlook) for outlook in plan.outlooks],
-        "recommended": _as_object(plan.best),
+        "waiting": {"round_s": plan.waiting_seconds, "estimate": plan.waiting_estimate},
+        "deadlines": [_outlook_json(outlook) for outlook in plan.outlooks],
+        "recommended": _outlook_json(plan.best),
         "adaptive": {
             "deadlines_s": plan.adaptive.deadlines_seconds.tolist(),
             "estimate": plan.adaptive.estimate,
@@ -123,28 +129,26 @@ def as_object(
     }
 
 
-def _as_object(outlook: Outlook) -> dict[str, object]:
-    def listed(values: Floats) -> list[float | None]:
-        return [finite(value) for value in values.tolist()]
-
+def _outlook_json(outlook: Outlook) -> dict[str, object]:
+    """Return one deadline; lists run over layers, input to output."""
     return {
         "deadline_s": outlook.deadline_seconds,
         "mean_depth": outlook.mean_depth,
-        "empty": listed(outlook.empty),
-        "work_kept": finite(outlook.kept),
-        "work_kept_by_dropping": finite(outlook.kept_by_dropping),
-        "variance_factor": listed(outlook.variance_factor),
-        "imbalance": listed(outlook.imbalance),
-        "out_of_reach": listed(outlook.out_of_reach),
+        "empty": outlook.empty.tolist(),
+        "work_kept": outlook.kept,
+        "work_kept_by_dropping": outlook.kept_by_dropping,
+        "variance_factor": outlook.variance_factor.tolist(),
+        "imbalance": outlook.imbalance.tolist(),
+        "out_of_reach": outlook.out_of_reach.tolist(),
         "round_s": outlook.round_seconds,
         "rounds": outlook.rounds,
-        "bound": finite(outlook.bound),
-        "estimate": finite(outlook.estimate),
+        "bound": outlook.bound,
+        "estimate": outlook.estimate,
     }
 
 
-def _rows(plan: DeadlinePlan, own_deadline: float) -> list[Outlook]:
-    """Choose a dozen outlooks, evenly from all of them."""
+def _shown_outlooks(plan: DeadlinePlan, own_deadline: float) -> list[Outlook]:
+    """Choose about a dozen outlooks, evenly from all of them."""
     some = _some(len(plan.outlooks), _MOST_ROWS)
     return [
         outlook
@@ -158,10 +162,10 @@ def _some(count: int, most: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
-def _number(value: float) -> str:
+def _two_digits(value: float) -> str:
     """Write a number with two significant digits; a rounding error is 0.
 
-    >>> _number(0.01234), _number(1e-17), _number(float("inf")), _number(float("nan"))
+    >>> _two_digits(0.01234), _two_digits(1e-17), _two_digits(float("inf")), _two_digits(float("nan"))
     ('0.012', '0', '∞', '–')
     """
     if math.isnan(value):
@@ -171,10 +175,10 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if math.isfinite(value) else "∞"
 
 
-def _chance(value: float) -> str:
+def _probability(value: float) -> str:
     """Write a probability.
 
-    >>> _chance(0.0), _chance(0.0004), _chance(0.25)
+    >>> _probability(0.0), _probability(0.0004), _probability(0.25)
     ('0', '<0.001', '0.250')
     """
     return "0" if value < 1e-12 else "<0.001" if value < 0.001 else f"{value:.3f}"

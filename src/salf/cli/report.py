@@ -6,26 +6,24 @@ from typing import Annotated
 
 import typer
 
-from salf.cli.console import AsJson, counted, finite, given_path, print_json, tell
-from salf.report import Figures
+from salf.cli.console import print_json, tell
+from salf.cli.options import AsJson, path_option
+from salf.cli.quantities import counted
 from salf.runs import find_runs, write_page
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)]
-Page = Annotated[
+PageFile = Annotated[
     Path | None,
-    typer.Option(
-        parser=given_path,
-        metavar="FILE",
-        help="Where to write the page; by default report.html in the folder, or here if they are several.",
-    ),
+    path_option("FILE", "The page; by default report.html in the folder, or in this folder if several are given."),
 ]
 
 
-def report(folders: Folders, out: Page = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about runs: curves, who conveyed what, a round's time-line, figures, settings.
+def report_command(folders: Folders, out: PageFile = None, as_json: AsJson = False) -> None:
+    """Write one HTML page about runs.
 
-    A DIR is the folder of a run (salf run --out) or of a comparison (salf compare). Runs on a page may differ in
-    method, learning rate and seed. The page needs no network and no other file; runs may still be going on.
+    It shows accuracy over time, which layers clients sent, a typical round, figures and settings. A DIR is the folder
+    of a run (salf run --out) or of a comparison (salf compare); runs need not be finished. Runs that differ in their
+    seed only are averaged; other settings that differ are named. The page needs no network and no other file.
 
     For example: salf report runs/digits-comparison
     """
@@ -33,10 +31,6 @@ def report(folders: Folders, out: Page = None, as_json: AsJson = False) -> None:
     file = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     figures = write_page(runs, file)
     if as_json:
-        print_json({"page": str(file), "methods": [_as_object(one) for one in figures]})
+        print_json({"page": str(file), "methods": [asdict(one) for one in figures]})
     else:
-        tell(f"{counted(len(runs), 'run')} by {counted(len(figures), 'method')}: {file}")
-
-
-def _as_object(figures: Figures) -> dict[str, object]:
-    return {key: finite(value) if isinstance(value, float) else value for key, value in asdict(figures).items()}
+        tell(f"report on {counted(len(runs), 'run')} ({', '.join(one.method for one in figures)}): {file}")

@@ -1,115 +1,113 @@
-"""`salf run`: one experiment by one method."""
+"""`salf run`: one experiment with one method."""
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.text import Text
 
-from salf.cli.console import (
-    AsJson,
-    Bar,
-    Named,
-    Settings,
-    counted,
-    finite,
-    given_path,
-    parse_settings,
-    percent,
-    print_json,
-    progress_bar,
-    seconds,
-    tell,
-)
+from salf.cli.console import Bar, print_json, progress_bar, resumed_by, tell
+from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option
+from salf.cli.quantities import counted, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
+from salf.participation import Starving
 from salf.records import RoundRecord, mean_work_kept
-from salf.runs import Run, RunFolder, run_experiment, tracking
+from salf.runs import (
+    RecordObserver,
+    Run,
+    log_to_mlflow,
+    log_to_tensorboard,
+    read_experiment,
+    run_experiment,
+)
+
+NewFolder = Annotated[Path | None, path_option("DIR", "Keep settings, records, model and report in this new folder.")]
+ResumedFolder = Annotated[Path | None, path_option("DIR", "Resume the interrupted run in this folder.")]
+LogFolder = Annotated[Path | None, path_option("DIR", "Log to TensorBoard in this new folder (extra: tracking).")]
+LogAddress = Annotated[
+    str | None, option("URI|DIR", "Log to an MLflow server, or to a database in a folder (extra: tracking).")
+]
+MethodName = Annotated[
+    str | None, option("NAME", f"The method, in place of the experiment's own: {', '.join(METHODS)}.")
+]
+EngineName = Annotated[
+    str | None, option("NAME", "What computes the clients' training: auto, plain, fused, stacked, flower.")
+]
 
 
-def run(
+def run_command(
     experiment: Named = "",
     settings: Settings = None,
-    method: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"The mechanism, in place of the experiment's own: {', '.join(METHODS)}."),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What computes the clients' training: auto, plain, fused, stacked, flower."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path, metavar="DIR", help="Keep settings, records, model and report in this new folder."
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="DIR",
-            help="Go on with the interrupted run in this folder.",
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="DIR",
-            help="Log to TensorBoard in this new folder (extra: tracking).",
-        ),
-    ] = None,
-    mlflow: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|DIR", help="Log to an MLflow server, or to a database in a folder (extra: tracking)."
-        ),
-    ] = None,
+    method: MethodName = None,
+    engine: EngineName = None,
+    out: NewFolder = None,
+    resume: ResumedFolder = None,
+    tensorboard: LogFolder = None,
+    mlflow: LogAddress = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one experiment by one method, on a virtual clock.
+    """Run one experiment with one method, on a virtual clock.
 
-    The experiment is a preset or a TOML file; with nothing named it is digits, or that of the folder to resume.
+    The experiment is a preset or a TOML file. If none is named, it is digits, or that of the folder to resume.
 
     For example: salf run digits --set rounds=50 --method fedavg --out runs/waiting
     """
     if out is not None and resume is not None:
-        raise InvalidSetting("give either --out, for a new run, or --resume, for one that was interrupted")
-    overrides = parse_settings(settings)
-    for option, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
-        if value is not None and overrides.setdefault(key, value) != value:
-            raise InvalidSetting(f"{option} is {value}, but --set says {overrides[key]}; give only one")
-    chosen = _choose(experiment, overrides, resume)
+        raise InvalidSetting("--out and --resume are both given; give --out for a new run, --resume for an old one")
+    overrides = _overrides(settings, method, engine)
+    chosen = _experiment(experiment, overrides, resume)
+    folder = resume or out
     with ExitStack() as open_while_running:
+        if folder is not None:
+            again = _resuming(folder, tensorboard, mlflow, as_json)
+            open_while_running.enter_context(resumed_by(again, folder))
         title = f"{chosen.name} · {chosen.method.name}"
         bar = open_while_running.enter_context(progress_bar(title, chosen.rounds, shown=not as_json))
         watches = [_shown_on(bar)]
         if tensorboard is not None:
-            log = tracking.tensorboard(tensorboard, chosen, resume=resume is not None)
+            log = log_to_tensorboard(tensorboard, chosen, resume=resume is not None)
             watches.append(open_while_running.enter_context(log))
         if mlflow is not None:
-            log = tracking.mlflow(mlflow, chosen, resume or out, resume=resume is not None)
+            log = log_to_mlflow(mlflow, chosen, folder, resume=resume is not None)
             watches.append(open_while_running.enter_context(log))
-
-        def watch(record: RoundRecord) -> None:
-            for tell_one in watches:
-                tell_one(record)
-
-        finished = _play(chosen, resume or out, resume is not None, watch)
+        finished = _run_on_engine(chosen, folder, resume is not None, _all_of(watches))
     if as_json:
-        print_json(_as_object(finished))
+        print_json(_run_json(finished))
     else:
-        _report(finished)
+        _tell_result(finished)
 
 
-def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
-    """Return a watch that moves the progress bar."""
+def _overrides(settings: list[str] | None, method: str | None, engine: str | None) -> dict[str, object]:
+    """Return the settings that the command line overrides."""
+    overrides = parse_settings(settings)
+    for name, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
+        if value is not None and overrides.setdefault(key, value) != value:
+            raise InvalidSetting(f"{name} is {value}, but --set says {overrides[key]}; give only one")
+    return overrides
+
+
+def _experiment(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
+    """Load the named experiment; if only a folder to resume is given, the experiment of its run."""
+    if resume is None:
+        return Experiment.load(named or "digits", **overrides)
+    known = read_experiment(resume)
+    if not named and not overrides:
+        return known
+    return Experiment.load(named or resume / "experiment.toml", **overrides)
+
+
+def _resuming(folder: Path, tensorboard: Path | None, mlflow: str | None, as_json: bool) -> list[str]:
+    """Return the command line that resumes the run in a folder, which holds all settings."""
+    logs = (("--tensorboard", tensorboard), ("--mlflow", mlflow))
+    options = [part for option, value in logs if value is not None for part in (option, str(value))]
+    return ["run", "--resume", str(folder), *options, *(["--json"] if as_json else [])]
+
+
+def _shown_on(bar: Bar) -> RecordObserver:
+    """Return an observer that moves the progress bar."""
 
     def watch(record: RoundRecord) -> None:
         note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
@@ -118,27 +116,29 @@ def _shown_on(bar: Bar) -> Callable[[RoundRecord], None]:
     return watch
 
 
-def _play(experiment: Experiment, folder: Path | None, resume: bool, watch: Callable[[RoundRecord], None]) -> Run:
+def _all_of(watches: list[RecordObserver]) -> RecordObserver:
+    """Return an observer that passes each record to several."""
+
+    def watch(record: RoundRecord) -> None:
+        for each in watches:
+            each(record)
+
+    return watch
+
+
+def _run_on_engine(experiment: Experiment, folder: Path | None, resume: bool, watch: RecordObserver) -> Run:
+    """Run on Flower's simulation engine if the experiment says so, else on salf's own."""
     if experiment.engine != "flower":
         return run_experiment(experiment, folder, resume, watch=watch)
     try:
-        from salf.flower import run_on_flower  # noqa: PLC0415 - an extra, which takes seconds to import
+        from salf.flower import run_on_flower  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise InvalidSetting(f"--engine flower: {error}") from error
+        raise InvalidSetting(f"--engine is flower: {error}") from error
     return run_on_flower(experiment, folder, resume, watch=watch)
 
 
-def _choose(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
-    """Load what was named; with only a folder to resume, what its run was."""
-    if resume is None:
-        return Experiment.load(named or "digits", **overrides)
-    known = RunFolder.read_experiment(resume)
-    if not named and not overrides:
-        return known
-    return Experiment.load(named or resume / "experiment.toml", **overrides)
-
-
-def _as_object(run: Run) -> dict[str, object]:
+def _run_json(run: Run) -> dict[str, object]:
+    """Return the run's results as what JSON can hold."""
     last = run.records[-1]
     return {
         "experiment": run.experiment.name,
@@ -147,15 +147,21 @@ def _as_object(run: Run) -> dict[str, object]:
         "seed": run.experiment.seed,
         "rounds": last.round,
         "time_s": last.time_s,
-        "accuracy": finite(run.accuracy),
+        "accuracy": run.accuracy,
         "loss": last.loss,
-        "work_kept": finite(mean_work_kept(run.records)),
-        "starving": [asdict(one) for one in run.starving],
+        "work_kept": mean_work_kept(run.records),
+        "starving": [_starving_json(one) for one in run.starving],
         "folder": None if run.folder is None else str(run.folder),
     }
 
 
-def _report(run: Run) -> None:
+def _starving_json(layer: Starving) -> dict[str, object]:
+    """Return a layer that starves; `nobody` is the key that earlier versions print."""
+    return {"layer": layer.layer, "absent": layer.absent, "known": layer.known, "nobody": layer.unreached}
+
+
+def _tell_result(run: Run) -> None:
+    """Print the results in a few lines."""
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
     tell(
@@ -171,7 +177,7 @@ def _report(run: Run) -> None:
         tell(f"work kept: {percent(kept)} of what the clients finished")
     refused = sum(record.rejected for record in run.records)
     if refused:
-        tell(f"refused: {counted(refused, 'update')} with values that were not finite; a lower client.lr may help")
+        tell(f"refused: {counted(refused, 'update')} with values that are not finite; try a lower client.lr")
     expected = experiment.expected.get(experiment.method.name)
     if expected is not None and experiment.is_as_published():
         tell(f"expected, with {experiment.name} as published: {percent(expected.accuracy, expected.tolerance)}")

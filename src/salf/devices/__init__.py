@@ -1,13 +1,11 @@
-"""How long devices take: device models for the virtual clock. No torch, no clock, no state.
+"""Device models: how long devices take, on the virtual clock. No torch, no real clock, no state.
 
-A device model draws, for the clients of one round, when each layer of each local step would be conveyed. What a
-deadline makes of it is a matter of comparing times. All arrays over layers run from input to output; backpropagation
-completes the last one first.
+A device model draws, for the clients of one round, when each layer of each local step is complete and sent. A deadline
+is then compared with these times. All arrays over layers run from input to output; backpropagation completes the last
+layer first.
 """
 
 from typing import Annotated
-
-from pydantic import Field
 
 from salf.devices.cohort import Cohort as Cohort
 from salf.devices.cohort import CohortBatch as CohortBatch
@@ -18,5 +16,14 @@ from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical
 from salf.devices.workload import CompletionTimes as CompletionTimes
 from salf.devices.workload import Workload as Workload
+from salf.values import Choice, Registry
 
-AnyDevices = Annotated[UniformDepthDevices | GradedSpeeds | ExponentialLayers | Physical, Field(discriminator="kind")]
+# Every device model by its kind; `salf.register` and installed packages add theirs.
+DEVICES: Registry[Devices] = Registry(
+    (Devices,),
+    (UniformDepthDevices, GradedSpeeds, ExponentialLayers, Physical),
+    what="device model",
+    tag="kind",
+    group="salf.devices",
+)
+AnyDevices = Annotated[Devices, Choice(DEVICES)]

@@ -1,4 +1,4 @@
-"""The clients of a round, and what chance decides about them."""
+"""The clients of a round, and the address of their random draws."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,19 @@ _NO_ROUND = -1
 
 @dataclass(frozen=True)
 class Cohort:
-    """The clients of one round: their numbers, out of `population`, and the address of their random draws.
+    """The clients of one round, and the address of their random draws.
 
-    `batch_fraction`, of shape (clients,), is the share of its batch that each computes on; None: all of it. `cohort_batch` are the
-    cohorts together with which is drawn for this one, which changes nothing but the time that it takes.
+    Attributes:
+        clients: The indices of the clients, shape (clients,).
+        population: The number of clients from which the cohort was drawn.
+        round: The number of the round, from 1.
+        seed: The seed of the run.
+        batch_fraction: The share of its batch that each client computes on, shape (clients,); None for whole batches.
+        cohort_batch: Cohorts whose numbers are drawn together with this one's. It changes only the cost of drawing.
+
+    >>> cohort = Cohort(np.array([2, 5]), population=10, round=1, seed=0)
+    >>> cohort.uniforms("speed", 3).shape
+    (2, 3)
     """
 
     clients: npt.NDArray[np.int64]
@@ -31,27 +40,35 @@ class Cohort:
     cohort_batch: "CohortBatch | None" = None
 
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
-        """Draw `count` uniform numbers per client, the same in every round if `lasting`; shape (clients, count)."""
+        """Draw `count` uniform numbers for each client, shape (clients, count).
+
+        Args:
+            purpose: Names the draw; another purpose gives independent numbers.
+            count: How many numbers each client gets.
+            lasting: Whether a client gets the same numbers in every round.
+        """
         if self.cohort_batch is not None:
             return self.cohort_batch.uniforms(purpose, count, lasting=lasting)[self.cohort_batch.places(self.round)]
         return seeds.uniforms(self.seed, purpose, 0 if lasting else self.round, self.clients, count)
 
     def normals(self, purpose: str, *, lasting: bool = False) -> Floats:
-        """Draw one standard normal number per client, the same in every round if `lasting`; shape (clients,)."""
+        """Draw one standard normal number for each client, shape (clients,); see `uniforms`."""
         return np.asarray(ndtri(self.uniforms(purpose, 1, lasting=lasting)[:, 0]), dtype=np.float64)
 
     def computing(self, times: Floats) -> Floats:
-        """Shorten times of computing on whole batches, whose first axis is that of the clients, to the share given."""
+        """Scale the times of computing whole batches, shape (clients, …), to the clients' shares of a batch."""
         if self.batch_fraction is None:
             return times
         return np.asarray(times * self.batch_fraction.reshape(-1, *[1] * (times.ndim - 1)), dtype=np.float64)
 
 
 class CohortBatch:
-    """Cohorts of several rounds, for all of which is drawn at once: a small draw takes hardly less time than a large.
+    """Cohorts of several rounds whose numbers are drawn at once, since a small draw costs nearly as much as a large.
 
-    `cohorts` are the given ones, with this as their company; `clients` are those of one after the other, and `everyone`
-    is one cohort of them all, each in its own round.
+    Attributes:
+        cohorts: The cohorts, now drawing through this batch.
+        clients: The clients of all cohorts, one cohort after another.
+        everyone: One cohort of all these clients, each in its own round.
     """
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
@@ -68,11 +85,11 @@ class CohortBatch:
         self._drawn: dict[tuple[str, int, bool], Floats] = {}
 
     def places(self, round: int) -> slice:
-        """Return where in `clients` those of a round are."""
+        """Return where in `clients` the clients of a round are."""
         return self._places[round]
 
     def uniforms(self, purpose: str, count: int, *, lasting: bool = False) -> Floats:
-        """Return what `Cohort.uniforms` is to return, for all clients."""
+        """Return what `Cohort.uniforms` returns, for all clients."""
         key = purpose, count, lasting
         if key not in self._drawn:
             rounds = 0 if lasting else self._rounds
@@ -80,8 +97,15 @@ class CohortBatch:
         return self._drawn[key]
 
 
-def straggling(cohort: Cohort, share: float, *, lasting: bool) -> npt.NDArray[np.bool_]:
-    """Say who straggles: this very share of the population for the run, or each client by chance in each round."""
+def stragglers_among(cohort: Cohort, share: float, *, lasting: bool) -> npt.NDArray[np.bool_]:
+    """Return which clients of a cohort are stragglers, shape (clients,).
+
+    Args:
+        cohort: The clients.
+        share: The share of stragglers.
+        lasting: Whether exactly that share of the population straggles for the whole run. Otherwise each client
+            straggles by chance in each round.
+    """
     if not lasting:
         return cohort.uniforms("straggler", 1)[:, 0] < share
     return _marked(cohort.seed, cohort.population, math.floor(share * cohort.population + 0.5))[cohort.clients]

@@ -1,33 +1,31 @@
-"""The device models of the papers' experiments and analysis, in which depth is drawn directly."""
+"""The device models of the paper's experiments and analysis, which draw the depth directly."""
 
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
-from salf.devices.cohort import Cohort, straggling
+from salf.devices.cohort import Cohort, stragglers_among
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Fraction, Positive
+from salf.values import Floats, Fraction, Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class UniformDepthDevices(Devices):
-    """The depth model of the paper's experiments: some clients are stragglers, of a depth drawn uniformly.
+    """The depth model of the paper's experiments: some clients are stragglers, with a uniformly drawn depth.
 
-    The paper has no clock. It is put on one like this: whoever is not a straggler takes exactly `seconds` for the
-    whole job; a straggler of depth d gets through d of L layers' share of it in that time, evenly, so that it would
-    need `seconds` · L/d in all. A straggler of depth 0 never answers, and who waits for everyone skips it after
-    L · `seconds`.
+    The paper has no clock; this model adds one. A client that is no straggler takes exactly `seconds` for its workload.
+    A straggler of depth d finishes d of L layers in that time, at an even pace, and would need `seconds` · L/d for all.
+    A straggler of depth 0 never answers; a method that waits for all clients gives it up after L · `seconds`.
 
-    As in the paper, a straggler never makes the deadline: one of depth L has every gradient by then, which is all
-    that a layer-wise method asks for, but is not done with its job. With `stragglers_miss=False` it counts as done.
+    As in the paper, a straggler always misses the deadline. A straggler of depth L has every gradient by then, which is
+    enough for a layer-wise method, but its workload is not complete. With `stragglers_miss=False` it is complete.
 
-    `stragglers` is their share of all clients. `drawn="once"` fixes who they are for the run, `"round"` draws anew in
-    each round; with `"persistent"` their depth stays the same for ever, too. `lowest_depth` is the least depth drawn.
+    `stragglers` is their share of all clients. `drawn="once"` fixes the stragglers for the run, `"round"` draws them in
+    each round, and `"persistent"` fixes their depths as well. `lowest_depth` is the smallest depth drawn.
     """
 
     kind: Literal["uniform"] = "uniform"
@@ -38,11 +36,11 @@ class UniformDepthDevices(Devices):
     seconds: Positive = 1.0
 
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
-        """Draw when the clients of a round finish what; see the class."""
+        """Draw the times of the clients of a round; see the class."""
         layers = workload.costs.num_layers
-        straggling = self._straggling(cohort)
-        ready = self._ready(workload, self._depths(layers, cohort, straggling))
-        late = np.where(straggling & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
+        slow = self._stragglers(cohort)
+        ready = self._ready(workload, self._depths(layers, cohort, slow))
+        late = np.where(slow & self.stragglers_miss, np.nextafter(self.seconds, np.inf), 0.0)
         late *= workload.shares.sum() / layers
         ready, late = cohort.computing(ready), cohort.computing(late)
         return CompletionTimes(ready, ready, np.maximum(ready[:, -1, 0], late), give_up_seconds=self.seconds * layers)
@@ -52,19 +50,19 @@ class UniformDepthDevices(Devices):
         return self.seconds
 
     def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
-        """Return the chances: 0 or 1 for a client whose depth is always the same."""
+        """Return the chances; they are 0 or 1 for a client whose depth never changes."""
         layers = workload.costs.num_layers
         if self.drawn == "persistent":
-            ready = self._ready(workload, self._depths(layers, cohort, self._straggling(cohort)))[:, 0]
+            ready = self._ready(workload, self._depths(layers, cohort, self._stragglers(cohort)))[:, 0]
             return np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
         depths = np.arange(min(self.lowest_depth, layers), layers + 1)
         ready = np.broadcast_to(self._ready(workload, depths)[:, 0], (len(cohort.clients), len(depths), layers))
         possible = np.asarray(cohort.computing(ready) <= deadline_seconds, dtype=np.float64)
         slow: Floats = possible.mean(axis=1)
-        fast: Floats = possible[:, -1]  # whoever is no straggler gets L layers deep
+        fast: Floats = possible[:, -1]  # a client that is no straggler completes all L layers
         if self.drawn == "round":
             return np.asarray((1 - self.stragglers) * fast + self.stragglers * slow, dtype=np.float64)
-        return np.where(self._straggling(cohort)[:, None], slow, fast)
+        return np.where(self._stragglers(cohort)[:, None], slow, fast)
 
     def _ready(self, workload: Workload, depths: npt.NDArray[np.int64]) -> Floats:
         """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
@@ -74,27 +72,27 @@ class UniformDepthDevices(Devices):
         with np.errstate(divide="ignore"):
             return np.asarray(self.seconds * (place / (steps * depths[:, None, None])), dtype=np.float64)
 
-    def _straggling(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
-        return straggling(cohort, self.stragglers, lasting=self.drawn != "round")
+    def _stragglers(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
+        return stragglers_among(cohort, self.stragglers, lasting=self.drawn != "round")
 
-    def _depths(self, layers: int, cohort: Cohort, straggling: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def _depths(self, layers: int, cohort: Cohort, slow: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         lowest = min(self.lowest_depth, layers)
         draws = cohort.uniforms("depth", 1, lasting=self.drawn == "persistent")[:, 0]
-        return np.where(straggling, lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
+        return np.where(slow, lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class ExponentialLayers(Devices):
     """The model of the paper's analysis: each layer's backward pass takes an independent exponential time.
 
-    Its mean is `mean_layer_seconds`, for every layer and client; forward passes and sending take no time.
+    The mean is `mean_layer_seconds` for every layer and client. Forward passes and sending take no time.
     """
 
     kind: Literal["exponential"] = "exponential"
     mean_layer_seconds: Positive = 1.0
 
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
-        """Draw when the clients of a round finish what; see the class."""
+        """Draw the times of the clients of a round; see the class."""
         layers, steps = workload.costs.num_layers, workload.local_steps
         draws = -np.log(cohort.uniforms("layer-time", steps * layers)) * self.mean_layer_seconds
         draws *= np.tile(workload.shares[::-1], steps)
@@ -102,16 +100,14 @@ class ExponentialLayers(Devices):
         return CompletionTimes(ready, ready, ready[:, -1, 0])
 
     def typical_seconds(self, workload: Workload) -> float:
-        """Return the mean time of the whole job."""
+        """Return the mean time of the workload."""
         return self.mean_layer_seconds * workload.costs.num_layers * workload.local_steps
 
     def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
-        """Return the chances: the d-th completion is Erlang-distributed."""
-        efforts = np.ones(len(cohort.clients)) if cohort.batch_fraction is None else cohort.batch_fraction
-        different, own = np.unique(efforts, return_inverse=True)
-        depths = [
-            theory.ExponentialDepth(self.mean_layer_seconds * batch_fraction, deadline_seconds)
-            for batch_fraction in different
-        ]
+        """Return the chances; the time of the d-th completion is Erlang-distributed."""
+        fractions = np.ones(len(cohort.clients)) if cohort.batch_fraction is None else cohort.batch_fraction
+        different, own = np.unique(fractions, return_inverse=True)
+        means = (self.mean_layer_seconds * fraction for fraction in different)
+        depths = [theory.ExponentialDepth(mean, deadline_seconds) for mean in means]
         layers = workload.costs.num_layers
         return np.array([theory.reach_probability(depth=depth, num_layers=layers) for depth in depths])[own]

@@ -1,23 +1,23 @@
-"""Devices of which each has its own speed for ever."""
+"""Devices with fixed, evenly spaced speeds."""
 
 from typing import Literal
 
 import numpy as np
-from pydantic.dataclasses import dataclass as validated
 
 from salf.devices.cohort import Cohort
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class GradedSpeeds(Devices):
-    """Devices that are slow for ever, from one that never answers to one that is just fast enough.
+    """Permanently slow devices, from one that never answers to one that is just fast enough.
 
-    Of U clients, client u = 0, 1, … has u/(U − 1) of the speed at which the whole job takes `seconds`, all its layers
-    alike. A layer counts as complete at the middle of its time, so that by then client u has completed L · u/(U − 1) of
-    L layers, rounded. Whoever waits for everyone gives up client 0 after (U − 1) · `seconds`, when all others are done.
+    Of U clients, client u = 0, 1, … has u/(U − 1) of the speed at which the workload takes `seconds`; all layers take
+    equal times. A layer counts as complete in the middle of its time, so that after `seconds` client u has completed
+    L · u/(U − 1) of L layers, rounded. A method that waits for all clients gives up client 0 after (U − 1) · `seconds`,
+    when all others are done.
 
     With data divided by label order this is the experiment of docs/experiments.md on persistent stragglers.
     """
@@ -26,7 +26,7 @@ class GradedSpeeds(Devices):
     seconds: Positive = 1.0
 
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
-        """Say when the clients of a round finish what; see the class."""
+        """Return the times of the clients of a round; see the class."""
         fastest = max(cohort.population - 1, 1)
         speed = (cohort.clients if cohort.population > 1 else cohort.clients + 1) / fastest
         done = workload.shares[::-1].cumsum()[::-1]
@@ -41,5 +41,5 @@ class GradedSpeeds(Devices):
         return self.seconds
 
     def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
-        """Return the chances: 0 or 1, as nothing is left to chance."""
+        """Return the chances, which are 0 or 1."""
         return np.asarray(self.times(workload, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)

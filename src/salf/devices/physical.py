@@ -5,43 +5,42 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf import theory
-from salf.devices.cohort import Cohort, straggling
+from salf.devices.cohort import Cohort, stragglers_among
 from salf.devices.model import Devices
 from salf.devices.workload import CompletionTimes, Workload
-from salf.values import STRICT, Floats, Fraction, Positive
+from salf.values import Floats, Fraction, NonNegative, Positive, validated
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Physical(Devices):
     """Devices with a speed, a link and an on-off switch.
 
-    A round of a client is: wait until it is on, receive the model, then per local step one forward pass and the
-    backward pass layer by layer, and send what is finished. A step takes the median device `step_seconds`, divided
-    among the forward pass and the layers by their floating-point operations. Speeds are log-normal over clients with
-    deviation `speed_sigma` of the logarithm (0.8: p90/p10 ≈ 7; 1.0: ≈ 12.5) and stay with the client, unless
-    `drawn="round"`; a client's own rounds vary by a log-normal factor of coefficient of variation `jitter`. Links are
-    log-normal around `bandwidth_bits_per_second`, with `bandwidth_ratio` = p90/p10, the same both ways. `stragglers` of
-    the clients are slower by the factor `slowdown` besides.
+    In a round, a client waits until it is on, receives the model, computes, and sends the finished layers. Each local
+    step is one forward pass and the backward pass layer by layer. A step takes the median device `step_seconds`,
+    divided among the forward pass and the layers by their floating-point operations. Speeds are log-normal over clients
+    with deviation `speed_sigma` of the logarithm (0.8: p90/p10 ≈ 7; 1.0: ≈ 12.5). A client keeps its speed, unless
+    `drawn="round"`; its rounds vary by a log-normal factor with coefficient of variation `jitter`. Links are log-normal
+    around `bandwidth_bits_per_second`, with `bandwidth_ratio` = p90/p10, the same in both directions. The share
+    `stragglers` of the clients is slower by the factor `slowdown` in addition.
 
-    `availability="on-off"` switches devices on for exponential times of median `on_seconds` and off for ones of median
-    `off_seconds`, drawn afresh in each round; a device that goes off in the middle goes on where it was, and after 16
-    spells stays on. With the medians measured on phones a device is on 22 % of the time; that the median phone is on
-    5.5 % of the time, as was measured too, takes phones of unlike habits, or `off_seconds` = 2371.
+    `availability="on-off"` switches devices on for exponential times of median `on_seconds` and off for exponential
+    times of median `off_seconds`, drawn in each round. A device that goes off resumes where it stopped, and stays on
+    after 16 spells. With the medians measured on phones, a device is on for 22 % of the time. The same measurement says
+    that the median phone is on for 5.5 % of the time; `off_seconds` = 2371 gives this.
 
-    Defaults are published measurements: the median of three phone classes on a small CNN (588 ms a batch), and mobile
-    links (42 Mb/s).
+    Defaults are published measurements: the median of three phone classes on a small CNN (588 ms for a batch), and
+    mobile links (42 Mb/s).
     """
 
     kind: Literal["physical"] = "physical"
     step_seconds: Positive = 0.588
-    speed_sigma: Annotated[float, Field(ge=0)] = 0.8
+    speed_sigma: NonNegative = 0.8
     drawn: Literal["once", "round"] = "once"
-    jitter: Annotated[float, Field(ge=0)] = 0.1
+    jitter: NonNegative = 0.1
     bandwidth_bits_per_second: Positive = 42e6
     bandwidth_ratio: Annotated[float, Field(ge=1)] = 1.3
     stragglers: Fraction = 0.0
@@ -51,27 +50,25 @@ class Physical(Devices):
     off_seconds: Positive = 476.0
 
     def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
-        """Draw when the clients of a round finish what; see the class."""
+        """Draw the times of the clients of a round; see the class."""
         own_sigma = self._jitter_sigma
         slow = self._slowness(cohort) * np.exp(own_sigma * cohort.normals("jitter") - own_sigma**2 / 2)
         link = self._links(cohort)
         received = self._download_bytes(workload) / link[:, None, None]
         ready = received + cohort.computing(slow[:, None, None] * self._computing(workload))
         forwarded = received + cohort.computing(slow[:, None, None] * self._forward(workload))
-        conveyed = ready + _conveyed_bytes(workload) / link[:, None, None]
+        sent = ready + _sent_bytes(workload) / link[:, None, None]
         if self.availability == "on-off":
-            ready, conveyed = self._on_the_wall(ready, cohort), self._on_the_wall(conveyed, cohort)
-            received, forwarded = self._on_the_wall(received, cohort), self._on_the_wall(forwarded, cohort)
-        return CompletionTimes(
-            ready, conveyed, conveyed[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0]
-        )
+            ready, sent = self._with_off_times(ready, cohort), self._with_off_times(sent, cohort)
+            received, forwarded = self._with_off_times(received, cohort), self._with_off_times(forwarded, cohort)
+        return CompletionTimes(ready, sent, sent[:, -1, 0], received=received[:, 0, 0], forwarded=forwarded[:, :, 0])
 
     def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
         """Return the chances: log-normal times, of a client's own rounds or of one among all. None for "on-off"."""
         if self.availability == "on-off":
             return None
         computing = self._computing(workload)[0] * math.exp(-(self._jitter_sigma**2) / 2)
-        transfer = (self._download_bytes(workload) + _conveyed_bytes(workload)[0]) / self._bytes_per_second
+        transfer = (self._download_bytes(workload) + _sent_bytes(workload)[0]) / self._bytes_per_second
         if self.drawn == "once":
             return theory.log_normal_reach(
                 computing_seconds=cohort.computing(self._slowness(cohort)[:, None] * computing),
@@ -93,7 +90,7 @@ class Physical(Devices):
         return np.asarray((1 - self.stragglers) * usual + self.stragglers * slowed, dtype=np.float64)
 
     def typical_seconds(self, workload: Workload) -> float:
-        """Return the time of the whole job on the median device over the median link, switched on."""
+        """Return the time of the workload on the median device with the median link, switched on."""
         transfer = (self._download_bytes(workload) + sum(workload.costs.layer_bytes)) / self._bytes_per_second
         return transfer + float(self._computing(workload).max())
 
@@ -102,7 +99,7 @@ class Physical(Devices):
         lasting = self.drawn == "once"
         slow = np.exp(self.speed_sigma * cohort.normals("speed", lasting=lasting))
         if self.stragglers:
-            slow = np.where(straggling(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
+            slow = np.where(stragglers_among(cohort, self.stragglers, lasting=lasting), slow * self.slowdown, slow)
         return np.asarray(slow, dtype=np.float64)
 
     def _links(self, cohort: Cohort) -> Floats:
@@ -143,7 +140,7 @@ class Physical(Devices):
             self.step_seconds * (np.arange(workload.local_steps)[:, None] * step + share), dtype=np.float64
         )
 
-    def _on_the_wall(self, busy: Floats, cohort: Cohort) -> Floats:
+    def _with_off_times(self, busy: Floats, cohort: Cohort) -> Floats:
         """Stretch times of being busy by the times for which the device is off."""
         spells = 16  # more than a device goes through in any sensible round; after that it stays on
         draws = -np.log(cohort.uniforms("availability", 2 * spells + 1)) / math.log(2)
@@ -157,9 +154,9 @@ class Physical(Devices):
         return stretched
 
 
-def _conveyed_bytes(workload: Workload) -> Floats:
+def _sent_bytes(workload: Workload) -> Floats:
     """Return what is sent by a client that stops at each layer of each step, shape (local steps, layers)."""
     sizes = workload.upload_bytes
-    conveyed = np.full((workload.local_steps, len(sizes)), sizes.sum())
-    conveyed[0] = sizes[::-1].cumsum()[::-1]
-    return conveyed
+    sent = np.full((workload.local_steps, len(sizes)), sizes.sum())
+    sent[0] = sizes[::-1].cumsum()[::-1]
+    return sent

@@ -1,4 +1,4 @@
-"""What a client is asked to do, and when it gets how far."""
+"""What a client computes in a round, and when it finishes which part."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,17 +9,23 @@ import numpy.typing as npt
 
 from salf.values import Floats, LayerCosts
 
-Kept = TypeVar("Kept", bound=npt.NDArray[Any])
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a client is asked to do in one round: `local_steps` optimizer steps on a model of these costs.
+    """What a client computes in one round.
 
-    Backpropagation goes through the last `depth` layers (None: all); those before them are frozen. The last `skipped`
-    layers are not trained, but passed through: only their input gradients are computed. `whole` are the
-    costs of the model that the federation trains, where the client is given a narrower one: device models state their
-    times for that.
+    Attributes:
+        costs: The costs of the model that the client trains.
+        local_steps: The number of optimizer steps.
+        depth: How many layers backpropagation passes, from the output; those before them are frozen. None: all.
+        whole: The costs of the federation's model, if the client trains a narrower one. Device models state times for
+            that model.
+        skipped: How many layers at the output are not trained. Only their input gradients are computed.
+
+    >>> Workload(LayerCosts(1.0, backward=(2.0, 4.0), layer_bytes=(8, 8)), local_steps=1, depth=1).trained
+    array([False,  True])
     """
 
     costs: LayerCosts
@@ -34,7 +40,7 @@ class Workload:
         layers = self.costs.num_layers
         places = np.arange(layers)
         first = layers - (layers if self.depth is None else self.depth)
-        return _constant((places >= first) & (places < layers - self.skipped))
+        return _read_only((places >= first) & (places < layers - self.skipped))
 
     @cached_property
     def backward(self) -> Floats:
@@ -44,41 +50,43 @@ class Workload:
         if self.skipped:
             passing = costs / 2 if self.costs.passing is None else np.asarray(self.costs.passing, dtype=np.float64)
             trained[-self.skipped :] = passing[-self.skipped :]
-        return _constant(trained)
+        return _read_only(trained)
 
     @cached_property
     def upload_bytes(self) -> Floats:
-        """What conveying each layer sends, nothing for a frozen one; shape (layers,)."""
-        return _constant(np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained)
+        """The bytes that a client sends for each layer, none for a frozen one; shape (layers,)."""
+        return _read_only(np.asarray(self.costs.layer_bytes, dtype=np.float64) * self.trained)
 
     @cached_property
     def shares(self) -> Floats:
         """Each layer's backward operations relative to those of the federation's model, shape (layers,)."""
         whole = np.asarray((self.whole or self.costs).backward, dtype=np.float64)
-        return _constant(np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0))
+        return _read_only(np.divide(self.backward, whole, out=self.trained.astype(np.float64), where=whole > 0))
 
 
-def _constant(array: Kept) -> Kept:
-    """Refuse to be written to from now on: it is kept, and given to everyone who asks."""
+def _read_only(array: Array) -> Array:
+    """Make an array read-only, since one copy serves all callers."""
     array.setflags(write=False)
     return array
 
 
 @dataclass(frozen=True)
 class CompletionTimes:
-    """When each layer of each local step is finished, in seconds from the start of the round.
+    """When each client finishes each layer of each local step, in seconds from the start of the round.
 
-    `ready` and `conveyed` have shape (clients, local steps, layers): when the layer's gradient is complete, and when
-    it would have reached the server had the client stopped there. `whole`, of shape (clients,), is when a client has
-    conveyed its whole job. Infinite means never. `give_up_seconds` is how long somebody who waits for everyone waits
-    for those.
+    Infinite means never.
 
-    `received`, of shape (clients,), is when the model has arrived, `forwarded`, of shape (clients, local steps), when
-    each step's forward pass is done; None where the device model gives no time to them. They are for drawing only.
+    Attributes:
+        ready: When the gradient of a layer is complete, shape (clients, local steps, layers).
+        sent: When the layer would reach the server if the client stopped there, of the same shape.
+        whole: When the client has sent everything, shape (clients,).
+        give_up_seconds: How long a method that waits for all clients waits for those that never answer.
+        received: When the model has arrived, shape (clients,); None if that takes no time. For drawing only.
+        forwarded: When the forward pass of a step is done, shape (clients, local steps); None as above.
     """
 
     ready: Floats
-    conveyed: Floats
+    sent: Floats
     whole: Floats
     give_up_seconds: float = np.inf
     received: Floats | None = None
@@ -89,7 +97,7 @@ class CompletionTimes:
         ready = self.ready[rows]
         return CompletionTimes(
             ready,
-            ready if self.conveyed is self.ready else self.conveyed[rows],
+            ready if self.sent is self.ready else self.sent[rows],
             self.whole[rows],
             self.give_up_seconds,
             None if self.received is None else self.received[rows],
@@ -97,8 +105,8 @@ class CompletionTimes:
         )
 
     def steps_by(self, seconds: float) -> npt.NDArray[np.int64]:
-        """Count the steps of each layer that are conveyed within `seconds`, shape (clients, layers)."""
-        return np.asarray((self.conveyed <= seconds).sum(axis=1), dtype=np.int64)
+        """Count the steps of each layer that are sent within `seconds`, shape (clients, layers)."""
+        return np.asarray((self.sent <= seconds).sum(axis=1), dtype=np.int64)
 
     def steps_ready_by(self, seconds: float) -> npt.NDArray[np.int64]:
         """Count the steps of each layer whose gradient is complete within `seconds`, shape (clients, layers)."""

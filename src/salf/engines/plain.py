@@ -12,9 +12,8 @@ from torch import Tensor
 from salf.aggregation import Aggregation
 from salf.client import truncated_gradients
 from salf.engines.accelerator import fork_rng
-from salf.engines.tasks import ClientTask, Tasks
+from salf.engines.tasks import ClientTask, Tasks, add_each
 from salf.engines.training import Training
-from salf.errors import InvalidUpdate
 from salf.layers import Layer
 from salf.update import Update
 
@@ -50,14 +49,7 @@ class PlainEngine:
 
     def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add each client's update; return which were accepted, shape (clients,)."""
-        accepted = np.ones(len(tasks.clients), dtype=np.bool_)
-        order = np.argsort(tasks.clients, kind="stable").tolist()  # independent of the order of the rows
-        for position, update in zip(order, self.updates(weights, map(tasks.task, order)), strict=True):
-            try:
-                running.add(update, position)
-            except InvalidUpdate:
-                accepted[position] = False
-        return accepted
+        return add_each(running, tasks, lambda place: self._train(weights, tasks.task(place)))
 
     def updates(self, weights: Mapping[str, Tensor], tasks: Iterable[ClientTask]) -> Iterator[Update]:
         """Yield each task's update, in their order; an empty one for a client that finishes no layer."""

@@ -57,7 +57,7 @@ class StackedEngine:
         self._load(weights)
         for own in self._chunks(busy, tasks):
             updates |= self._train(weights, tasks, own)
-        return add_each(running, tasks, updates)
+        return add_each(running, tasks, lambda place: updates.pop(place, None))  # freed one by one
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         """Use the global weights for parameters that no client trains."""
@@ -114,10 +114,7 @@ class StackedEngine:
             (tensor, tensor.detach().clone(), marked[:, place])
             for place, layer in enumerate(self._training.layers)
             if stays[:, place].any()
-            for tensor in (
-                *(parameters[name] for name in layer.parameters),
-                *(buffers[name] for name in layer.buffers),
-            )
+            for tensor in (*(parameters[name] for name in layer.parameters), *(buffers[name] for name in layer.buffers))
         ]
 
     def _forward(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -135,12 +132,7 @@ class StackedEngine:
         return outputs
 
     def _update(
-        self,
-        place: int,
-        steps: Ints,
-        num_examples: int,
-        deltas: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
+        self, place: int, steps: Ints, num_examples: int, deltas: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> Update:
         """Return the update of the client at `place` in the stack."""
         sent = [layer for layer, count in zip(self._training.layers, steps, strict=True) if count]

@@ -119,10 +119,7 @@ class Engine(Protocol):
 
 
 def train_round(
-    engine: Engine,
-    weights: Mapping[str, Tensor],
-    tasks: Tasks,
-    begin: Callable[[], Aggregation],
+    engine: Engine, weights: Mapping[str, Tensor], tasks: Tasks, begin: Callable[[], Aggregation]
 ) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
     """Let the clients of a round train, and aggregate what they send.
 
@@ -146,23 +143,22 @@ def train_round(
     return result, accepted
 
 
-def add_each(running: Aggregation, tasks: Tasks, updates: dict[int, Update]) -> npt.NDArray[np.bool_]:
+def add_each(running: Aggregation, tasks: Tasks, update_of: Callable[[int], Update | None]) -> npt.NDArray[np.bool_]:
     """Add each client's update to an aggregation, in the order of the clients' numbers.
 
     Args:
         running: The round's aggregation.
-        tasks: What the clients computed.
-        updates: Each update, by the client's row in the tasks; a client without one sends nothing. They are used up,
-            so that an update and its copy in an aggregation's memory exist together only for one client at a time.
+        tasks: What the clients compute.
+        update_of: Gives a client's update by its row in the tasks; None if it finished no layer.
 
     Returns:
         Which clients' updates were accepted, shape (clients,).
     """
     accepted = np.ones(len(tasks.clients), dtype=np.bool_)
     for position in np.argsort(tasks.clients, kind="stable").tolist():
-        idle = Update({}, {}, int(tasks.num_examples[position]))
+        update = update_of(position) or Update({}, {}, int(tasks.num_examples[position]))
         try:
-            running.add(updates.pop(position, idle), position)
+            running.add(update, position)
         except InvalidUpdate:
             accepted[position] = False
     return accepted

@@ -1,16 +1,15 @@
 """An experiment: everything that determines a run, as one validated value that is read from and written to TOML.
 
-Files hold differences from the defaults. Presets are such files, installed with the package.
+Files hold differences from the defaults. Presets are files that are installed with the package.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticKnownError, PydanticSerializationError, to_json
 
 from salf.aggregation import ServerOptimizer
@@ -19,15 +18,19 @@ from salf.devices import AnyDevices, UniformDepthDevices
 from salf.engines import EngineName, OptimizerSettings
 from salf.engines import accelerator as accelerators
 from salf.errors import InvalidSetting
+from salf.experiment.files import preset_names, read
 from salf.experiment.messages import describe
-from salf.experiment.overrides import Section, complete, did_you_mean, override, preset_names, read
+from salf.experiment.origins import NOT_REPRODUCIBLE, origins
+from salf.experiment.overrides import override
+from salf.experiment.sections import Section, complete
+from salf.experiment.wording import one_of
 from salf.methods import METHODS, AnyMethod, Salf, is_asynchronous
 from salf.models import Mlp, Model
-from salf.values import STRICT, Count
+from salf.values import Count, validated
 
 
 def _one_of(names: Collection[str]) -> BeforeValidator:
-    """Return a validator that lets only these names through."""
+    """Return a validator that accepts only these names."""
 
     def check(name: object) -> object:
         if name not in names:
@@ -38,20 +41,25 @@ def _one_of(names: Collection[str]) -> BeforeValidator:
 
 
 def _device(name: str) -> str:
-    """Let only the names of devices through that can compute; whether one is here shows when a run begins."""
+    """Accept names of devices; whether this machine has the device is checked when a run begins."""
     if not accelerators.is_device_name(name):
         expected = ", ".join(f"'{known}'" for known in accelerators.NAMES)
         raise PydanticKnownError("literal_error", {"expected": expected})
     return name
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class DataSettings:
-    """Which data, and how it is divided among how many clients.
+    """The data set, and how it is divided among the clients.
 
-    `name` is one of `salf.data.NAMES`, or "tensors" for data given in Python; `root` the folder with its files (None:
-    fetched once to the user's cache). `alpha` belongs to `partition="dirichlet"`, `shards_per_client` to "shards",
-    `size_sigma`, the log-normal spread of client sizes, to "iid" and "label-order".
+    Attributes:
+        name: The data set; "tensors" stands for data given in Python.
+        root: The folder with its files; None fetches them once into the user's cache.
+        clients: The number of clients, the population.
+        partition: How the training examples are divided.
+        alpha: The concentration of `partition="dirichlet"`; smaller values divide the classes less evenly.
+        shards_per_client: The number of label-sorted slices for each client, of `partition="shards"`.
+        size_sigma: The log-normal spread of client sizes, of `partition="iid"` and "label-order".
     """
 
     name: Annotated[str, _one_of((*NAMES, "tensors"))] = "digits"
@@ -63,11 +71,14 @@ class DataSettings:
     size_sigma: Annotated[float, Field(ge=0)] = 0.0
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class ClientSettings(OptimizerSettings):
-    """What a client does in a round: `local_steps` optimizer steps on batches of `batch_size` of its own examples.
+    """What a client does in a round: optimizer steps on batches of its own examples.
 
-    `cohort` clients are asked in each round, drawn without replacement; None asks all.
+    Attributes:
+        batch_size: Examples in a batch; a client with fewer uses all it has.
+        local_steps: Optimizer steps in a round.
+        cohort: How many clients take part in each round, drawn without replacement; None for all.
     """
 
     batch_size: Count = 16
@@ -75,12 +86,14 @@ class ClientSettings(OptimizerSettings):
     cohort: Count | None = None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class EvaluateSettings:
-    """When the global model is tested: after `every` that many rounds, and after the last.
+    """When and how the global model is tested.
 
-    `examples` of the test data are used, the same in every run; None: all.
-    `target` is the accuracy whose virtual time `salf compare` reports.
+    Attributes:
+        every: Rounds between two tests; the last round is always tested.
+        examples: How many test examples are used, the same in every run; None for all.
+        target: The accuracy that the time to accuracy of `salf compare` refers to.
     """
 
     every: Count = 10
@@ -88,24 +101,28 @@ class EvaluateSettings:
     target: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Expected:
-    """The final test accuracy that a method was measured to reach: the mean over seeds, and how far runs may differ."""
+    """The measured final test accuracy of a method.
+
+    Attributes:
+        accuracy: The mean over seeds.
+        tolerance: How far a single run may differ from it.
+    """
 
     accuracy: Annotated[float, Field(ge=0, le=1)]
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Experiment:
     """Everything that determines a run; two runs of equal experiments on one machine's CPU give the same bytes.
 
-    `engine` computes the clients' training: "plain" one after another, "fused" and "stacked" many at once, "flower" in
-    clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
+    `engine` computes the training of the clients: "plain" one after another, "fused" and "stacked" many at once,
+    "flower" in clients of Flower's simulation engine; "auto" chooses one of the first three. They agree up to rounding.
 
-    `device` is where it does so, the CPU or a CUDA device ("cuda:N" with its number for N), which must be there when
-    the run begins. Who is asked, how far each client gets and what the clock says do not depend on it; the weights do,
-    by rounding.
+    `device` is the CPU or a CUDA device ("cuda:N" with its number for N), which must exist when the run begins. The
+    cohorts, the depth of each client and the virtual time do not depend on it. The weights do, by rounding.
 
     >>> experiment = Experiment.load("digits", **{"rounds": 20, "data.clients": 10})
     >>> experiment.rounds, experiment.data.clients, experiment.method.name
@@ -128,7 +145,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
-            raise ValueError(f"client.cohort is {self.client.cohort}, more than data.clients = {self.data.clients}")
+            most = self.data.clients
+            raise ValueError(
+                f"client.cohort is {self.client.cohort}, more than data.clients = {most}; choose at most {most}"
+            )
         if is_asynchronous(self.method):
             _check_without_rounds(self)
 
@@ -136,8 +156,18 @@ class Experiment:
     def load(cls, path_or_preset: str | Path, **dotted_overrides: object) -> "Experiment":
         """Read a TOML file, or the preset of that name, and override single settings by their dotted names.
 
-        Naming another method, model or kind of devices keeps only those settings of the file that the new one knows.
-        Raises `InvalidSetting`, which lists every problem: the key, where it stands and what to write instead.
+        Another method, model or device model keeps only those settings of the file that it knows. A method, rule or
+        device model may be given as an instance, which is kept as it is.
+
+        Args:
+            path_or_preset: The path of a file, or the name of a preset.
+            dotted_overrides: Values by dotted names; a table sets what is in it, and no more.
+
+        Raises:
+            InvalidSetting: Lists every problem: the key, where it stands and what to write instead.
+
+        >>> Experiment.load("digits", **{"method.name": "drop", "method.deadline": 2}).method.name
+        'drop'
         """
         settings, origin = read(path_or_preset)
         settings.setdefault("name", Path(path_or_preset).stem)
@@ -148,18 +178,23 @@ class Experiment:
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], origin: str) -> "Experiment":
-        """Validate settings nested as in a file. `origin` says where they come from, for the error's sake."""
+        """Validate settings nested as in a file; `origin` names them in an error.
+
+        >>> Experiment.parse({"data": {"clients": 5}}, "here").data.clients
+        5
+        """
         return cls._validate(settings, origin, [])
 
     @classmethod
     def _validate(cls, settings: Mapping[str, object], origin: str, problems: list[str]) -> "Experiment":
-        whole = complete(settings, Section({"": cls}))
-        experiment = None
+        experiment, given, whole, root = None, dict[str, object](), dict[str, object](), Section({"": cls})
         try:
+            whole = complete(settings, root, given)
             # JSON's types are those of a file; anything that Python would convert to them is a mistake there.
-            experiment = TypeAdapter(cls).validate_json(to_json(whole, inf_nan_mode="constants"), strict=True)
+            text = to_json(whole, inf_nan_mode="constants")
+            experiment = TypeAdapter(cls).validate_json(text, strict=True, context=given)
         except ValidationError as error:
-            problems = [*problems, *describe(error, whole, Section({"": cls}))]
+            problems = [*problems, *describe(error, whole, root)]
         except (InvalidSetting, PydanticSerializationError) as error:
             problems = [*problems, str(error)]
         if experiment is None or problems:
@@ -167,39 +202,58 @@ class Experiment:
         return experiment
 
     def with_method(self, name: str) -> "Experiment":
-        """Return the same experiment by another method, which keeps those of the method's settings that it knows."""
+        """Return the experiment with another method, which keeps the current method's settings that it knows.
+
+        >>> Experiment(method=Salf(deadline=2.0)).with_method("drop").method.deadline
+        2.0
+        """
         if name not in METHODS:
-            raise InvalidSetting(
-                f"there is no method '{name}'{did_you_mean(name, [*METHODS])}; known are {', '.join(METHODS)}"
-            )
-        if name == self.method.name:
+            raise InvalidSetting(f"there is no method '{name}'; choose {one_of(name, [*METHODS])}")
+        if type(self.method) is METHODS[name]:
             return self
         known = {field.name for field in fields(METHODS[name])} - {"name"}
         kept = {field.name: getattr(self.method, field.name) for field in fields(self.method) if field.name in known}
         return replace(self, method=METHODS[name](**kept))
 
     def is_as_published(self) -> bool:
-        """Say whether this is a preset but for seed, method, engine, device, data folder and when it is tested."""
-        if self.name not in preset_names():
+        """Return whether this is a preset, except for seed, method, engine, device, data folder and evaluation."""
+        if self.name not in preset_names() or self.method.name not in METHODS:
             return False
         preset = Experiment.load(self.name).with_method(self.method.name)
         own = replace(preset.data, root=self.data.root)
         same = replace(preset, seed=self.seed, engine=self.engine, device=self.device)
         return self == replace(same, evaluate=self.evaluate, data=own)
 
-    def to_toml(self) -> str:
-        """Return the complete experiment as TOML.
+    def unreproducible(self) -> tuple[str, ...]:
+        """Return why the experiment's file alone does not reproduce the run, a phrase each; empty if it does.
+
+        >>> Experiment(data=DataSettings(name="tensors")).unreproducible()
+        ('data was given in Python',)
+        """
+        return (*(("data was given in Python",) if self.data.name == "tensors" else ()), *origins(self))
+
+    def to_toml(self, also: Iterable[str] = ()) -> str:
+        """Return the complete experiment as TOML, after comments that say why it does not reproduce the run.
+
+        Values given in Python appear under the name of their class. `Experiment.load` refuses such a file unless the
+        class is registered.
+
+        Args:
+            also: Further reasons, such as "model was given in Python".
 
         >>> import tomllib
         >>> again = Experiment.parse(tomllib.loads(Experiment(rounds=7).to_toml()), "here")
         >>> again == Experiment(rounds=7)
         True
         """
-        return tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+        reasons = (*self.unreproducible(), *also)
+        comment = "".join(f"# {line}\n" for line in (NOT_REPRODUCIBLE, *(f"- {reason}" for reason in reasons)))
+        text = tomli_w.dumps(TypeAdapter(Experiment).dump_python(self, mode="json", exclude_none=True))
+        return f"{comment}\n{text}" if reasons else text
 
 
 def _check_without_rounds(experiment: Experiment) -> None:
-    """Raise `InvalidSetting` for what an asynchronous method cannot heed."""
+    """Raise `InvalidSetting` for settings that an asynchronous method would ignore."""
     method, problems = experiment.method.name, []
     if experiment.engine not in ("auto", "plain"):
         problems.append(
@@ -207,8 +261,7 @@ def _check_without_rounds(experiment: Experiment) -> None:
         )
     if experiment.server != ServerOptimizer():
         problems.append(
-            f"server.* is for methods with rounds, and '{method}' has a rule of its own; leave that section out, or "
-            "choose a synchronous method"
+            f"server.* is set, but method '{method}' has no rounds; remove that section, or choose a synchronous method"
         )
     if problems:
         raise InvalidSetting("; ".join(problems))

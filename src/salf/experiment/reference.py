@@ -1,7 +1,8 @@
-"""The reference of all settings: what an experiment file may hold, read off the classes that validate it."""
+"""The reference of all settings: the keys of an experiment file, read off the classes that validate it."""
 
 import inspect
 import json
+import re
 from abc import ABC
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args, get_origin
@@ -10,16 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from salf.experiment.experiment import Experiment
-from salf.experiment.overrides import Section
+from salf.experiment.sections import Section, fields_of
 
 _INTRODUCTION = """# Settings
 
-Every key of an experiment file, with what it may be and what it is when it is left out. A file holds only what differs
-from these defaults; `--set KEY=VALUE` and `Experiment.load(..., **{"KEY": VALUE})` take the same dotted names. A key
-that does not exist and a value out of range are errors that name the key. [own.md](own.md) has a file to start from.
+This page lists every key of an experiment file, with its values, range and default. A file holds only what differs from
+the defaults. `--set KEY=VALUE` and `Experiment.load(..., **{"KEY": VALUE})` take the same dotted names. An unknown key
+or a value out of range is an error that names the key. [own.md](own.md) has a file to start from, and shows how to add
+methods, rules and device models.
 
-The texts are those of the classes behind the keys, in Python's notation: `None` is a key that is left out, `False` is
-`false` in a file, `(16, 16)` is `[16, 16]`. `salf.reference` makes this page of them.
+The texts are the docstrings of the classes behind the keys, in Python's notation: `None` is a key that is left out,
+`False` is `false` in a file, `(16, 16)` is `[16, 16]`.
 """
 
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "string": "text"}
@@ -42,64 +44,96 @@ def settings_reference() -> str:
     >>> [line for line in page.splitlines() if "client.lr" in line]
     ['| `client.lr` | number | greater than 0 and at most 1e+30 | `0.1` |']
     """
-    return "\n".join([_INTRODUCTION, *_describe("", "", Section({"": Experiment}))])
+    return "\n".join([_INTRODUCTION, *_describe("", "", Section({"": Experiment}), set())])
 
 
-def _describe(path: str, prefix: str, section: Section) -> Iterator[str]:
-    """Yield the blocks about a section, whose keys are written after `prefix`, and those about the sections in it."""
+def _describe(path: str, prefix: str, section: Section, done: set[str]) -> Iterator[str]:
+    """Yield the blocks about a section and about the sections in it.
+
+    Args:
+        path: The section's key.
+        prefix: What stands before the keys in the section.
+        section: What may stand in it.
+        done: The keys of the sections that are described; several methods have a section for their rule.
+    """
+    done.add(path)
     yield f"## {_code(path) if path else 'The experiment'}\n"
-    classes = list(dict.fromkeys(section.classes.values()))
+    names = section.classes if section.registry is None else section.registry.built_in
+    classes = list(dict.fromkeys(section.classes[name] for name in names))
     shared = _shared(classes)
     if section.tag:
-        yield from _describe_classes(prefix, shared, {section.tag})
+        yield from _describe_classes(prefix, shared, {section.tag}, brief=True)
         yield _choice(path, section)
-        known = {section.tag, *(key for cls in shared for key in _fields(cls))}
+        known = {section.tag, *(key for cls in shared for key in fields_of(cls))}
         for cls in classes:
-            names = [_quoted(name) for name, chosen in section.classes.items() if chosen is cls]
-            yield f"### {_code(f'{prefix}{section.tag}')} = {', '.join(names)}\n"
+            chosen = ", ".join(_quoted(name) for name in names if section.classes[name] is cls)
+            yield f"### {_code(f'{prefix}{section.tag}')} = {chosen}\n"
             yield from _describe_classes(prefix, [cls], known)
     else:
         yield from _describe_classes(prefix, [*classes, *shared], set())
     for cls in classes:
-        for key, field in _fields(cls).items():
-            inner = _section_of(cls, key)
-            if inner is not None:
-                below = f"{prefix}{key}"
-                yield from _describe(below, f"{below}.NAME." if _is_map(field) else f"{below}.", inner)
+        for key, field in fields_of(cls).items():
+            inner, below = _section_of(cls, key), f"{prefix}{key}"
+            if inner is not None and below not in done:
+                yield from _describe(below, f"{below}.NAME." if _is_map(field) else f"{below}.", inner, done)
 
 
 def _choice(path: str, section: Section) -> str:
-    """Say which key chooses, and what it chooses by default."""
+    """Say which key chooses a class, and which class is the default."""
     text = f"{_code(f'{path}.{section.tag}')} is one of the following, by default {_quoted(section.default)}."
     if section.brief:
         text += f"\nWhere it is the only key, {_code(f'{path} = {json.dumps(section.default)}')} is enough."
     return f"{text}\n"
 
 
-def _describe_classes(prefix: str, classes: Sequence[Any], known: Collection[str]) -> Iterator[str]:
-    """Yield the classes' texts, and one table of their keys but for those that are known."""
+def _describe_classes(
+    prefix: str, classes: Sequence[Any], known: Collection[str], *, brief: bool = False
+) -> Iterator[str]:
+    """Yield the classes' texts, and one table of their keys except the known ones.
+
+    With `brief`, only the first paragraph of each text: the rest of a base class is for those who derive from it.
+    """
     rows: dict[str, str] = {}
     for cls in classes:
-        yield from _paragraphs(cls)
+        paragraphs = list(_paragraphs(cls))
+        yield from paragraphs[: 1 if brief else None]
+        yield from _attributes(cls)
         schemas = TypeAdapter(cls).json_schema().get("properties", {})
-        for key in _fields(cls).keys() - known - rows.keys():
+        for key in fields_of(cls).keys() - known - rows.keys():
             if _section_of(cls, key) is None:
                 rows[key] = f"| {_code(prefix + key)} | {_row(cls, key, schemas[key])} |"
     if rows:
-        ordered = [rows[key] for key in _fields(classes[0]) if key in rows]
+        ordered = [rows[key] for key in fields_of(classes[0]) if key in rows]
         yield "\n".join(["| key | value | range | default |", "|---|---|---|---|", *ordered, ""])
 
 
 def _paragraphs(cls: type) -> Iterator[str]:
-    """Yield the paragraphs of a class's docstring, without its doctests."""
-    for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
-        if not paragraph.startswith(">>>"):
+    """Yield the paragraphs of a class's docstring, without its examples and their headings, and without lists."""
+    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    for paragraph, following in zip(paragraphs, [*paragraphs[1:], ""], strict=True):
+        introduces = paragraph.endswith(":") and following.startswith(">>>")
+        if not (introduces or paragraph.startswith((">>>", "..."))) and not _LIST.match(paragraph):
             yield f"{paragraph}\n"
 
 
-def _row(cls: Any, key: str, schema: dict[str, Any]) -> str:  # noqa: ANN401 - any validated dataclass
-    field = _fields(cls)[key]
-    given = schema["anyOf"][0] if "anyOf" in schema else schema  # the rest is None: the key may be left out
+_LIST = re.compile(r"(Args|Attributes|Raises|Returns):\n")
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n     .*)*)", re.MULTILINE)
+
+
+def _attributes(cls: type) -> Iterator[str]:
+    """Yield the list of the fields that a class's docstring describes under `Attributes:` or `Args:`."""
+    entries = []
+    for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
+        if paragraph.startswith(("Attributes:\n", "Args:\n")):
+            found = ((name, " ".join(text.split())) for name, text in _ENTRY.findall(paragraph))
+            entries += [f"- {_code(name)}: {text}" for name, text in found if name in fields_of(cls)]
+    if entries:
+        yield "\n".join([*entries, ""])
+
+
+def _row(cls: type, key: str, schema: dict[str, Any]) -> str:
+    field = fields_of(cls)[key]
+    given = schema["anyOf"][0] if "anyOf" in schema else schema  # the other is None, for a key that may be left out
     values = _names(cls, key) or _values(given)
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     without = "must be given" if field.is_required() else "none" if default is None else _quoted(default)
@@ -115,9 +149,9 @@ def _values(schema: dict[str, Any]) -> str:
     return "path" if schema.get("format") == "path" else _TYPES[schema["type"]]
 
 
-def _names(cls: Any, key: str) -> str:  # noqa: ANN401 - any validated dataclass
-    """Return the names that text is limited to by a validator, which no type knows: its error lists them."""
-    if _fields(cls)[key].annotation is not str:
+def _names(cls: type, key: str) -> str:
+    """Return the names to which a validator limits text, from its error, since no type knows them."""
+    if fields_of(cls)[key].annotation is not str:
         return ""
     try:
         TypeAdapter(cls).validate_python({key: ""})
@@ -136,19 +170,14 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 def _shared(classes: Sequence[type]) -> list[Any]:
-    """Return what all the classes derive from, nearest first."""
+    """Return the bases that all classes share, nearest first."""
     bases = [base for base in classes[0].__mro__[1:] if base not in (ABC, object)]
     return [base for base in bases if all(issubclass(cls, base) for cls in classes)]
 
 
-def _fields(cls: Any) -> dict[str, FieldInfo]:  # noqa: ANN401 - any validated dataclass
-    fields: dict[str, FieldInfo] = cls.__pydantic_fields__
-    return fields
-
-
-def _section_of(cls: Any, key: str) -> Section | None:  # noqa: ANN401 - any validated dataclass
-    """Return the section under a key, also where there is one for each of several names."""
-    field = _fields(cls)[key]
+def _section_of(cls: type, key: str) -> Section | None:
+    """Return the section under a key, also of a key with a section for each of several names."""
+    field = fields_of(cls)[key]
     return Section({"": get_args(field.annotation)[1]}) if _is_map(field) else Section({"": cls}).inner(key)
 
 

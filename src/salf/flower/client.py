@@ -1,4 +1,10 @@
-"""The client's two lines: a deadline around the training loop, and the reply."""
+"""The client's two lines: a deadline around the training loop, and the reply.
+
+The time that a node spends before its loop (starting a process, receiving the model, loading data) counts, unless the
+strategy has `counted_from="loop"`. That requires clocks on the server and the node that agree. The block reserves time
+for the upload, at the rate observed for this node's earlier replies. A client whose deadline passed before its loop
+began sends no layer.
+"""
 
 import math
 import time
@@ -11,10 +17,10 @@ from torch.optim import Optimizer
 
 from salf import client
 from salf.client import Deadline, Scaler, Work
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, shown
 from salf.flower.wire import NUM_EXAMPLES, PREFIX, ClientReport, TrainInstructions, write_reply
 
-_NO_TIME = 1e-6  # seconds: less than any layer takes, for a client whose time was up before its loop began
+_NO_TIME = 1e-6  # seconds: less than any layer takes, for a client whose deadline passed before its loop
 
 
 def deadline(
@@ -25,59 +31,82 @@ def deadline(
     scaler: Scaler | None = None,
     accumulate: int | None = None,
 ) -> Deadline:
-    """Give the training loop in a `with` block the time that the round's message says; see `salf.deadline`.
+    """End the training loop in a `with` block at the deadline of the round.
 
-    What a node has already spent of the round, on starting a process, on loading data, on receiving the model, counts
-    where the server says so (it does by default); that takes clocks that agree, on the server and on the node. Time for
-    sending the update is kept in hand at the rate that earlier replies of this node were observed to travel. A client
-    whose time is up before its loop begins conveys nothing.
+    Args:
+        message: The server's message, which a `SalfStrategy` configured.
+        model: The model to train, with the message's weights.
+        optimizer: The optimizer of the model's parameters.
+        scaler: The gradient scaler of mixed precision, as in `salf.deadline`.
+        accumulate: The number of backward passes per step, as in `salf.deadline`.
 
-    Raises `InvalidSetting` for a message without an order, and what `salf.deadline` raises.
+    Raises:
+        InvalidSetting: The message has no deadline.
+        UnsuitableModel: The model cannot be trained layer by layer; see `salf.deadline`.
+
+    >>> import salf.flower
+    >>> def train_model(message, context):  # the @app.train() function of Flower's ClientApp
+    ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ...     with salf.flower.deadline(message, model, optimizer) as work:
+    ...         train(model, optimizer)  # a training loop
+    ...     return salf.flower.reply(message, work, num_examples=1000)
     """
-    order = TrainInstructions.read(message)
-    left = order.deadline_seconds - _elapsed(message, order)
+    instructions = TrainInstructions.read(message)
+    seconds = max(instructions.deadline_seconds - _elapsed(message, instructions), _NO_TIME)
+    layers, rate = instructions.layers, instructions.upload_bytes_per_second
     return client.deadline(
-        model,
-        optimizer,
-        max(left, _NO_TIME),
-        layers=order.layers,
-        upload_bytes_per_second=order.upload_bytes_per_second,
-        scaler=scaler,
-        accumulate=accumulate,
+        model, optimizer, seconds, layers=layers, upload_bytes_per_second=rate, scaler=scaler, accumulate=accumulate
     )
 
 
 def reply(message: Message, work: Work, *, num_examples: int, metrics: Mapping[str, float] | None = None) -> Message:
-    """Return the reply to `message`: the layers that `work` finished, `num_examples`, and the user's own `metrics`.
+    """Return the reply to the round's message: the finished layers and the client's metrics.
 
-    Call it after the block and before anything else writes to the model. Raises `InvalidSetting` for wrong arguments.
+    Call it after the block of `deadline`, whose example shows both, and before anything else changes the model.
+
+    Args:
+        message: The server's message.
+        work: The value of the `with` block.
+        num_examples: The size of the client's data set, at least 1.
+        metrics: The user's own metrics: finite numbers, by names that do not begin with `salf-`.
+
+    Raises:
+        InvalidSetting: A metric has a reserved name or is not a finite number, or the message has no deadline or more
+            than one model.
     """
-    order = TrainInstructions.read(message)
+    instructions = TrainInstructions.read(message)
     own = dict(metrics or {})
-    for key, value in own.items():
-        if key.startswith(PREFIX) or key == NUM_EXAMPLES:
-            raise InvalidSetting(f"metrics holds '{key}', a name that salf uses itself; choose another")
-        given: object = value
-        if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(value):
-            raise InvalidSetting(f"metrics['{key}'] is {value!r}; give a finite number, such as loss.item()")
+    _check_metrics(own)
     update = work.update(num_examples)
-    spent = _elapsed(message, order) if order.counted_from == "message" else work.seconds
-    told = ClientReport(order.round, spent, max(0.0, spent - order.deadline_seconds), work.interrupted)
-    key, received = _received(message)
-    arrays, record = write_reply(update, told, order.layers, received, own, whole=order.whole)
+    seconds = _elapsed(message, instructions) if instructions.counted_from == "message" else work.seconds
+    overshoot = max(0.0, seconds - instructions.deadline_seconds)
+    report = ClientReport(instructions.round, seconds, overshoot, work.interrupted)
+    key, received = _received_model(message)
+    arrays, record = write_reply(update, report, instructions.layers, received, own, whole=instructions.whole)
     return Message(RecordDict({key: arrays, "metrics": record}), reply_to=message)
 
 
-def _elapsed(message: Message, order: TrainInstructions) -> float:
-    """Return the seconds since the server made the message, by the node's own clock; 0 where they do not count."""
-    return max(0.0, time.time() - message.metadata.created_at) if order.counted_from == "message" else 0.0
+def _check_metrics(metrics: Mapping[str, object]) -> None:
+    for key, value in metrics.items():
+        if key.startswith(PREFIX) or key == NUM_EXAMPLES:
+            raise InvalidSetting(f"metrics has the key '{key}', which salf uses itself; choose another name")
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InvalidSetting(f"metrics['{key}'] is {shown(value)}; pass a finite number, such as loss.item()")
 
 
-def _received(message: Message) -> tuple[str, ArrayRecord]:
+def _elapsed(message: Message, instructions: TrainInstructions) -> float:
+    """Return the seconds since the server made the message, by the node's clock; 0 if only the loop counts."""
+    if instructions.counted_from == "loop":
+        return 0.0
+    return max(0.0, time.time() - message.metadata.created_at)
+
+
+def _received_model(message: Message) -> tuple[str, ArrayRecord]:
+    """Return the message's one array record, with its name."""
     records = message.content.array_records
     if len(records) != 1:
         raise InvalidSetting(
-            f"the round's message holds {len(records)} array records, but a client trains one model; "
-            "let the strategy send one"
+            f"the round's message has {len(records)} array records, but a client trains one model; "
+            "use a strategy that sends one"
         )
     return next(iter(records.items()))

@@ -1,4 +1,8 @@
-"""TODO."""
+"""The layers of a model: which parameters form them, in which order they complete, and what they cost to train.
+
+`find_layers` reads a model's modules and, given an example batch, observes one backward pass. `measure_costs` and
+`measure_passing` count floating-point operations per layer.
+"""
 
 from salf.layers.costs import measure_costs as measure_costs
 from salf.layers.costs import measure_passing as measure_passing

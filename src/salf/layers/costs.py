@@ -1,4 +1,4 @@
-"""How much computing each layer of a model takes: floating-point operations, counted while the model runs."""
+"""The cost of each layer of a model in floating-point operations, counted while the model runs."""
 
 import copy
 import warnings
@@ -15,16 +15,24 @@ from torch.utils.flop_counter import flop_registry
 
 from salf.errors import UnsuitableModel
 from salf.layers.find import Layers
-from salf.layers.probe import Example, ProbeFailed, tensors_in, trace
+from salf.layers.probe import Example, PassTrace, ProbeFailed, tensors_in, trace_pass
 from salf.values import LayerCosts
 
 
 def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCosts:
-    """Count the operations of one forward and backward pass of `model` on the batch `example`, per example.
+    """Count the floating-point operations of one forward and backward pass, per example of the batch.
 
-    A layer's backward cost is what happens between the completion of the layer before it, in backpropagation's order,
+    A layer's backward cost is what happens between the completion of the previous layer, in backpropagation's order,
     and its own: its weight gradient, its input gradient, and whatever lies between the two layers. Matrix products,
-    convolutions and attention count two operations per multiply-add, everything else one per element it produces.
+    convolutions and attention count two operations per multiply-add; everything else counts one per output element.
+
+    Args:
+        model: The model; it does not change.
+        example: One batch, as for `find_layers`.
+        layers: The model's layers.
+
+    Raises:
+        UnsuitableModel: The model cannot be run forward and backward on the example.
 
     >>> from salf.layers import find_layers
     >>> model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU(), nn.Linear(20, 5, bias=False))
@@ -33,25 +41,18 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     >>> costs.forward, [cost // 100 for cost in costs.backward]
     (620.0, [4.0, 4.0])
     """
-    counter = _Counter()
-    try:
-        with counter, _nothing_fused():
-            watched = trace(model, example, lambda: counter.operations)
-    except ProbeFailed as failure:
-        raise UnsuitableModel(
-            f"the operations of {type(model).__name__} cannot be counted", [str(failure)]
-        ) from failure
+    observed = _count_operations(model, example)
     owner = {name: layer.name for layer in layers for name in layer.parameters}
     backward = dict.fromkeys(layers.names, 0.0)
-    before = watched.reading_after_forward
-    for completion in watched.completions:
+    before = observed.reading_after_forward
+    for completion in observed.completions:
         if completion.parameter in owner:
             backward[owner[completion.parameter]] += completion.reading - before
             before = completion.reading
     rows = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
     tensors = dict(model.state_dict(keep_vars=True))
     return LayerCosts(
-        forward=(watched.reading_after_forward - watched.reading_before) / rows,
+        forward=(observed.reading_after_forward - observed.reading_before) / rows,
         backward=tuple(backward[name] / rows for name in layers.names),
         layer_bytes=tuple(
             sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers
@@ -60,7 +61,16 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
 
 
 def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: LayerCosts) -> LayerCosts:
-    """Return `costs` with what is left of each layer's backward pass where it is not trained, counted one by one.
+    """Add to `costs` the part of each layer's backward pass that remains when the layer itself is frozen.
+
+    Gradients must still pass through a frozen layer to reach the layers before it. Each layer is frozen in turn, and
+    the operations are counted again.
+
+    Args:
+        model: The model; it does not change.
+        example: One batch, as for `find_layers`.
+        layers: The model's layers.
+        costs: The result of `measure_costs` for the same arguments.
 
     >>> from salf.layers import find_layers
     >>> model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU(), nn.Linear(20, 5, bias=False))
@@ -82,20 +92,32 @@ def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: L
     return replace(costs, passing=tuple(passing))
 
 
+def _count_operations(model: nn.Module, example: Example) -> PassTrace:
+    """Trace one pass, with the number of operations so far as the reading."""
+    counter = _OperationCounter()
+    try:
+        with counter, _nothing_fused():
+            return trace_pass(model, example, lambda: counter.operations)
+    except ProbeFailed as failure:
+        raise UnsuitableModel(
+            f"the operations of {type(model).__name__} cannot be counted", [str(failure)]
+        ) from failure
+
+
 @contextmanager
 def _nothing_fused() -> Iterator[None]:
-    """Keep torch from using fused kernels for attention and recurrent layers, which would hide what they compute."""
+    """Disable fused kernels for attention and recurrent layers, which hide their operations."""
     with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-        warnings.simplefilter("ignore")  # flags() sets what this build of torch may lack, and warns about it
+        warnings.simplefilter("ignore")  # flags() warns about backends that this build of torch lacks
         with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations of everything that torch computes while it is active."""
+class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Adds up the operations of everything that torch computes in its context."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.operations = 0.0
 
     def __torch_dispatch__(

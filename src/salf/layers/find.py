@@ -1,5 +1,6 @@
 """Which parameters form a layer, and in which order backpropagation completes the layers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -10,16 +11,22 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from salf.errors import UnsuitableModel, check_type
-from salf.layers.probe import Example, ProbeFailed, Trace, trace
+from salf.layers.probe import Example, PassTrace, ProbeFailed, trace_pass
 
-Group = Callable[[str], str] | Iterable[str]
+Grouping = Callable[[str], str] | Iterable[str]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The unit in which work is conveyed: it is complete when all its `parameters` have their gradient.
+    """The unit of a partial update: a layer is complete when all its parameters have their gradient.
 
-    `parameters` and `buffers` are names as in the model's state dict; buffers travel with the layer that owns them.
+    Attributes:
+        name: The layer's name, usually that of its module.
+        parameters: Names of its trainable parameters, as in the model's state dict.
+        buffers: Names of its buffers, which are sent with the parameters.
+
+    >>> Layer("head", ("head.weight", "head.bias"))
+    Layer(name='head', parameters=('head.weight', 'head.bias'), buffers=())
     """
 
     name: str
@@ -29,11 +36,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers(Sequence[Layer]):
-    """The layers of a model from input to output; backpropagation completes them from last to first.
+    """The layers of a model, from input to output; backpropagation completes them from last to first.
 
-    `aliases` maps every further name of a tied tensor to the one under which it is conveyed. `unused` names trainable
-    parameters that got no gradient in the probe: they are never conveyed and never change. `tensors` are the names of
-    all parameters and buffers of the layers.
+    `find_layers` makes them. They are a sequence: `layers[-1]` is the layer nearest the output.
+
+    Attributes:
+        sequence: The layers, at least one. Every layer has a parameter, and no name occurs twice.
+        aliases: Maps each further name of a tied tensor to the name under which it is sent.
+        unused: Names of trainable parameters without a gradient in the probe. They never change and are never sent.
+        tensors: Names of all parameters and buffers of the layers.
+
+    Raises:
+        InvalidSetting: `sequence` is not a tuple of `Layer`.
+        UnsuitableModel: The layers break a rule above; the error lists every problem.
 
     >>> layers = Layers((Layer("encoder", ("encoder.weight",)), Layer("head", ("head.weight", "head.bias"))))
     >>> len(layers), layers.names, layers[1].parameters
@@ -56,7 +71,7 @@ class Layers(Sequence[Layer]):
         if not self.sequence:
             problems.append("there is no layer")
         if problems:
-            raise UnsuitableModel("these layers cannot be used", problems)
+            raise UnsuitableModel("these layers cannot be used; make them with salf.find_layers(model)", problems)
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
         object.__setattr__(self, "tensors", frozenset(owned))
 
@@ -82,20 +97,27 @@ class Layers(Sequence[Layer]):
         return (Layers, (self.sequence, dict(self.aliases), self.unused))
 
 
-def find_layers(model: nn.Module, example: Example | None = None, group: Group | None = None) -> Layers:
-    """Find the layers of `model`, from input to output.
+def find_layers(model: nn.Module, example: Example | None = None, group: Grouping | None = None) -> Layers:
+    """Find the layers of a model, from input to output.
 
-    By default each module that owns trainable parameters is one layer. `group` joins several modules into one: a
-    function from a module's name to its layer's name, or the name prefixes that shall each be one layer.
+    By default, each module that owns trainable parameters is one layer.
 
-    With an `example` (one batch: a tensor, a tuple of positional arguments or a mapping of named ones) the order is
-    *observed*: a copy of the model is run forward and backward, and the layers are ordered by when their gradients
-    became ready. Without one the order in which the modules were declared is taken, which is right only for models that
-    declare their modules in the order in which they call them.
+    With an example, the order is observed: a copy of the model runs forward and backward, and the layers are ordered by
+    the time their gradients are ready. Without one, it is the order in which the modules are declared. That is right
+    only for models that call their modules in this order.
 
-    A tied parameter belongs to its owner nearest the input, where its gradient completes. Frozen parameters, and with
-    an example also those that get no gradient, belong to no layer. Raises `UnsuitableModel`, which lists every reason,
-    and `InvalidSetting` for what is no model or no example.
+    A tied parameter belongs to its owner nearest the input, where its gradient is complete. Frozen parameters belong to
+    no layer. With an example, neither do parameters without a gradient.
+
+    Args:
+        model: The model, already built; it does not change.
+        example: One batch: a tensor, a tuple or list of positional arguments, or a mapping of named arguments.
+        group: Joins modules into one layer. Either a function from a module's name to its layer's name, or the name
+            prefixes that form one layer each.
+
+    Raises:
+        UnsuitableModel: The model cannot be trained layer by layer; the error lists every problem.
+        InvalidSetting: `model` is not a module, or `example` has a wrong type.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_layers(model).names
@@ -104,34 +126,22 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
     ('body', 'head')
     """
     check_type("model", model, nn.Module, "an nn.Module, already built")
-    if example is not None:
-        kinds, needed = (torch.Tensor, tuple, list, Mapping), "one batch: a tensor, or a tuple or mapping of arguments"
-        check_type("example", example, kinds, needed)
-    problems = _problems(model)
-    observed: Trace | None = None
-    if not problems and example is not None:
-        try:
-            observed = trace(model, example)
-        except ProbeFailed as failure:
-            problems.append(str(failure))
-    name_layer = _name_layers(model, group, problems)
+    problems = _parameter_problems(model)
+    observed = _observe(model, example, problems)
+    layer_of = _layer_names(model, group, problems)
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained layer by layer", problems)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if observed is None:
-        completed = list(reversed(trainable))
-    else:
-        completed = [completion.parameter for completion in observed.completions]
+    completed = [*reversed(trainable)] if observed is None else [done.parameter for done in observed.completions]
     # A gradient that arrives in parts is complete with the last of them.
     place = {name: index for index, name in enumerate(completed)}
     owners = _owners(model, observed)
     members: dict[str, list[str]] = {}
     for name in trainable:
         if name in place:
-            members.setdefault(name_layer(owners[name]), []).append(name)
-    last = {layer: max(place[name] for name in names) for layer, names in members.items()}
-    order = sorted(members, key=lambda layer: -last[layer])
-    buffers = _assign_buffers(model, members, owners, name_layer)
+            members.setdefault(layer_of(owners[name]), []).append(name)
+    order = sorted(members, key=lambda layer: -max(place[name] for name in members[layer]))
+    buffers = _assign_buffers(model, members, owners, layer_of)
     return Layers(
         tuple(Layer(layer, tuple(members[layer]), tuple(buffers.get(layer, ()))) for layer in order),
         aliases=_aliases(model),
@@ -139,47 +149,58 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Group |
     )
 
 
-def _problems(model: nn.Module) -> list[str]:
+def _observe(model: nn.Module, example: Example | None, problems: list[str]) -> PassTrace | None:
+    """Run the probe if there is an example and no problem yet; add its failure to `problems`."""
+    if example is None:
+        return None
+    kinds, needed = (torch.Tensor, tuple, list, Mapping), "one batch: a tensor, or a tuple or mapping of arguments"
+    check_type("example", example, kinds, needed)
+    try:
+        return None if problems else trace_pass(model, example)
+    except ProbeFailed as failure:
+        problems.append(str(failure))
+        return None
+
+
+def _parameter_problems(model: nn.Module) -> list[str]:
     parameters = dict(model.named_parameters())
     lazy = [name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)]
     if lazy:
-        return [f"'{name}' has no shape yet (run one batch through the model first)" for name in lazy]
+        return [f"'{name}' has no shape yet; run one batch through the model first" for name in lazy]
     if not parameters:
-        return ["it has no parameters"]
+        return ["it has no parameters; use a model with trainable parameters"]
     trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     if not trainable:
-        return ["every parameter is frozen (set requires_grad on what shall be trained)"]
+        return ["every parameter is frozen; set requires_grad on those to train"]
     return [
-        f"'{name}' is of type {parameter.dtype}, which cannot be averaged (use real floating-point parameters)"
+        f"'{name}' is of type {parameter.dtype}, which cannot be averaged; use real floating-point parameters"
         for name, parameter in trainable.items()
         if not parameter.is_floating_point()
     ]
 
 
-def _name_layers(model: nn.Module, group: Group | None, problems: list[str]) -> Callable[[str], str]:
-    """Return the function from a module's name to its layer's name; adds to `problems` what `group` has wrong."""
-    # Parameters of the model itself have no module name: the layer is named after them.
+def _layer_names(model: nn.Module, group: Grouping | None, problems: list[str]) -> Callable[[str], str]:
+    """Return the function from a module's name to its layer's name; add what is wrong with `group` to `problems`."""
+    # Parameters of the model itself have no module name, so they name the layer.
     root = "+".join(name for name, _ in model.named_parameters(recurse=False)) or "model"
-    if group is None:
-        return lambda module: module or root
     if callable(group):
         named = group
         wrong = [name for name, _ in model.named_modules() if not isinstance(named(name), str)]
-        problems += [f"group gives no layer name for module '{name}'" for name in wrong]
+        problems += [f"group gives no layer name for module '{name}'; make it return a string" for name in wrong]
         return lambda module: named(module) or root
-    prefixes = _prefixes(model, group, problems)
+    prefixes = [] if group is None else _prefixes(model, group, problems)
     return lambda module: next((prefix for prefix in prefixes if _within(module, prefix)), module or root)
 
 
 def _prefixes(model: nn.Module, group: object, problems: list[str]) -> list[str]:
-    """Return the names in `group`, the longest first; adds to `problems` those that are no modules."""
+    """Return the names in `group`, the longest first; add those that are not modules to `problems`."""
     names = list(group) if isinstance(group, Iterable) and not isinstance(group, str) else [group]
     modules = [name for name, _ in model.named_modules()]
     for name in names:
         if not isinstance(name, str):
-            problems.append(f"group holds {name!r}, which is not the name of a module")
+            problems.append(f"group holds {name!r:.40}, which is not the name of a module; use module names")
         elif not any(_within(module, name) for module in modules):
-            problems.append(f"group names '{name}', which is no module of the model")
+            problems.append(f"group names '{name}', which is no module of the model; use names in named_modules()")
     return sorted((name for name in names if isinstance(name, str)), key=len, reverse=True)
 
 
@@ -187,48 +208,43 @@ def _within(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(f"{prefix}.")
 
 
-def _owners(model: nn.Module, observed: Trace | None) -> dict[str, str]:
+def _owners(model: nn.Module, observed: PassTrace | None) -> dict[str, str]:
     """Map each parameter to the module that owns it; of several owners, to the one nearest the input."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     position = {} if observed is None else {module: index for index, module in enumerate(observed.called)}
     owners: dict[str, str] = {}
     for module_name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            name, late = names[id(parameter)], len(position)
-            if name not in owners or position.get(module_name, late) < position.get(owners[name], late):
+            name, uncalled = names[id(parameter)], len(position)
+            if name not in owners or position.get(module_name, uncalled) < position.get(owners[name], uncalled):
                 owners[name] = module_name
     return owners
 
 
 def _assign_buffers(
-    model: nn.Module, members: Mapping[str, list[str]], owners: Mapping[str, str], name_layer: Callable[[str], str]
+    model: nn.Module, members: Mapping[str, list[str]], owners: Mapping[str, str], layer_of: Callable[[str], str]
 ) -> dict[str, list[str]]:
-    """Give each buffer to its module's layer; buffers of a module without one go to the layer declared before it."""
-    travelling = {name for name, _ in model.named_buffers()}.intersection(model.state_dict())
+    """Map each layer to its buffers; buffers of a module without a layer go to the layer declared before it."""
+    persistent = {name for name, _ in model.named_buffers()}.intersection(model.state_dict())
     owned = {owners[name]: layer for layer, names in members.items() for name in names}
     buffers: dict[str, list[str]] = {}
     nearest = next(iter(members))
     for module_name, module in model.named_modules():
-        own = owned.get(module_name, name_layer(module_name))
+        own = owned.get(module_name, layer_of(module_name))
         nearest = own if own in members else nearest
         for name, _ in module.named_buffers(module_name, recurse=False):
-            if name in travelling:
+            if name in persistent:
                 buffers.setdefault(nearest, []).append(name)
     return buffers
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Map every further name of a tensor that has several to its first one."""
+    """Map every further name of a tensor to its first one."""
     first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            aliases[name] = known
-    return aliases
+    known = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+    return {name: alias_of for name, alias_of in known.items() if alias_of != name}
 
 
-def _repeated(names: Iterable[str]) -> set[str]:
-    seen: set[str] = set()
-    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}

@@ -7,24 +7,38 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+_CORRECT = "correct the model or the example"
+
 Example = torch.Tensor | tuple[object, ...] | list[object] | Mapping[str, object]
 
 
 class ProbeFailed(Exception):
-    """The model could not be run forward and backward on the example; the message says which part and why."""
+    """The model cannot be run forward and backward on the example; the message says which part fails and why."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One parameter's gradient became ready: its name, and the meter's reading at that moment."""
+    """The moment at which one parameter's gradient is ready.
+
+    Attributes:
+        parameter: The parameter's name.
+        reading: The meter's reading at that moment.
+    """
 
     parameter: str
     reading: float
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What one pass did: gradients in the order of their completion, modules in the order of their first call."""
+class PassTrace:
+    """What happened in one forward and backward pass.
+
+    Attributes:
+        completions: Gradients, in the order in which they became ready.
+        called: Module names, in the order of their first call.
+        reading_before: The meter's reading before the forward pass.
+        reading_after_forward: Its reading between the two passes.
+    """
 
     completions: tuple[Completion, ...]
     called: tuple[str, ...]
@@ -32,69 +46,73 @@ class Trace:
     reading_after_forward: float
 
 
-def _no_reading() -> float:
-    return 0.0
+def trace_pass(model: nn.Module, example: Example, read_meter: Callable[[], float] = lambda: 0.0) -> PassTrace:
+    """Run a copy of a model forward and backward, and return what happened in which order.
 
+    The model, its buffers and the global random state do not change.
 
-def trace(model: nn.Module, example: Example, read_meter: Callable[[], float] = _no_reading) -> Trace:
-    """Run a copy of `model` forward and backward on `example` and return the order of events.
+    Args:
+        model: The model, already built.
+        example: One batch; see `call`.
+        read_meter: Runs before and after the forward pass, and whenever a gradient is ready.
 
-    The model, its buffers and the global random state stay as they are. `read_meter` is called before and after the
-    forward pass and at every completed gradient. Raises `ProbeFailed`.
+    Raises:
+        ProbeFailed: The model cannot be copied, run, or differentiated.
     """
     try:
         twin = copy.deepcopy(model)
     except Exception as error:
-        raise ProbeFailed(f"the model cannot be copied for the probe ({_short(error)})") from error
+        raise ProbeFailed(f"the model cannot be copied for the probe ({_summary(error)}); fix its deepcopy") from error
     example = copied(example)
     devices = sorted({parameter.get_device() for parameter in twin.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
-            return _watch(twin.train(), example, read_meter)
+            return _observe_pass(twin.train(), example, read_meter)
         except ProbeFailed as in_training:
-            # Some models refuse a tiny batch, or want targets, while training; their graph is the same in evaluation.
+            # In training, some models refuse a tiny batch or need targets. In evaluation, their graph is the same.
             try:
-                return _watch(copy.deepcopy(model).eval(), example, read_meter)
+                return _observe_pass(copy.deepcopy(model).eval(), example, read_meter)
             except ProbeFailed:
                 raise in_training from None
 
 
-def _watch(model: nn.Module, example: Example, read_meter: Callable[[], float]) -> Trace:
+def _observe_pass(model: nn.Module, example: Example, read_meter: Callable[[], float]) -> PassTrace:
     completions: list[Completion] = []
     called: dict[str, None] = {}
     try:
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
     except RuntimeError as error:  # a ScriptModule
-        raise ProbeFailed(f"its calls cannot be watched; give it uncompiled ({_short(error)})") from error
+        raise ProbeFailed(f"its calls cannot be watched; pass the uncompiled model ({_summary(error)})") from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.grad = None
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                lambda _, name=name: completions.append(Completion(name, read_meter()))
-            )
+            add_hook: Callable[..., object] = parameter.register_post_accumulate_grad_hook
+            add_hook(lambda _, name=name: completions.append(Completion(name, read_meter())))
     before = read_meter()
     try:
         outputs = call(model, example)
     except Exception as error:
-        raise ProbeFailed(f"the forward pass fails on the example ({_short(error)})") from error
-    reading = read_meter()
-    differentiable = [
-        tensor.sum() for tensor in tensors_in(outputs) if tensor.requires_grad and tensor.is_floating_point()
-    ]
-    if not differentiable:
-        raise ProbeFailed("no output of the model depends on a trainable parameter")
-    try:
-        torch.stack([total.float() for total in differentiable]).sum().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise ProbeFailed(f"the backward pass fails on the example ({_short(error)})") from error
+        raise ProbeFailed(f"the forward pass fails on the example ({_summary(error)}); {_CORRECT}") from error
+    after_forward = read_meter()
+    _backpropagate(outputs)
     if not completions:
-        raise ProbeFailed("no gradient reaches a trainable parameter")
-    return Trace(tuple(completions), tuple(called), before, reading)
+        raise ProbeFailed("no gradient reaches a trainable parameter; check for detach() and no_grad() in forward()")
+    return PassTrace(tuple(completions), tuple(called), before, after_forward)
+
+
+def _backpropagate(outputs: object) -> None:
+    sums = [tensor.sum() for tensor in tensors_in(outputs) if tensor.requires_grad and tensor.is_floating_point()]
+    if not sums:
+        raise ProbeFailed("no output of the model depends on a trainable parameter; make forward() return scores")
+    try:
+        torch.autograd.backward(torch.stack([total.float() for total in sums]).sum())
+    except Exception as error:
+        raise ProbeFailed(f"the backward pass fails on the example ({_summary(error)}); {_CORRECT}") from error
 
 
 def call(model: nn.Module, example: Example) -> object:
-    """Call `model` on an example: one tensor, a tuple or list of positional arguments, or a mapping of named ones."""
+    """Call a model on one tensor, a tuple or list of positional arguments, or a mapping of named ones."""
     if isinstance(example, Mapping):
         return model(**example)
     if isinstance(example, (tuple, list)):
@@ -103,7 +121,7 @@ def call(model: nn.Module, example: Example) -> object:
 
 
 def copied(example: Example) -> Example:
-    """Copy the tensors of an example, into which a model may write."""
+    """Copy the tensors of an example, because a model may write to them."""
     if isinstance(example, torch.Tensor):
         return example.detach().clone()
     if isinstance(example, Mapping):
@@ -127,6 +145,6 @@ def tensors_in(nested: object) -> Iterator[torch.Tensor]:
             yield from tensors_in(value)
 
 
-def _short(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:200]}"

@@ -1,8 +1,9 @@
-"""The mechanisms against stragglers, each a frozen value whose fields are its hyper-parameters."""
+"""Methods that handle stragglers, each a frozen value whose fields are its settings, and the protocol of own ones.
 
-from typing import Annotated, TypeAlias
+A method derives from `SynchronousMethod` or `AsynchronousMethod`. Built-in methods use nothing but that protocol.
+"""
 
-from pydantic import Field
+from typing import Annotated
 
 from salf.methods.adel import AdelFL as AdelFL
 from salf.methods.deeper import ReachingDeeper as ReachingDeeper
@@ -13,11 +14,16 @@ from salf.methods.fedbuff import FedBuff as FedBuff
 from salf.methods.fednova import FedNova as FedNova
 from salf.methods.fedprox import FedProx as FedProx
 from salf.methods.heterofl import HeteroFL as HeteroFL
+from salf.methods.layerwise import LayerWise as LayerWise
+from salf.methods.layerwise import LongRounds as LongRounds
+from salf.methods.layerwise import share_finished as share_finished
 from salf.methods.memory import Remembering as Remembering
 from salf.methods.method import AsynchronousMethod as AsynchronousMethod
+from salf.methods.method import DeadlineMethod as DeadlineMethod
 from salf.methods.method import Method as Method
 from salf.methods.method import RoundContext as RoundContext
 from salf.methods.method import RunContext as RunContext
+from salf.methods.method import Scheduling as Scheduling
 from salf.methods.method import Submodels as Submodels
 from salf.methods.method import SynchronousMethod as SynchronousMethod
 from salf.methods.method import is_asynchronous as is_asynchronous
@@ -26,41 +32,34 @@ from salf.methods.overselection import OverSelection as OverSelection
 from salf.methods.salf import Salf as Salf
 from salf.methods.salfplus import SalfPlus as SalfPlus
 from salf.methods.schedules import RoundSchedule as RoundSchedule
+from salf.methods.schedules import largest_workloads_by as largest_workloads_by
+from salf.methods.schedules import until_deadline as until_deadline
+from salf.methods.schedules import wait_for_first as wait_for_first
+from salf.methods.schedules import whole_steps_by as whole_steps_by
 from salf.methods.timelyfl import TimelyFL as TimelyFL
+from salf.values import Choice, Registry
 
-OneMethod: TypeAlias = (
-    FedAvg
-    | DropStragglers
-    | OverSelection
-    | FedProx
-    | FedNova
-    | HeteroFL
-    | TimelyFL
-    | FedAsync
-    | FedBuff
-    | Salf
-    | AdelFL
-    | ReachingDeeper
-    | Remembering
-    | SalfPlus
+# Every method by its name; `salf.register` and installed packages add theirs.
+METHODS: Registry[SynchronousMethod | AsynchronousMethod] = Registry(
+    (SynchronousMethod, AsynchronousMethod),
+    (
+        FedAvg,
+        DropStragglers,
+        OverSelection,
+        FedProx,
+        FedNova,
+        HeteroFL,
+        TimelyFL,
+        FedAsync,
+        FedBuff,
+        Salf,
+        AdelFL,
+        ReachingDeeper,
+        Remembering,
+        SalfPlus,
+    ),
+    what="method",
+    tag="name",
+    group="salf.methods",
 )
-
-AnyMethod = Annotated[OneMethod, Field(discriminator="name")]
-
-# Every method by the name under which experiment files and the command line know it.
-METHODS: dict[str, type[OneMethod]] = {
-    "fedavg": FedAvg,
-    "drop": DropStragglers,
-    "overselection": OverSelection,
-    "fedprox": FedProx,
-    "fednova": FedNova,
-    "heterofl": HeteroFL,
-    "timelyfl": TimelyFL,
-    "fedasync": FedAsync,
-    "fedbuff": FedBuff,
-    "salf": Salf,
-    "adel": AdelFL,
-    "deeper": ReachingDeeper,
-    "memory": Remembering,
-    "salfplus": SalfPlus,
-}
+AnyMethod = Annotated[SynchronousMethod | AsynchronousMethod, Choice(METHODS)]

@@ -1,42 +1,39 @@
-"""Discarding whoever misses the deadline."""
+"""Federated averaging that discards stragglers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic.dataclasses import dataclass as validated
-
 from salf.aggregation import Contributors, Everyone, Rule
 from salf.devices import CompletionTimes
-from salf.methods.method import SynchronousMethod
+from salf.methods.method import DeadlineMethod
 from salf.methods.schedules import RoundSchedule, until_deadline
-from salf.values import STRICT, Positive
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class DropStragglers(SynchronousMethod):
-    """Federated averaging with a deadline: a client that has not conveyed its whole job by then is discarded.
+@validated
+class DropStragglers(DeadlineMethod):
+    """Federated averaging with a deadline: a client that has not sent its whole update by then is discarded.
 
-    The baseline of SALF's experiments (arXiv 2403.18375), and what Bonawitz et al. (arXiv 1902.01046, §2.2) do when
-    their reporting window closes. `normalise="received"` averages over the set R that made it: w_{t+1} − w_t =
-    Σ_R a_u Δ_u / Σ_R a_u. `"everyone"` divides by all who were asked, Σ_R a_u Δ_u / Σ a_u, which is the baseline of the
-    SALF authors' public code and shrinks the step by the share of stragglers. `deadline` is in seconds; without one it
+    This is the baseline of SALF's experiments (arXiv 2403.18375), and what the system of Bonawitz et al. does when its
+    reporting window closes (arXiv 1902.01046, §2.2). `normalise="received"` averages over the set R of clients in time:
+    w_{t+1} − w_t = Σ_R a_u Δ_u / Σ_R a_u. `"everyone"` divides by the whole cohort, Σ_R a_u Δ_u / Σ a_u, as the public
+    code of SALF's authors does; this shrinks the step by the share of stragglers. `deadline` is in seconds; the default
     is the usual time of the experiment's devices.
     """
 
     name: Literal["drop"] = "drop"
-    deadline: Positive | None = None
     normalise: Literal["received", "everyone"] = "received"
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count the clients that finish everything by the deadline."""
         (times,) = options
-        by_deadline = until_deadline(times, self.deadline or usual_seconds)
-        made_it = times.whole <= (self.deadline or usual_seconds)
-        return replace(by_deadline, steps=by_deadline.steps * made_it[:, None])
+        deadline = self.deadline_seconds(usual_seconds)
+        by_deadline = until_deadline(times, deadline)
+        return replace(by_deadline, steps=by_deadline.steps * (times.whole <= deadline)[:, None])
 
     @property
     def aggregation_rule(self) -> Rule:
-        """The mean over the received, or over everyone."""
+        """The mean over the clients in time, or over the cohort."""
         rule = Contributors if self.normalise == "received" else Everyone
         return rule(weight_by_examples=self.weight_by_examples)

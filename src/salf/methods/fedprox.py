@@ -1,39 +1,35 @@
 """Fewer local steps for stragglers, with a proximal term."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
-
-from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
+from typing import Literal
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes
-from salf.methods.method import SynchronousMethod
+from salf.methods.method import DeadlineMethod
 from salf.methods.schedules import RoundSchedule, whole_steps_by
-from salf.values import STRICT, Positive
+from salf.values import NonNegative, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class FedProx(SynchronousMethod):
-    """FedProx (Li et al., arXiv 1812.06127, algorithm 2): stragglers convey the local steps they have finished.
+@validated
+class FedProx(DeadlineMethod):
+    """FedProx (Li et al., arXiv 1812.06127, algorithm 2): stragglers send the local steps that they have finished.
 
-    Clients minimise F_u(w) + `mu`/2 ‖w − w_t‖² (equation 2), which keeps those who do more steps from running away; the
-    result is the mean over whoever finished one step. 1 is what the paper uses for MNIST, FEMNIST and synthetic data;
-    it tunes it over 0.001, 0.01, 0.1 and 1. With one local step there is nothing to shorten: a straggler counts if it
-    has finished that. `deadline` is in seconds; without one it is the usual time of the experiment's devices.
+    Clients minimise F_u(w) + `mu`/2 ‖w − w_t‖² (equation 2), which limits the drift of clients with more steps. The
+    result is the mean over the clients that finished a step. The paper uses `mu` = 1 for MNIST, FEMNIST and synthetic
+    data, tuned over 0.001, 0.01, 0.1 and 1. With one local step, a straggler counts if it has finished that step.
+    `deadline` is in seconds; the default is the usual time of the experiment's devices.
     """
 
     name: Literal["fedprox"] = "fedprox"
-    deadline: Positive | None = None
-    mu: Annotated[float, Field(ge=0)] = 1.0
+    mu: NonNegative = 1.0
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count the steps that are finished by the deadline."""
-        return whole_steps_by(options[0], self.deadline or usual_seconds)
+        return whole_steps_by(options[0], self.deadline_seconds(usual_seconds))
 
     @property
     def aggregation_rule(self) -> Rule:
-        """The mean over the received."""
+        """The mean over the clients that finished a step."""
         return Contributors(weight_by_examples=self.weight_by_examples)
 
     @property

@@ -1,59 +1,47 @@
 """What the layer-wise methods share."""
 
-from abc import abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass as validated
+from pydantic import Field
 
-from salf.aggregation import AnyRule, Rule
+from salf.aggregation import Rule
 from salf.devices import CompletionTimes
 from salf.errors import InvalidSetting
-from salf.methods.method import RoundContext, SynchronousMethod
+from salf.methods.method import DeadlineMethod, RoundContext
 from salf.methods.schedules import RoundSchedule, until_deadline
 from salf.participation import ObservedReach
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, validated
 
 
-def _named(value: object) -> object:
-    """Let a rule without options be written as its name alone."""
-    return {"name": value} if isinstance(value, str) else value
+@validated
+class LayerWise(DeadlineMethod, ABC):
+    """A method in which each client sends the layers that it has finished at the deadline.
 
-
-NamedRule = Annotated[AnyRule, BeforeValidator(_named)]
-
-
-@validated(frozen=True, kw_only=True, config=STRICT)
-class LayerWise(SynchronousMethod):
-    """A method in which each client conveys the layers that it has finished at the deadline.
-
-    The chances that its rule uses are estimated from earlier rounds (`reach_from="observed"`), as a real federation
-    must, or taken from the experiment's device model (`"known"`) where that has a closed form for them. `deadline` is
-    in seconds; without one it is the usual time of the experiment's devices.
+    The rule may use the chance that a client reaches a layer. It is estimated from earlier rounds
+    (`reach_from="observed"`), as in a real federation, or computed from the experiment's device model (`"known"`) if
+    that has a closed form.
     """
 
-    deadline: Positive | None = None
     reach_from: Literal["observed", "known"] = "observed"
 
-    @property
-    @abstractmethod
-    def own_rule(self) -> Rule:
-        """How far a layer moves that not everyone reached."""
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The method's rule, weighted as is asked for."""
-        return replace(self.own_rule, weight_by_examples=self.weight_by_examples or self.own_rule.weight_by_examples)
+    def weighted(self, rule: Rule) -> Rule:
+        """Return the rule, which weights clients by examples if either it or the method says so."""
+        return replace(rule, weight_by_examples=self.weight_by_examples or rule.weight_by_examples)
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
-        """Count every layer that is conveyed by the deadline."""
-        return until_deadline(options[0], self.deadline or usual_seconds)
+        """Count every layer that is sent by the deadline."""
+        return until_deadline(options[0], self.deadline_seconds(usual_seconds))
 
     def reach(self, context: RoundContext) -> Floats | None:
-        """Return the chances π_{u,l}: certain without a deadline, else observed or known."""
+        """Return the chances π_{u,l}: 1 in a round without a deadline, else observed or known.
+
+        Raises:
+            InvalidSetting: The chances should be known, but the device model has no closed form.
+        """
         workload, cohort, deadline = context.workload, context.cohort, context.deadline_seconds
         if deadline is None:
             return np.ones((len(cohort.clients), workload.costs.num_layers))
@@ -62,36 +50,41 @@ class LayerWise(SynchronousMethod):
         known = context.devices.reach(workload, cohort, deadline)
         if known is None:
             raise InvalidSetting(
-                "method.reach_from is 'known', but these devices have no closed form for it; set it to 'observed'"
+                f"method.reach_from is 'known', but the device model '{context.devices.kind}' has no closed form for "
+                "it; set method.reach_from to 'observed'"
             )
         return known
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class LongRounds(LayerWise):
+@validated
+class LongRounds(LayerWise, ABC):
     """A layer-wise method in which every `long_every`-th round lasts `long_factor` times as long (None: no round).
 
-    The devices that never get to the layers near the input get there then.
+    In long rounds, slow devices reach the layers near the input.
     """
 
     long_every: Annotated[int, Field(ge=2)] | None = 10
     long_factor: Annotated[float, Field(ge=1)] = 5.0
 
     def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
-        """Prolong the deadline when it is the turn, and there is need."""
+        """Return the method, with a longer deadline in long rounds."""
         if self.long_every is None or round % self.long_every or not self.needs_long_rounds(observed):
             return self
-        return replace(self, deadline=(self.deadline or usual_seconds) * self.long_factor)
+        return replace(self, deadline=self.deadline_seconds(usual_seconds) * self.long_factor)
 
     def needs_long_rounds(self, observed: ObservedReach) -> bool:
-        """Say whether there is need of a long round, given who reached what in earlier ones."""
+        """Return whether long rounds are needed, given which clients reached which layers in earlier rounds."""
         return True
 
 
-def shortened(speeds: Floats, seconds: float) -> Floats:
-    """Return the share of its batch that each client finishes in some time; 1 where its speed, in jobs/s, is NaN.
+def share_finished(speeds: Floats, seconds: float) -> Floats:
+    """Return the share of its batch that each client finishes in some time; 1 for unknown speeds.
 
-    >>> shortened(np.array([0.25, 4.0, np.nan]), seconds=2.0)
+    Args:
+        speeds: In workloads per second, NaN if unknown; shape (clients,).
+        seconds: The time.
+
+    >>> share_finished(np.array([0.25, 4.0, np.nan]), seconds=2.0)
     array([0.5, 1. , 1. ])
     """
     return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, 0.0, 1.0)

@@ -3,20 +3,19 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Memory, Rule
 from salf.methods.layerwise import LongRounds
-from salf.values import STRICT
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Remembering(LongRounds):
-    """Layer-wise updates with memory: who does not reach a layer counts with what it last conveyed for it.
+    """Layer-wise updates with memory: a client that misses a layer counts with its last update of that layer.
 
-    The rule is `Memory`, after MIFA (Gu et al., 2021). Every client must reach every layer now and then, or what it
-    last conveyed misleads: every `long_every`-th round waits for everyone, up to `long_factor` deadlines. What is
-    remembered takes `budget_bytes` at most; beyond that, what was conveyed longest ago is forgotten.
+    The rule is `Memory`, after MIFA (Gu et al., 2021). An old update misleads, so every client should reach every layer
+    now and then: every `long_every`-th round waits for all clients, up to `long_factor` deadlines. The memory takes at
+    most `budget_bytes`; beyond that, the oldest updates are forgotten.
     """
 
     name: Literal["memory"] = "memory"
@@ -25,6 +24,6 @@ class Remembering(LongRounds):
     budget_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
 
     @property
-    def own_rule(self) -> Rule:
-        """Everyone's last word."""
-        return Memory(budget_bytes=self.budget_bytes)
+    def aggregation_rule(self) -> Rule:
+        """The mean over the last updates of all clients."""
+        return self.weighted(Memory(budget_bytes=self.budget_bytes))

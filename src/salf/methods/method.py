@@ -1,31 +1,38 @@
-"""What a method decides about a round."""
+"""What a method decides: the protocols of synchronous and asynchronous methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from pydantic.dataclasses import dataclass as validated
 from typing_extensions import TypeIs
 
 from salf.aggregation import ClientResult, Rule, ServerModel
 from salf.devices import Cohort, CompletionTimes, Devices, Workload
 from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
-from salf.values import STRICT, Floats, Positive
+from salf.values import Floats, Positive, validated
 
 
 class Scheduling(Protocol):
-    """What decides what of one round counts."""
+    """Decides which steps count in one round. Every synchronous method does."""
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
-        """Decide, given the clients' times for each of the method's jobs."""
+        """Decide, given the clients' times for each of the method's workloads; see `SynchronousMethod.schedule`."""
         ...
 
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What is known when a round is aggregated: who was asked for what, and how often they got how far before."""
+    """What is known when a round is aggregated.
+
+    Attributes:
+        devices: The device model of the experiment.
+        workload: What each client computes in a round.
+        cohort: The clients of the round.
+        deadline_seconds: The deadline of the round; None if it had none.
+        observed: Which clients reached which layers in earlier rounds.
+    """
 
     devices: Devices
     workload: Workload
@@ -36,11 +43,15 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What is known of a run before its first round.
+    """What is known before the first round of a run.
 
-    `rounds` that it will have, the `workload` of each client, the `usual_seconds` that it takes, `batch_size` and step size
-    η (`step_size`) of a local step, and the mean `speeds` of the clients of a round, in jobs per second, shape
-    (clients,).
+    Attributes:
+        rounds: The number of rounds.
+        workload: What each client computes in a round.
+        usual_seconds: How long the workload takes an ordinary device.
+        batch_size: Examples in a batch.
+        step_size: The learning rate η of a local step.
+        speeds: The mean speeds of the clients of a round, in workloads per second, shape (clients,).
     """
 
     rounds: int
@@ -55,8 +66,10 @@ class RunContext:
 class Submodels:
     """Sub-models of several widths that clients train in place of the whole model.
 
-    `widths` go from the widest to the narrowest, each in (0, 1]. With `scaler`, hidden layers of a sub-model are
-    multiplied by 1/width in training. With `mask_labels`, a client's loss ignores classes of which it has no examples.
+    Attributes:
+        widths: Shares of the channels of hidden layers, each in (0, 1], from the widest to the narrowest.
+        scaler: Whether hidden layers of a sub-model are multiplied by 1/width in training.
+        mask_labels: Whether a client's loss ignores classes without examples at that client.
     """
 
     widths: tuple[float, ...]
@@ -64,12 +77,15 @@ class Submodels:
     mask_labels: bool
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Method:
-    """A mechanism against stragglers.
+    """A way to handle stragglers, as a frozen value whose fields are its settings.
 
-    `weight_by_examples` weighs clients by their numbers of examples, not equally; asynchronous methods have no weights.
+    Derive from `SynchronousMethod` or `AsynchronousMethod`, and give `name` a default. A field `deadline` is in
+    seconds; a method without one uses the usual time of the experiment's devices.
     """
+
+    name: str
 
     @property
     def proximal(self) -> float:
@@ -77,38 +93,65 @@ class Method:
         return 0.0
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class SynchronousMethod(Method, ABC):
-    """A method that asks everyone of a round at once, and aggregates once."""
+    """A method that works in rounds: it sends the model to a cohort, waits, and aggregates once.
+
+    A method must define `schedule` and `aggregation_rule`; all else has a default. The simulator calls `prepare` once,
+    then in each round `batch_fraction`, `in_round`, `schedule` and `reach`, in this order.
+
+    `weight_by_examples`: weight clients by their numbers of examples instead of equally.
+
+    >>> from typing import Literal
+    >>> from salf.aggregation import Contributors
+    >>> from salf.methods import wait_for_first
+    >>> @validated
+    ... class FirstHalf(SynchronousMethod):
+    ...     name: Literal["first-half"] = "first-half"
+    ...
+    ...     def schedule(self, options, usual_seconds):
+    ...         return wait_for_first(options[0], len(options[0].whole) // 2)
+    ...
+    ...     @property
+    ...     def aggregation_rule(self):
+    ...         return Contributors(weight_by_examples=self.weight_by_examples)
+    >>> FirstHalf()
+    FirstHalf(name='first-half', weight_by_examples=False)
+    """
 
     weight_by_examples: bool = False
 
     @property
     @abstractmethod
     def aggregation_rule(self) -> Rule:
-        """The rule of aggregation."""
+        """The rule that aggregates a round."""
 
     def prepare(self, run_context: RunContext) -> Self:
-        """Return the method with what it decides before the first round."""
+        """Return the method with everything that it decides before the first round."""
         return self
 
     def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Scheduling:
-        """Return what decides in one round, the first of which is 1; the method itself where all are alike.
+        """Return what schedules one round; by default the method itself.
 
-        `observed` is who reached what in earlier rounds.
+        Args:
+            round: The number of the round, from 1.
+            usual_seconds: The deadline of a method that has none.
+            observed: Which clients reached which layers in earlier rounds.
         """
         return self
 
     def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats | None:
-        """Return the share of its batch that each client is given, shape (clients,); None: all of it.
+        """Return the share of its batch that each client computes on, shape (clients,); None for whole batches.
 
-        `speeds`, of that shape, are those that were observed in earlier rounds, in jobs per second, NaN where unknown.
+        Args:
+            speeds: Speeds observed in earlier rounds, in workloads per second, NaN if unknown; shape (clients,).
+            usual_seconds: The deadline of a method that has none.
         """
         return None
 
     @property
     def skips_layers(self) -> bool:
-        """Whether a client may convey a layer without those behind it, nearer to the output."""
+        """Whether a client may send a layer without all layers nearer to the output."""
         return False
 
     @property
@@ -117,14 +160,16 @@ class SynchronousMethod(Method, ABC):
         return None
 
     def workloads(self, workload: Workload) -> tuple[Workload, ...]:
-        """Return the jobs among which the method chooses for each client; the experiment's own where it does not."""
+        """Return the workloads among which the method chooses for each client; by default the experiment's own."""
         return (workload,)
 
     @abstractmethod
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
-        """Decide what of a round counts, given the clients' times for each of the `workloads`.
+        """Decide when a round ends and how many steps of each layer count.
 
-        `usual_seconds` is the deadline of a method that was given none.
+        Args:
+            options: The clients' times for each of the `workloads`.
+            usual_seconds: The deadline of a method that has none.
         """
 
     def reach(self, context: RoundContext) -> Floats | None:
@@ -132,18 +177,35 @@ class SynchronousMethod(Method, ABC):
         return None
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class AsynchronousMethod(Method, ABC):
-    """A method that acts on whatever a client has conveyed, its whole job, at once; nobody waits for anybody.
+@validated
+class DeadlineMethod(SynchronousMethod, ABC):
+    """A synchronous method with a `deadline` in seconds; None stands for the usual time of the devices."""
 
-    What records call a round is a stretch of the virtual clock of `deadline` seconds, which cuts nobody short.
+    deadline: Positive | None = None
+
+    def deadline_seconds(self, usual_seconds: float) -> float:
+        """Return the deadline that applies, given the usual time of the experiment's devices."""
+        return self.deadline or usual_seconds
+
+
+@validated
+class AsynchronousMethod(Method, ABC):
+    """A method that updates the model as soon as a client's whole result arrives. No client waits for another.
+
+    In records, a round is a stretch of virtual time of `deadline` seconds. Its end interrupts no client.
     """
 
     deadline: Positive | None = None
 
     @abstractmethod
-    def receive(self, server: ServerModel, arrival: ClientResult, statistics: Collection[str]) -> ServerModel:
-        """Return what becomes of the server's model; `statistics` names the model's floating-point buffers."""
+    def receive(self, server: ServerModel, result: ClientResult, statistics: Collection[str]) -> ServerModel:
+        """Return the server's model after a client's result.
+
+        Args:
+            server: The model, and results that wait to change it.
+            result: What the client trained, and from which version.
+            statistics: The names of the model's floating-point buffers.
+        """
 
 
 def is_asynchronous(method: Method) -> TypeIs[AsynchronousMethod]:

@@ -3,25 +3,28 @@
 from typing import Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Corrected, Rule
-from salf.methods.layerwise import LayerWise, NamedRule
-from salf.values import STRICT
+from salf.aggregation import AnyRule, Corrected, Rule
+from salf.methods.layerwise import LayerWise
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class Salf(LayerWise):
-    """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client conveys its finished layers.
+    """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client sends its finished layers.
 
-    `rule` says how a layer moves that not everyone reached; the paper's, and the default, is `Corrected`: the mean over
-    the clients U_l that reached layer l, times 1/(1 − p_l), where p_l is the chance that nobody does.
+    `rule` says how far a layer moves that some clients did not reach. The default is the paper's rule, `Corrected`: the
+    mean over the clients U_l that reached layer l, times 1/(1 − p_l), where p_l is the chance that no client does.
+
+    >>> from salf.aggregation import Memory
+    >>> Salf(deadline=2.0, rule=Memory()).aggregation_rule.name
+    'memory'
     """
 
     name: Literal["salf"] = "salf"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
 
     @property
-    def own_rule(self) -> Rule:
+    def aggregation_rule(self) -> Rule:
         """The chosen rule."""
-        return self.rule
+        return self.weighted(self.rule)

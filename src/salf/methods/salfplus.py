@@ -3,37 +3,36 @@
 from typing import Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass as validated
 
-from salf.aggregation import Corrected, Rule
-from salf.methods.layerwise import LongRounds, NamedRule, shortened
+from salf.aggregation import AnyRule, Corrected, Rule
+from salf.methods.layerwise import LongRounds, share_finished
 from salf.participation import ObservedReach, left_behind
-from salf.values import STRICT, Floats
+from salf.values import Floats, validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
+@validated
 class SalfPlus(LongRounds):
-    """SALF for devices that are slow for ever: the slow ones compute on smaller batches.
+    """SALF for permanently slow devices, which compute on smaller batches.
 
-    A client is given the share of a batch with which, at the speed it had in earlier rounds, it finishes its job by the
-    deadline; so everyone's depth has about the same distribution, which is what makes the paper's correction unbiased
-    (ADEL-FL, arXiv 2505.23973, does this for known speeds), and the slow ones' data count as much as the others'. One
-    whose batch is down to one example, and is too slow even so, gets its turn in the long rounds. There are none while
-    nobody is left behind: while no client reaches a layer much more seldom than the others (`salf.starvation`).
+    A client gets the share of a batch with which, at its speed in earlier rounds, it finishes by the deadline. So the
+    depth of every client has about the same distribution, which makes the paper's correction unbiased, and data of slow
+    clients count as much as others. (ADEL-FL, arXiv 2505.23973, does this for known speeds.) A client that is too slow
+    for a batch of one example contributes in the long rounds. These occur only while some client reaches a layer much
+    less often than the others (`salf.participation.left_behind`).
     """
 
     name: Literal["salfplus"] = "salfplus"
-    rule: NamedRule = Field(default_factory=Corrected)
+    rule: AnyRule = Field(default_factory=Corrected)
 
     @property
-    def own_rule(self) -> Rule:
+    def aggregation_rule(self) -> Rule:
         """The chosen rule."""
-        return self.rule
+        return self.weighted(self.rule)
 
     def needs_long_rounds(self, observed: ObservedReach) -> bool:
-        """Say whether somebody is left behind."""
+        """Return whether some client is left behind."""
         return left_behind(observed)
 
     def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats:
-        """Give each client as much as it finishes by the deadline, and all to one that is not known yet."""
-        return shortened(speeds, self.deadline or usual_seconds)
+        """Give each client what it finishes by the deadline, and a whole batch if its speed is unknown."""
+        return share_finished(speeds, self.deadline_seconds(usual_seconds))

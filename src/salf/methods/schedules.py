@@ -1,4 +1,4 @@
-"""When a round ends, and which steps of which layer count in it."""
+"""When a round ends, and how many steps of each layer count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from salf.values import Ints
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """What a method makes of the times of one round.
+    """What a method decides about one round, given the times of its clients.
 
-    `steps` and `finished`, of shape (clients, layers), count the optimizer steps of each layer that enter the model and
-    those whose gradients the clients had completed when the round ended. The round lasts `seconds`; `deadline_seconds`
-    is None where there was none. `workloads`, of shape (clients,), says which of the method's jobs each client was given;
-    None where there is but one.
+    Attributes:
+        steps: How many optimizer steps of each layer enter the model, shape (clients, layers).
+        finished: How many steps had a complete gradient when the round ended, shape (clients, layers).
+        seconds: How long the round lasts.
+        deadline_seconds: The deadline; None if there was none.
+        workloads: The index of each client's workload among the method's, shape (clients,); None if there is one.
     """
 
     steps: Ints
@@ -27,7 +29,13 @@ class RoundSchedule:
 
 
 def until_deadline(times: CompletionTimes, seconds: float) -> RoundSchedule:
-    """Let each client do what it can by a deadline; a round in which everyone finishes early ends early."""
+    """Count all layers sent by a deadline. The round ends earlier if all clients finish earlier.
+
+    >>> import numpy as np
+    >>> ready = np.array([[[3.0, 2.0, 1.0]]])  # one client, one step, layers from input to output
+    >>> until_deadline(CompletionTimes(ready, ready, np.array([3.0])), seconds=2.5).steps
+    array([[0, 1, 1]])
+    """
     return RoundSchedule(
         steps=times.steps_by(seconds),
         finished=times.steps_ready_by(seconds),
@@ -37,17 +45,20 @@ def until_deadline(times: CompletionTimes, seconds: float) -> RoundSchedule:
 
 
 def whole_steps_by(times: CompletionTimes, seconds: float) -> RoundSchedule:
-    """Let each client convey the steps that it has finished through all layers by a deadline."""
+    """Count the steps that clients have finished through all layers by a deadline."""
     partial = until_deadline(times, seconds)
     steps = np.broadcast_to(partial.steps.min(axis=1, keepdims=True), partial.steps.shape)
     return RoundSchedule(steps.copy(), partial.finished, partial.seconds, seconds)
 
 
-def largest_jobs_by(options: Sequence[CompletionTimes], seconds: float) -> RoundSchedule:
-    """Give each client the largest job that it has conveyed whole by a deadline, and nobody part of one.
+def largest_workloads_by(options: Sequence[CompletionTimes], seconds: float) -> RoundSchedule:
+    """Give each client the largest workload that it finishes by a deadline; count whole workloads only.
 
-    `options` are the times of the jobs from the smallest to the largest. A client that is too slow even for the
-    smallest is given that, and conveys nothing.
+    A client that is too slow for the smallest workload gets that one, and sends nothing.
+
+    Args:
+        options: The clients' times for each workload, from the smallest to the largest.
+        seconds: The deadline.
     """
     in_time = np.stack([times.whole for times in options]) <= seconds
     given = np.where(in_time.any(axis=0), len(options) - 1 - in_time[::-1].argmax(axis=0), 0)
@@ -60,7 +71,7 @@ def largest_jobs_by(options: Sequence[CompletionTimes], seconds: float) -> Round
 
 
 def wait_for_first(times: CompletionTimes, count: int) -> RoundSchedule:
-    """Wait for the first `count` clients that answer at all; of those who answer together the first in order."""
+    """Wait for the first `count` clients that finish; at equal times, those with lower indices are first."""
     answering = np.isfinite(times.whole)
     first = np.zeros_like(answering)
     first[np.argsort(times.whole, kind="stable")[:count]] = True

@@ -1,46 +1,44 @@
-"""Giving each client only as many layers to train as it has time for."""
+"""Fewer trained layers for stragglers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic.dataclasses import dataclass as validated
 
 from salf.aggregation import Contributors, Rule
 from salf.devices import CompletionTimes, Workload
-from salf.methods.method import SynchronousMethod
-from salf.methods.schedules import RoundSchedule, largest_jobs_by
-from salf.values import STRICT, Positive
+from salf.methods.method import DeadlineMethod
+from salf.methods.schedules import RoundSchedule, largest_workloads_by
+from salf.values import validated
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class TimelyFL(SynchronousMethod):
-    """TimelyFL (Zhang et al., arXiv 2304.06947): the layers nearest to the input are frozen where time is short.
+@validated
+class TimelyFL(DeadlineMethod):
+    """TimelyFL (Zhang et al., arXiv 2304.06947): clients short of time freeze the layers nearest to the input.
 
-    Before it trains, each client is given the longest suffix of layers of which it can do the whole job by the deadline
-    (algorithm 3: the partial training ratio α); backpropagation ends there. Each layer is the mean over those who
-    trained it. The paper's clients measure their speed at the beginning of a round; here they know it, which is kinder.
-    The paper lets fast clients fill the interval with further epochs; here nobody does more than the experiment's job,
-    as with every other method. `deadline` (the paper's aggregation interval) is in seconds; without one it is the usual
-    time of the experiment's devices.
+    Before training, each client gets the longest suffix of layers whose workload it finishes by the deadline
+    (algorithm 3: the partial training ratio α); backpropagation ends there. Each layer is the mean over the clients
+    that trained it. The paper's clients measure their speed at the beginning of a round; here they know it, which
+    favours the method. The paper lets fast clients train further epochs; here no client exceeds the experiment's
+    workload, as with every other method. `deadline` is the paper's aggregation interval, in seconds; the default is the
+    usual time of the experiment's devices.
     """
 
     name: Literal["timelyfl"] = "timelyfl"
-    deadline: Positive | None = None
 
     def workloads(self, workload: Workload) -> tuple[Workload, ...]:
-        """Return the job with 1, 2, … and all of its layers."""
+        """Return the workload with 1, 2, … and all of its layers."""
         return tuple(replace(workload, depth=depth) for depth in range(1, workload.costs.num_layers + 1))
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
-        """Give each client the deepest job that it finishes in time, and the shallowest if it finishes none."""
-        given = largest_jobs_by(options, self.deadline or usual_seconds)
+        """Give each client the deepest workload that it finishes in time, and the shallowest if it finishes none."""
+        given = largest_workloads_by(options, self.deadline_seconds(usual_seconds))
         layers = len(options)
         trained = np.arange(layers) >= layers - 1 - np.asarray(given.workloads)[:, None]
         return replace(given, steps=given.steps * trained, finished=given.finished * trained)
 
     @property
     def aggregation_rule(self) -> Rule:
-        """The mean over those who trained a layer."""
+        """The mean over the clients that trained a layer."""
         return Contributors(weight_by_examples=self.weight_by_examples)

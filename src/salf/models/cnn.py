@@ -19,8 +19,9 @@ from salf.values import STRICT, Count
 class Cnn:
     """A convolutional network for grey or colour images.
 
-    Each entry of `channels` gives a convolution, ReLU and 2×2 max-pooling. Fully connected layers of the sizes `hidden` follow. The defaults give the network of the paper (arXiv 2403.18375) on MNIST: two 5×5 convolutions of 6 channels, FC 50, FC 10.
-    Layers with parameters are called conv1, conv2, …, fc1, fc2, ….
+    Each entry of `channels` gives a convolution, ReLU and 2×2 max-pooling. Fully connected layers of the sizes `hidden`
+    follow. The defaults give the network of the paper (arXiv 2403.18375) on MNIST: two 5×5 convolutions of 6 channels,
+    FC 50, FC 10. Layers with parameters are called conv1, conv2, …, fc1, fc2, ….
 
     >>> network = Cnn(channels=(16, 16), kernel=3, padding=1, hidden=(32,)).build((1, 8, 8), num_classes=10)
     >>> [name for name, _ in network.named_parameters() if name.endswith("weight")]

@@ -72,7 +72,7 @@ class Fleet:
         generator = seeds.stream(self.seed, "plan", 1)
         cohorts = [generator.permutation(len(everyone.clients))[: self.asked] for _ in drawn]
         return DrawnRounds(
-            conveyed=np.stack([times.conveyed for times in drawn]),
+            conveyed=np.stack([times.sent for times in drawn]),
             ready=np.stack([times.ready for times in drawn]),
             whole=np.stack([times.whole for times in drawn]),
             cohorts=np.stack(cohorts),

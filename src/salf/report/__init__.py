@@ -10,7 +10,6 @@ from salf.report.plots import plot_accuracy as plot_accuracy
 from salf.report.plots import plot_deadlines as plot_deadlines
 from salf.report.plots import plot_growth as plot_growth
 from salf.report.plots import save_figure as save_figure
-from salf.report.reported import Group as Group
 from salf.report.reported import ReportedRun as ReportedRun
 from salf.report.reported import explanation_of as explanation_of
 from salf.report.reported import flatten as flatten

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from salf.records import TimeLine
 from salf.report.frame import WIDTH, Frame, Picture
-from salf.report.reported import Group
+from salf.report.reported import RunGroup
 
 ROW = 17.0  # the height of a client
 
@@ -26,7 +26,7 @@ class RoundPicture(Picture):
     timeline: TimeLine
 
 
-def draw_round(group: Group) -> RoundPicture | None:
+def draw_round(group: RunGroup) -> RoundPicture | None:
     """Draw the typical round of a group's first run; None where it is not known."""
     timeline = group.runs[0].timeline
     if timeline is None or timeline.round is None:

@@ -38,7 +38,7 @@ def _of_one(outcome: Outcome, on: str, goal: str, target: float) -> str:
     """Describe a single group."""
     figures, seeds = outcome.figures, outcome.figures.seeds
     who = f"{outcome.label}{on} (" + (f"seed {seeds[0]})" if len(seeds) == 1 else f"mean of {len(seeds)} seeds)")
-    took = f"{_counted(figures.rounds, 'round')} and {_seconds(figures.time_s)} of virtual time"
+    took = f"{figures.rounds} round{'' if figures.rounds == 1 else 's'} and {_seconds(figures.time_s)} of virtual time"
     if not math.isfinite(figures.accuracy):
         return f"{who} has completed {took}, and no round has been tested yet"
     parts = [f"{who} achieved {_percent(figures.accuracy)} test accuracy after {took}"]
@@ -55,32 +55,39 @@ def _of_winner(winner: Outcome, outcomes: Sequence[Outcome], goal: str) -> str:
     """Describe the group that reached the target first, and how much sooner than the next one and `fedavg`."""
     others = sorted((one for one in outcomes if one is not winner), key=lambda one: one.seconds)
     rivals = [one for one in others if math.isfinite(one.seconds)]
-    ties = [one for one in rivals if one.seconds < winner.seconds * _TIE]
+    ties = [one.label for one in rivals if one.seconds < winner.seconds * _TIE]
     if ties:
-        names = _joined([one.label for one in (winner, *ties)])
-        return f"{names} were the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
-    named = [one for one in rivals if one is rivals[0] or one.label == "fedavg"]
+        names = "all" if len(ties) == len(others) else _joined([winner.label, *ties])
+        return f"{names} reached {goal} at the same time, after {_seconds(winner.seconds)} of virtual time"
+    place = "the first" if rivals else "the only one"
+    where = " in every run" if not rivals and any(one.reached for one in others) else ""
+    after = f"{winner.label} was {place} to reach {goal}{where}, after {_seconds(winner.seconds)} of virtual time"
+    baseline = [one for one in rivals if _method(one.label) == "fedavg"][:1]
     faster = " and ".join(
-        f"{one.seconds / winner.seconds:.2f} times as fast as {one.label} ({_seconds(one.seconds)})" for one in named
+        f"{one.seconds / winner.seconds:.2f} times as fast as {one.label} ({_seconds(one.seconds)})"
+        for one in dict.fromkeys([*rivals[:1], *baseline])
     )
-    first = f"{winner.label} was the first to reach {goal}, after {_seconds(winner.seconds)} of virtual time"
-    return _listed([f"{first}, {faster or 'and the only one'}", *_work(winner, others)])
+    return _listed([f"{after}, {faster}" if faster else after, *_work(winner, others)])
 
 
 def _of_best(tested: Sequence[Outcome], goal: str) -> str:
     """Describe the group with the best accuracy where no group reached the target in every run."""
     best, *others = sorted(tested, key=lambda one: -one.figures.accuracy)
     rival = f" ({others[0].label}: {_percent(others[0].figures.accuracy)})" if others else ""
-    none = "none reached" if not any(one.reached for one in tested) else "none reached in every run"
-    came = f"{none} {goal}; {best.label} achieved the best test accuracy, {_percent(best.figures.accuracy)}{rival}"
-    return _listed([came, *_work(best, others)])
+    where = " in every run" if any(one.reached for one in tested) else ""
+    came = (
+        f"none reached {goal}{where}; {best.label} achieved the best test accuracy, {_percent(best.figures.accuracy)}"
+    )
+    return _listed([came + rival, *_work(best, others)])
 
 
 def _work(outcome: Outcome, others: Sequence[Outcome]) -> list[str]:
-    """Return the share of work that was kept, beside that of a few others; nothing if it is not known."""
+    """Return the share of work that was kept, beside that of the others; of many others, beside that of the first."""
     if not math.isfinite(outcome.figures.work_kept):
         return []
-    beside = [f"{one.label}: {100 * one.figures.work_kept:.3g} %" for one in others[: _MOST_NAMED - 1]]
+    shown = others if len(others) < _MOST_NAMED else others[:1]
+    shares = [(one.label, one.figures.work_kept) for one in shown]
+    beside = [f"{label}: {100 * share:.3g} %" for label, share in shares if math.isfinite(share)]
     kept = f"kept {100 * outcome.figures.work_kept:.3g} % of its clients' finished work"
     return [f"{kept} ({', '.join(beside)})" if beside else kept]
 
@@ -93,14 +100,19 @@ def _over_seeds(outcomes: Sequence[Outcome]) -> str:
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Join names, or count them if they are many.
+    """Join names, or count them if they are many or long.
 
-    >>> _joined(["drop", "fedavg", "salf"])
-    'drop, fedavg and salf'
+    >>> _joined(["drop", "fedavg", "salf"]), _joined(["salf · rounds = 10", "salf · rounds = 20"])
+    ('drop, fedavg and salf', '2 variants')
     """
-    if len(names) > _MOST_NAMED:
-        return f"{len(names)} methods" if not any(" · " in name for name in names) else f"{len(names)} variants"
+    if len(names) > _MOST_NAMED or any(_method(name) != name for name in names):
+        return f"{len(names)} {'methods' if len(set(map(_method, names))) == len(names) else 'variants'}"
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _method(label: str) -> str:
+    """Return the method of a group, with which its label begins."""
+    return label.partition(" · ")[0]
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -120,7 +132,3 @@ def _percent(share: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

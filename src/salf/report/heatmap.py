@@ -8,7 +8,7 @@ import numpy as np
 from salf.records import RoundRecord
 from salf.report.frame import WIDTH, Frame, Picture
 from salf.report.looks import Look
-from salf.report.reported import Group
+from salf.report.reported import RunGroup
 from salf.values import Floats, Ints
 
 LEVELS = 8  # of colour, above none
@@ -34,7 +34,7 @@ class HeatMap(Picture):
     clients: int
 
 
-def draw_participation(group: Group) -> HeatMap:
+def draw_participation(group: RunGroup) -> HeatMap:
     """Draw how many clients sent each layer in each round: the mean over seeds, with the output layer on top."""
     rounds = min(len(run.records) for run in group.runs)
     counts = np.mean([[record.contributors for record in run.records[:rounds]] for run in group.runs], axis=0)
@@ -90,7 +90,7 @@ class DepthPicture(Picture):
     shares: Sequence[float]
 
 
-def draw_depths(group: Group, place: int) -> DepthPicture | None:
+def draw_depths(group: RunGroup, place: int) -> DepthPicture | None:
     """Draw the share of clients that sent 0, 1, … and all layers.
 
     Args:

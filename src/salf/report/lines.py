@@ -8,7 +8,7 @@ from typing import Literal
 from salf.records import Curve, curve_of
 from salf.report.frame import WIDTH, Frame, Picture, path_through
 from salf.report.looks import Look
-from salf.report.reported import Group
+from salf.report.reported import RunGroup
 
 _POINTS = 200  # of a line; more cannot be told apart
 _MARKS = 6  # along a line
@@ -57,7 +57,7 @@ class CurvePicture(Picture):
     target: float | None
 
 
-def draw_curves(groups: Sequence[Group], target: float | None) -> list[CurvePicture]:
+def draw_curves(groups: Sequence[RunGroup], target: float | None) -> list[CurvePicture]:
     """Draw accuracy and loss against virtual time and against rounds, where rounds were evaluated.
 
     Args:

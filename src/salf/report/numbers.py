@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from salf.records import RoundRecord, deviation_of, final_accuracy, mean_work_kept, time_to_accuracy
-from salf.report.reported import Group
+from salf.report.reported import RunGroup
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Figures:
     rejected: int
 
 
-def figures_of(group: Group) -> Figures:
+def figures_of(group: RunGroup) -> Figures:
     """Return what the runs of a group achieved."""
     accuracies = [final_accuracy(run.records) for run in group.runs]
     records = group.records
@@ -78,7 +78,7 @@ class Outcome:
     times: tuple[float, ...]
 
     @classmethod
-    def of(cls, group: Group, target: float) -> "Outcome":
+    def of(cls, group: RunGroup, target: float) -> "Outcome":
         """Measure a group against a target from 0 to 1; nothing reaches a target of NaN."""
         return cls(figures_of(group), tuple(time_to_accuracy(run.records, target) for run in group.runs))
 

@@ -1,5 +1,6 @@
 """Picture files of runs and plans, PNG or SVG; the first of them imports matplotlib."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,6 @@ import numpy as np
 from salf.errors import RunFolderError
 from salf.records import RoundRecord, curve_of
 from salf.report.looks import Look
-from salf.values import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,23 +109,22 @@ def plot_deadlines(outlooks: Sequence["Outlook"], layers: Sequence[str], best_se
         best_seconds: The deadline that a line marks.
         title: The title.
     """
-    curves: dict[str, dict[str, Floats]] = {
-        "layers sent per client": {"": np.array([each.mean_depth for each in outlooks])},
-        "chance that no client sends a layer": dict(
-            zip(layers, np.array([each.empty for each in outlooks]).T, strict=True)
-        ),
+    empty = np.array([one.empty for one in outlooks]).T
+    curves: dict[str, dict[str, list[float]]] = {
+        "layers sent per client": {"": [one.mean_depth for one in outlooks]},
+        "chance that no client sends a layer": dict(zip(layers, empty.tolist(), strict=True)),
         "finished work kept (%)": {
-            "layer-wise": 100 * np.array([each.kept for each in outlooks]),
-            "dropping": 100 * np.array([each.kept_by_dropping for each in outlooks]),
+            "layer-wise": [100 * one.kept for one in outlooks],
+            "dropping": [100 * one.kept_by_dropping for one in outlooks],
         },
-        "variance factor, worst layer": {"": np.array([each.variance_factor.max() for each in outlooks])},
+        "variance factor, worst layer": {"": [float(one.variance_factor.max()) for one in outlooks]},
         "error after the budget": {
-            "bound": np.array([each.bound for each in outlooks]),
-            "estimate": np.array([each.estimate for each in outlooks]),
+            "bound": [one.bound for one in outlooks],
+            "estimate": [one.estimate for one in outlooks],
         },
-        "duration of a round (s)": {"": np.array([each.round_seconds for each in outlooks])},
+        "duration of a round (s)": {"": [one.round_seconds for one in outlooks]},
     }
-    seconds = np.array([each.deadline_seconds for each in outlooks])
+    seconds = [one.deadline_seconds for one in outlooks]
     with _style():
         figure, _ = _new_figure(11, 6.2, rows=2, columns=3)
         for axes, (heading, lines) in zip(figure.axes, curves.items(), strict=True):
@@ -136,13 +135,15 @@ def plot_deadlines(outlooks: Sequence["Outlook"], layers: Sequence[str], best_se
     return figure
 
 
-def _draw_over_deadlines(axes: "Axes", seconds: Floats, lines: Mapping[str, Floats], heading: str) -> None:
+def _draw_over_deadlines(
+    axes: "Axes", seconds: Sequence[float], lines: Mapping[str, Sequence[float]], heading: str
+) -> None:
     """Draw one of the figures of `plot_deadlines`, with a legend if it has several lines, but not very many."""
     logarithmic = heading.startswith(("error", "variance"))
     for place, (name, values) in enumerate(lines.items()):
-        shown = np.isfinite(values) & (values > (_ROUNDING if logarithmic else -1))
         look, marker = Look.of(place), "." if len(seconds) < 15 else None
-        known = np.where(shown, values, np.nan)
+        lowest = _ROUNDING if logarithmic else -1.0
+        known = [value if lowest < value < math.inf else math.nan for value in values]
         axes.plot(seconds, known, color=look.colour, linestyle=look.line, marker=marker, label=_one_line(name, 24))
     if logarithmic:
         axes.set_yscale("log")

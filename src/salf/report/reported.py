@@ -86,7 +86,7 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs with the same settings, one per seed.
 
     Attributes:
@@ -113,6 +113,11 @@ class Group:
         return [record for run in self.runs for record in run.records]
 
     @property
+    def unreproducible(self) -> tuple[str, ...]:
+        """Why the settings do not reproduce the runs, each reason once; empty if they do."""
+        return tuple(dict.fromkeys(reason for run in self.runs for reason in run.unreproducible))
+
+    @property
     def is_finished(self) -> bool:
         """Whether each run has all of its rounds."""
         return all(len(run.records) >= run.planned for run in self.runs)
@@ -133,13 +138,13 @@ def explanation_of(method: type) -> str:
     >>> explanation_of(MyMethod)
     'Wait for half of the clients.'
     """
-    lines = (vars(method).get("__doc__") or "").strip().splitlines()
+    lines = (vars(method).get("__doc__") or "").strip().replace("`", "").splitlines()
     is_generated = lines[:1] and lines[0].startswith(f"{method.__name__}(")  # by `dataclass`
     return "" if not lines or is_generated else lines[0]
 
 
-def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
-    r"""Group runs that differ only in their seed, in the order in which the first of each group is given.
+def group_runs(runs: Sequence[ReportedRun]) -> tuple[RunGroup, ...]:
+    r"""RunGroup runs that differ only in their seed, in the order in which the first of each group is given.
 
     Raises:
         RunFolderError: There are no runs, or two have the same settings and the same seed.
@@ -162,9 +167,10 @@ def group_runs(runs: Sequence[ReportedRun]) -> tuple[Group, ...]:
                 f"two runs of {same[0].method} with seed {max(seeds, key=seeds.count)} have the same settings; "
                 "pass only one of their folders"
             )
-    firsts = [same[0] for same in found.values()]
+    labels = _labels([same[0] for same in found.values()])
     return tuple(
-        Group(_label(same[0], firsts), tuple(sorted(same, key=lambda run: run.seed))) for same in found.values()
+        RunGroup(label, tuple(sorted(same, key=lambda run: run.seed)))
+        for label, same in zip(labels, found.values(), strict=True)
     )
 
 
@@ -173,21 +179,24 @@ def _compared(run: ReportedRun) -> dict[str, object]:
     return {key: value for key, value in run.flat.items() if not key.startswith(_NOT_COMPARED)}
 
 
-def _label(run: ReportedRun, firsts: Sequence[ReportedRun]) -> str:
-    """Name a group by its method and the settings in which it differs.
+def _labels(runs: Sequence[ReportedRun], *, optional: bool = False) -> list[str]:
+    """Name each run by its method and the settings in which it differs from the others.
 
-    A method's own settings are named only where several groups have this method.
+    Args:
+        runs: One run of each group.
+        optional: Whether to name settings that only some of the runs have, such as those of another model. They are
+            named if the labels would be equal without them.
     """
-    own = _compared(run)
-    among_all = differing_keys([_compared(one) for one in firsts])
-    of_method = differing_keys([_compared(one) for one in firsts if one.method == run.method])
-    keys = [key for key in among_all if key in of_method or not key.startswith("method.")]
-    return " · ".join([run.method, *(f"{key} = {_shortened(own.get(key, 'not set'))}" for key in keys)])
-
-
-def _shortened(value: object, length: int = 40) -> str:
-    written = str(value)
-    return written if len(written) <= length else f"{written[: length - 1]}…"
+    settings = [_compared(run) for run in runs]
+    labels = []
+    for run, own in zip(runs, settings, strict=True):
+        of_method = [one for one in settings if one["method.name"] == run.method]
+        keys = [key for key in differing_keys(settings) if not key.startswith("method.")]
+        keys += [key for key in differing_keys(of_method) if key.startswith("method.")]
+        common = set(settings[0]).intersection(*settings) | set(own).intersection(*of_method)
+        shown = (f"{key} = {str(own.get(key, 'not set'))[:40]}" for key in keys if optional or key in common)
+        labels.append(" · ".join([run.method, *shown]))
+    return labels if optional or len(set(labels)) == len(labels) else _labels(runs, optional=True)
 
 
 def differing_keys(settings: Sequence[Mapping[str, object]]) -> list[str]:

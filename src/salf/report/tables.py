@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from salf.report.numbers import Outcome
-from salf.report.reported import Group, differing_keys
+from salf.report.reported import RunGroup, differing_keys
 
 
 @dataclass(frozen=True)
@@ -44,50 +44,41 @@ def results_table(outcomes: Sequence[Outcome], target: float) -> Table:
     return Table("Results", list(shown), list(zip(*shown.values(), strict=True)))
 
 
-def participation_tables(groups: Sequence[Group]) -> list[Table]:
+def participation_tables(groups: Sequence[RunGroup]) -> list[Table]:
     """Return the share of clients that sent each layer, in per cent: one table for all groups with the same layers."""
-    together: dict[tuple[str, ...], list[Group]] = {}
+    together: dict[tuple[str, ...], list[RunGroup]] = {}
     for group in groups:
         together.setdefault(group.runs[0].layers, []).append(group)
-    return [_participation_table(names, same) for names, same in together.items()]
+    return [
+        Table(
+            "Share of clients that sent each layer",
+            ["layer", *(group.label for group in same)],
+            [*zip(names, *map(_layer_shares, same), strict=True)],
+        )
+        for names, same in together.items()
+    ]
 
 
-def _participation_table(names: Sequence[str], groups: Sequence[Group]) -> Table:
-    shares = [layer_shares(group) for group in groups]
-    rows = [(name, *(f"{100 * share[place]:.2f}" for share in shares)) for place, name in enumerate(names)]
-    return Table("Share of clients that sent each layer", ["layer", *(group.label for group in groups)], rows)
-
-
-def layer_shares(group: Group) -> list[float]:
+def _layer_shares(group: RunGroup) -> list[str]:
     """Return the share of clients that sent each layer, over all rounds and runs, input to output."""
     clients = max(1, sum(record.clients for record in group.records))
-    total: list[float] = np.sum([record.contributors for record in group.records], axis=0).tolist()
-    return [count / clients for count in total]
+    total: list[int] = np.sum([record.contributors for record in group.records], axis=0).tolist()
+    return [f"{100 * count / clients:.2f}" for count in total]
 
 
-@dataclass(frozen=True)
-class SettingsBlock:
-    """The complete settings of a group.
+def settings_blocks(groups: Sequence[RunGroup]) -> dict[str, list[tuple[str, bool]]]:
+    """Return the settings of each group by its label and seeds.
 
-    Attributes:
-        name: The group's label and seeds.
-        lines: Each line of the TOML, and whether to mark it because the groups differ in it.
+    Returns:
+        The lines of each group's TOML, and whether to mark a line because the groups differ in it.
     """
-
-    name: str
-    lines: Sequence[tuple[str, bool]]
-
-
-def settings_blocks(groups: Sequence[Group]) -> list[SettingsBlock]:
-    """Return the settings of each group, with what differs between groups marked."""
     differing = {key for key in differing_keys([group.runs[0].flat for group in groups]) if key != "seed"}
-    return [
-        SettingsBlock(
-            f"{group.label}, seed{'s' if len(group.seeds) > 1 else ''} {', '.join(map(str, group.seeds))}",
-            marked_lines(group.runs[0].settings, differing),
+    return {
+        f"{group.label}, seed{'s' if len(group.seeds) > 1 else ''} {', '.join(map(str, group.seeds))}": marked_lines(
+            group.runs[0].settings, differing
         )
         for group in groups
-    ]
+    }
 
 
 def marked_lines(settings: str, keys: Collection[str]) -> list[tuple[str, bool]]:

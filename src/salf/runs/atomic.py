@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent."""
 
 import errno
 import os
@@ -9,15 +9,28 @@ from salf.errors import RunFolderError
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that a reader, or a later run after a crash, finds the old content or the new, never half of it.
+    """Write a file so that readers see the old content or the new, never a part.
 
-    Raises `RunFolderError` when it cannot be written; the old content stays.
+    The content is on the disk before the file gets its name, so this also holds when the process or the machine dies.
+
+    Args:
+        path: Where to write; a regular file, or nothing yet.
+        payload: The whole new content.
+
+    Raises:
+        RunFolderError: The file cannot be written; the old content stays.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder) / "note.txt", b"new")
+    ...     (Path(folder) / "note.txt").read_bytes()
+    b'new'
     """
-    # The name is always the same, so that what a killed process has left half-written is overwritten by the next.
+    # The name is always the same, so the next write replaces what a killed process left half-written.
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        if path.exists() and not path.is_file():  # such as a device, in whose place the file would come
-            raise RunFolderError(f"cannot write {path}: it is no ordinary file; name another")
+        if path.exists() and not path.is_file():  # such as a device, which the rename would replace
+            raise RunFolderError(f"cannot write {path}: it is not a regular file; choose another name")
         with temporary.open("wb") as file:
             file.write(payload)
             file.flush()
@@ -28,15 +41,33 @@ def write_atomically(path: Path, payload: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise RunFolderError(f"cannot write {path}: {error.strerror or error}; mend that and go on") from error
+            raise unwritable(path, error) from error
         raise
 
 
+def unwritable(path: Path, error: OSError) -> RunFolderError:
+    """Return the error for a file that cannot be written.
+
+    >>> print(unwritable(Path("a.txt"), OSError(28, "No space left on device")))
+    cannot write a.txt: No space left on device; free space or check its permissions, then resume
+    """
+    return RunFolderError(f"cannot write {path}: {reason_of(error)}; free space or check its permissions, then resume")
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Return what the system says, without the path and the error's number.
+
+    >>> reason_of(OSError(28, "No space left on device", "/data"))
+    'No space left on device'
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _sync_names(folder: Path) -> None:
-    """Let a file's new name survive the machine, where folders can be synced at all."""
+    """Make a file's new name survive a crash of the machine, where folders can be synced."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # such as on Windows, or in a folder that may be written to but not read
+    except OSError:  # on Windows, or in a folder that may be written to but not read
         return
     try:
         os.fsync(descriptor)

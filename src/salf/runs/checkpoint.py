@@ -1,7 +1,8 @@
-"""Checkpoints of a run."""
+"""Checkpoints: all of a server's state in one file, which gives every number back to the last bit."""
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from salf.aggregation import Buffer, Remembered
 from salf.errors import RunFolderError
 from salf.participation import ObservedReach, ObservedSpeeds
-from salf.runs.atomic import write_atomically
+from salf.runs.atomic import reason_of, write_atomically
 from salf.simulation import ActiveJob, ActiveJobs, ServerState
 
 _FORMAT = "salf-checkpoint-4"
@@ -22,66 +23,91 @@ _FORMAT = "salf-checkpoint-4"
 
 @dataclass(frozen=True)
 class Attachment:
-    """What else must survive with a state: tensors, and `notes` that JSON can hold."""
+    """What else is kept with a state.
+
+    Args:
+        tensors: Further tensors by name.
+        notes: Anything that JSON can hold.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, state: ServerState, attachment: Attachment | None = None) -> None:
-    """Write all of `state`, and the attachment, to one file, atomically."""
+    """Write a state, and what is attached, to one file, atomically."""
     attached = Attachment() if attachment is None else attachment
     tensors = dict(_flatten(state))
     tensors |= {f"attached/{name}": tensor for name, tensor in plain_tensors(attached.tensors).items()}
-    # A single entry: safetensors writes several in an order of its own, another in each process.
-    write_atomically(path, save_tensors(tensors, metadata={"salf": _describe(state, attached.notes)}))
+    # One entry: safetensors writes several in an order that differs between processes.
+    write_atomically(path, save_tensors(tensors, metadata={"salf": _metadata(state, attached.notes)}))
 
 
-def load_checkpoint(path: Path) -> ServerState:
-    """Read what `save_checkpoint` wrote. Raises `RunFolderError` for anything else."""
-    return load_attached(path)[0]
+def load_checkpoint(path: Path) -> tuple[ServerState, Attachment]:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        RunFolderError: The file cannot be read, is damaged, or was written by another version.
+    """
+    with _read(path) as (metadata, tensors):
+        return _unflatten(tensors, metadata), Attachment(_below("attached/", tensors), metadata.get("notes", {}))
 
 
-def load_attached(path: Path) -> tuple[ServerState, Attachment]:
-    """Read what `save_checkpoint` wrote, with its attachment. Raises `RunFolderError` for anything else."""
+def load_observed(path: Path) -> tuple[int, ObservedReach]:
+    """Read from a checkpoint only its round and how often each client reached each layer.
+
+    Raises:
+        RunFolderError: As `load_checkpoint` does.
+    """
+    with _read(path, "observed/") as (metadata, tensors):
+        return int(metadata["round"]), _observed(tensors)
+
+
+@contextmanager
+def _read(path: Path, prefix: str = "") -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Open a checkpoint; give its metadata and the tensors whose names begin with `prefix`."""
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {}).get("salf", "{}"))
-            if description.get("format") != _FORMAT:
+            metadata = json.loads((file.metadata() or {}).get("salf", "{}"))
+            if metadata.get("format") != _FORMAT:
                 raise RunFolderError(
-                    f"{path} is not a checkpoint of this version of salf; start the run anew elsewhere"
+                    f"{path} is not a checkpoint of this version of salf; start the run again in another folder"
                 )
-            # In memory of their own: products of matrices are rounded otherwise where these do not begin as torch's do.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-        return _unflatten(tensors, description), Attachment(_under("attached/", tensors), description.get("notes", {}))
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - safe_open is no mapping
+            # Clones begin where torch aligns memory: elsewhere matrix products are rounded differently.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+        yield metadata, tensors
     except OSError as error:
-        raise RunFolderError(f"cannot read the checkpoint {path}: {error.strerror or error}; mend that") from error
+        raise RunFolderError(f"cannot read the checkpoint {path}: {reason_of(error)}; check its permissions") from error
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"the checkpoint {path} is damaged ({error}); start the run anew elsewhere") from error
+        raise RunFolderError(
+            f"the checkpoint {path} is damaged ({error}); start the run again in another folder"
+        ) from error
 
 
 def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy to tensors that share no memory, as safetensors wants them (tied weights share it)."""
+    """Copy to CPU tensors that share no memory, which safetensors requires (tied weights share it)."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
     }
 
 
-def _describe(state: ServerState, notes: Mapping[str, Any]) -> str:
-    """Put what is not a tensor into JSON, which gives every float back to the last bit."""
+def _metadata(state: ServerState, notes: Mapping[str, Any]) -> str:
+    """Return what is not a tensor, as JSON."""
     memory = {
         client: {layer: [last.weight, last.steps, list(last.deltas), last.turn] for layer, last in layers.items()}
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
     if state.active_jobs is not None:
-        described["flights"] = _describe_flights(state.active_jobs)
+        described["flights"] = _active_jobs_metadata(state.active_jobs)
     if notes:
         described["notes"] = dict(notes)
     return json.dumps(described, sort_keys=True)
 
 
-def _describe_flights(active_jobs: ActiveJobs) -> dict[str, object]:
+def _active_jobs_metadata(active_jobs: ActiveJobs) -> dict[str, object]:
+    """Return what JSON holds of the jobs in progress; the names of the keys are those of the file format."""
     return {
         "under_way": [asdict(active_job) for active_job in active_jobs.under_way],
         "jobs": dict(active_jobs.begun),
@@ -91,6 +117,7 @@ def _describe_flights(active_jobs: ActiveJobs) -> dict[str, object]:
 
 
 def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a state under names that say where they belong."""
     for name, tensor in plain_tensors(state.weights).items():
         yield f"weights/{name}", tensor
     for name, array in state.observed.to_arrays().items():
@@ -105,10 +132,11 @@ def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in plain_tensors(last.deltas).items():
                 yield f"memory/{client}/{name}", tensor
     if state.active_jobs is not None:
-        yield from _flatten_flights(state.active_jobs)
+        yield from _flatten_active_jobs(state.active_jobs)
 
 
-def _flatten_flights(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
+def _flatten_active_jobs(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
+    """Yield the models from which the jobs in progress started, and the sums of the buffer."""
     for version, weights in active_jobs.starts.items():
         for name, tensor in plain_tensors(weights).items():
             yield f"start/{version}/{name}", tensor
@@ -116,35 +144,48 @@ def _flatten_flights(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
         yield f"buffer/{name}", tensor
 
 
-def _unflatten(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> ServerState:
-    weights, observed = (_under(prefix, tensors) for prefix in ("weights/", "observed/"))
+def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ServerState:
+    """Build the state again from what `_flatten` and `_metadata` returned."""
     memory = {
         int(client): {
             layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, turn)
             for layer, (weight, steps, names, turn) in layers.items()
         }
-        for client, layers in description["memory"].items()
+        for client, layers in metadata["memory"].items()
     }
-    seen = ObservedReach.from_arrays({name: tensor.numpy() for name, tensor in observed.items()})
-    speeds = ObservedSpeeds.from_arrays({name: one.numpy() for name, one in _under("speeds/", tensors).items()})
+    speeds = ObservedSpeeds.from_arrays({name: one.numpy() for name, one in _below("speeds/", tensors).items()})
     optimizer: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimizer/", tensors).items():
+    for name, tensor in _below("optimizer/", tensors).items():
         moment, _, parameter = name.partition("/")
         optimizer.setdefault(parameter, {})[moment] = tensor
-    active_jobs = _unflatten_flights(tensors, description["flights"]) if "flights" in description else None
+    active_jobs = _unflatten_active_jobs(tensors, metadata["flights"]) if "flights" in metadata else None
     return ServerState(
-        int(description["round"]), float(description["time_s"]), weights, seen, memory, optimizer, speeds, active_jobs
+        int(metadata["round"]),
+        float(metadata["time_s"]),
+        _below("weights/", tensors),
+        _observed(tensors),
+        memory,
+        optimizer,
+        speeds,
+        active_jobs,
     )
 
 
-def _unflatten_flights(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> ActiveJobs:
-    scale, count = description["buffer"]
-    under_way = tuple(ActiveJob(**active_job) for active_job in description["under_way"])
+def _observed(tensors: Mapping[str, Tensor]) -> ObservedReach:
+    """Return how often each client reached each layer."""
+    return ObservedReach.from_arrays({name: one.numpy() for name, one in _below("observed/", tensors).items()})
+
+
+def _unflatten_active_jobs(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ActiveJobs:
+    """Build the jobs in progress again; only jobs that answer need their model."""
+    scale, count = metadata["buffer"]
+    under_way = tuple(ActiveJob(**active_job) for active_job in metadata["under_way"])
     versions = {active_job.version for active_job in under_way if active_job.answers}
-    starts = {version: _under(f"start/{version}/", tensors) for version in versions}
-    jobs = {int(client): begun for client, begun in description["jobs"].items()}
-    return ActiveJobs(under_way, starts, jobs, description["version"], Buffer(_under("buffer/", tensors), scale, count))
+    starts = {version: _below(f"start/{version}/", tensors) for version in versions}
+    jobs = {int(client): begun for client, begun in metadata["jobs"].items()}
+    return ActiveJobs(under_way, starts, jobs, metadata["version"], Buffer(_below("buffer/", tensors), scale, count))
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,12 +1,14 @@
-"""Several methods on equal terms: the same data, seeds and devices, and what comes of it in one table."""
+"""Several methods on equal terms: the same data, seeds and devices, summarised method by method."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import scipy
 
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
@@ -14,22 +16,25 @@ from salf.records import accuracy_at, deviation_of, mean_work_kept, target_accur
 from salf.runs.pool import Assignment, RunsObserver, run_all
 from salf.runs.run import Run
 
-_ROUNDING = 1 + 1e-9  # sums of unequal deadlines may be a little less than those of equal ones
+_ROUNDING = 1 + 1e-9  # equal times that were summed from unequal deadlines differ by rounding
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a method's runs over all seeds come to.
+    """The results of one method's runs over all seeds.
 
-    `accuracies` are the final test accuracies, seed by seed, `equal_time_accuracies` those at the virtual time at which
-    the shortest of all runs ended, `time_s` the mean virtual time of a whole run, `times_to_target` the virtual time at
-    which each seed's run first reached the target (infinite: never), `work_kept` the share of finished work that
-    entered the model, `bytes_down` and `bytes_up` what the server of a run sent and received, on average.
-
-    `starving` names the layers that starved in any of the runs, input to output.
-
-    `rival` is the best of the other methods at equal virtual time, `p_value` that of a paired t-test against it, two
-    sides, seed by seed; None where there is no other method, or a single seed.
+    Attributes:
+        method: The method's name.
+        accuracies: Final test accuracy of each seed, between 0 and 1.
+        equal_time_accuracies: Accuracy of each seed at the virtual time at which the shortest of all runs ended.
+        time_s: Mean virtual time of a whole run, in seconds.
+        times_to_target: Virtual time at which each seed first reached the target; infinite if it never did.
+        work_kept: Share of the clients' finished work that entered the model.
+        bytes_down: Mean bytes that the server of a run sent.
+        bytes_up: Mean bytes that it received.
+        starving: The layers that starved in any of the runs, input to output.
+        rival: The best other method at equal virtual time; None without one.
+        p_value: Of a paired t-test against the rival, two-sided, seed by seed; None for a single seed.
     """
 
     method: str
@@ -61,7 +66,7 @@ class Summary:
 
     @property
     def equal_time_deviation(self) -> float:
-        """The same at equal virtual time; NaN also where some run was not tested by then."""
+        """The standard deviation at equal virtual time; NaN also where some run was not tested by then."""
         return deviation_of(self.equal_time_accuracies)
 
     @property
@@ -72,7 +77,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of every method, in the order in which they were asked for, and the accuracy they are timed to."""
+    """The runs of every method.
+
+    Attributes:
+        experiment: What all runs have in common.
+        target: The accuracy to which time is measured.
+        runs: The runs of each method, one per seed, in the order in which the methods were named.
+    """
 
     experiment: Experiment
     target: float
@@ -80,23 +91,24 @@ class Comparison:
 
     @property
     def equal_time_s(self) -> float:
-        """The virtual time that all runs have: that of the shortest."""
+        """The virtual time at which the shortest of all runs ended."""
         return min(run.time_s for runs in self.runs.values() for run in runs)
 
-    @property
+    @cached_property
     def summaries(self) -> tuple[Summary, ...]:
         """One summary per method."""
         alone = [self._summarise(method, runs) for method, runs in self.runs.items()]
         return tuple(_against_rival(summary, alone) for summary in alone)
 
     def speed_up(self, summary: Summary) -> float | None:
-        """Return how much sooner than by waiting for everyone the target is reached; None where one of them never."""
+        """Return the time to target of `fedavg` divided by that of a method; None if either never reaches it."""
         waiting = next((other for other in self.summaries if other.method == "fedavg"), None)
         if waiting is None or math.isinf(waiting.time_to_target) or math.isinf(summary.time_to_target):
             return None
         return waiting.time_to_target / summary.time_to_target
 
     def _summarise(self, method: str, runs: Sequence[Run]) -> Summary:
+        """Summarise a method's runs, one per seed, without its rival."""
         return Summary(
             method,
             tuple(run.accuracy for run in runs),
@@ -121,13 +133,24 @@ def compare(
     watch: RunsObserver = None,
     learning_rates: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """Run `experiment` by each of `methods` with `seeds` seeds, counted up from the experiment's own.
+    """Run an experiment by several methods over several seeds.
 
-    Each run is kept in `out/METHOD/seed-N` if a folder is given; `resume` goes on with those that are there. With
-    `jobs` above 1 that many processes share the runs. `watch` is called with the number of rounds done so far.
-    `learning_rates` gives methods a `client.lr` of their own.
+    Args:
+        experiment: What all runs have in common; its seed is the first.
+        methods: Names of methods, each once.
+        seeds: How many seeds, counted up from the experiment's own.
+        out: Keeps each run in `out/METHOD/seed-N`; None keeps nothing.
+        resume: Whether runs that are already there continue.
+        jobs: How many processes share the runs.
+        watch: Called with the number of rounds played so far.
+        learning_rates: A `client.lr` for some of the methods.
 
-    Raises the first error of any run, once the others have stopped and saved what they have.
+    Raises:
+        SalfError: The first error of any run, once the others have stopped and saved what they have.
+
+    >>> experiment = Experiment.load("digits", rounds=2, **{"data.clients": 4})
+    >>> [(one.method, len(one.accuracies)) for one in compare(experiment, ["salf", "drop"], seeds=2).summaries]
+    [('salf', 2), ('drop', 2)]
     """
     check_methods(methods, seeds)
     planned = [
@@ -150,13 +173,13 @@ def compare(
 def check_methods(methods: Sequence[str], seeds: int) -> None:
     """Raise `InvalidSetting` unless there is something to compare."""
     if seeds < 1:
-        raise InvalidSetting(f"seeds is {seeds}; a comparison needs at least 1")
+        raise InvalidSetting(f"seeds is {seeds}; choose at least 1")
     if not methods or len(set(methods)) < len(methods):
         raise InvalidSetting(f"methods are {', '.join(methods) or 'none'}; name each method to compare once")
 
 
 def with_learning_rate(experiment: Experiment, rates: Mapping[str, float] | None) -> Experiment:
-    """Return the experiment with the learning rate that its method was given, if any."""
+    """Return the experiment with the learning rate of its method, if `rates` has one."""
     rate = (rates or {}).get(experiment.method.name)
     return experiment if rate is None else replace(experiment, client=replace(experiment.client, lr=rate))
 
@@ -164,8 +187,6 @@ def with_learning_rate(experiment: Experiment, rates: Mapping[str, float] | None
 def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
     """Add the best of the other methods at equal virtual time, and how sure the difference is."""
     others = [other for other in everyone if other.method != summary.method]
-    if not others:
-        return summary
     tested = [other for other in others if math.isfinite(other.equal_time_accuracy)]
     if not tested:
         return summary
@@ -175,19 +196,17 @@ def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
 
 
 def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return the p-value of a paired t-test, two sides.
+    """Return the p-value of a paired t-test, two-sided.
 
-    None where the test says nothing: for less than two pairs, pairs that were not tested, and unequal pairs that all
-    differ by the same.
+    None where the test says nothing: fewer than two pairs, values that are not finite, or pairs that all differ by the
+    same amount.
     """
     differences = np.subtract(one, other)
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     if np.ptp(differences) == 0:
         return None if differences[0] else 1.0
-    from scipy.stats import ttest_rel  # noqa: PLC0415 - takes most of a second to import
-
-    return float(ttest_rel(one, other).pvalue)
+    return float(scipy.stats.ttest_rel(one, other).pvalue)
 
 
 def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:

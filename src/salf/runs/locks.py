@@ -1,56 +1,45 @@
-"""One process at a time in a folder: a lock that the system takes back when its holder dies."""
+"""One process at a time in a folder; the system frees the lock when its holder dies."""
 
-import os
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from salf.errors import RunFolderError
 
-# Workers of a comparison that was killed notice it when their round is over.
+LOCK_NAME = ".lock"  # an empty file that stays in the folder: removing it could let two processes in
+# Workers of a killed comparison leave when their round is over.
 _PATIENCE_SECONDS = 5.0
-_PAUSE_SECONDS = 0.1
 
 
-class FolderLock:
-    """A lock on a folder, held from its making until `release`, or the death of the process.
+def lock_folder(folder: Path, patience_seconds: float = _PATIENCE_SECONDS) -> BaseFileLock:
+    """Lock a folder against other processes; call `release` on the result, or let the process end.
 
-    It is advice to other processes that ask for it, leaves no file, and is not there on Windows or on file systems that
-    lock no folders. Raises `RunFolderError` if somebody else keeps it for more than `patience_seconds`.
+    File systems without locks are used unlocked.
+
+    Args:
+        folder: An existing folder.
+        patience_seconds: How long to wait while another process holds the lock.
+
+    Raises:
+        RunFolderError: Another process holds the lock for longer than that.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     lock = lock_folder(Path(folder))
+    ...     try:
+    ...         lock_folder(Path(folder), patience_seconds=0.0)
+    ...     except RunFolderError as error:
+    ...         print(str(error).replace(folder, "DIR"))
+    ...     lock.release()
+    another process is at work on the run in DIR; wait until it ends, stop it, or choose another folder
     """
-
-    def __init__(self, folder: Path, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        self._handle: int | None = None
-        with suppress(OSError):
-            self._handle = os.open(folder, os.O_RDONLY)
-        patient_until = time.monotonic() + patience_seconds
-        while self._handle is not None and not _locked(self._handle):
-            if time.monotonic() >= patient_until:
-                self.release()
-                raise RunFolderError(
-                    f"another process is at work on the run in {folder}; wait until it has ended, stop it, or choose "
-                    "another folder"
-                )
-            time.sleep(_PAUSE_SECONDS)
-
-    def release(self) -> None:
-        """Let others in; releasing twice does no harm."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-
-def _locked(handle: int) -> bool:
-    """Try to lock; return whether nobody else has, as far as the system can tell."""
-    if sys.platform == "win32":
-        return True
-    import fcntl  # noqa: PLC0415 - not on Windows
-
+    lock = FileLock(folder / LOCK_NAME, timeout=patience_seconds, poll_interval=0.1, thread_local=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without such locks
-        return True
-    return True
+        lock.acquire()
+    except Timeout as error:
+        raise RunFolderError(
+            f"another process is at work on the run in {folder}; wait until it ends, stop it, or choose another folder"
+        ) from error
+    except OSError:  # no locks here; a folder that cannot be written to is refused at the first write
+        pass
+    return lock

@@ -22,17 +22,22 @@ from salf.errors import SalfError
 from salf.experiment import Experiment
 from salf.participation import StarvationWarning
 from salf.records import RoundRecord
-from salf.runs.folder import RunFolder
+from salf.runs.finished import read_finished_run
 from salf.runs.run import Run, run_experiment
+from salf.runs.run_files import check_folder
 
-RunsObserver = Callable[[int], None] | None
+RunsObserver = Callable[[int], None] | None  # called with the number of rounds played
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A run to be done: its experiment, the folder in which it is kept, and whether it goes on where it was stopped.
+    """One run among many.
 
-    With `validate` it is tested on training examples that are held out, not on the test data.
+    Args:
+        experiment: What to compute.
+        folder: Where the run is kept; None keeps nothing.
+        resume: Whether a run that is already in the folder continues.
+        validate: Whether to test on held-out training examples instead of the test data.
     """
 
     experiment: Experiment
@@ -42,18 +47,43 @@ class Assignment:
 
 
 def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: RunsObserver = None) -> list[Run]:
-    """Do all runs, on `jobs` processes; `watch` is called with the number of rounds done so far.
+    """Do all runs; if all of them are finished in their folders, only read them.
 
-    Each run computes on one thread, so that its results do not depend on `jobs`. Raises the first error of any run,
-    once the others have stopped and saved what they have.
+    Each run computes on one thread, so results do not depend on `jobs`.
+
+    Args:
+        assignments: The runs; folders are checked before the first run starts.
+        jobs: How many processes share the runs; 1 runs them in this process.
+        watch: Called with the number of rounds played so far.
+
+    Raises:
+        SalfError: The first error of any run, once the others have stopped and saved what they have.
     """
     for one in assignments:
         if one.folder is not None:
-            RunFolder.check(one.folder, one.experiment, resume=one.resume)
+            check_folder(one.folder, one.experiment, resume=one.resume)
+    finished = _read_all(assignments)
+    if finished is not None:
+        return finished
     return _run_here(assignments, watch) if jobs == 1 else _run_in_processes(assignments, watch, jobs)
 
 
+def _read_all(assignments: Sequence[Assignment]) -> list[Run] | None:
+    """Return the runs if all are finished.
+
+    Otherwise none is taken as it is: resuming checks that each was made on the data that the others are made on now.
+    """
+    found: list[Run] = []
+    for one in assignments:
+        run = None if one.folder is None else read_finished_run(one.folder, one.experiment)
+        if run is None:
+            return None
+        found.append(run)
+    return found
+
+
 def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Run]:
+    """Do the runs one after another, on one thread."""
     done = count(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -64,7 +94,8 @@ def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Ru
 
 
 def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jobs: int) -> list[Run]:
-    # A process is started afresh, not forked: torch's threads do not survive a fork.
+    """Share the runs among `jobs` new processes, and wait for all of them."""
+    # Processes are spawned, not forked: torch's threads do not survive a fork.
     context = get_context("spawn")
     stop, done = context.Event(), context.Value("q", 0)
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_become_worker, initargs=(stop, done)) as pool:
@@ -75,17 +106,17 @@ def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jo
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise SalfError(
-                "a process of the comparison died (was the memory used up?); share the runs among fewer processes "
-                "(--jobs), and go on with those that were kept (--resume)"
+                "a process of the comparison died (was the memory used up?); resume the runs that were kept (--resume) "
+                "on fewer processes (--jobs)"
             ) from error
         finally:
-            # Nothing is left to do, or somebody failed: the others stop after the round they are in.
+            # All runs have ended, or one has failed: the others stop after the round they are in.
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: RunsObserver) -> None:
-    """Wait until all runs have ended or one has failed, telling `watch` how many rounds were played."""
+    """Wait until all runs have ended or one has failed; call `watch` with the number of rounds played."""
     pending = True
     while pending:
         pending = bool(wait(futures, timeout=0.25, return_when=FIRST_EXCEPTION).not_done)
@@ -97,57 +128,60 @@ def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: Runs
 
 
 class _Stopped(Exception):
-    """The comparison was given up while this run was going on."""
+    """The comparison ended while this run was in progress."""
 
 
 @dataclass(frozen=True)
-class _Ties:
-    """What ties a worker to the process that started it."""
+class _SharedState:
+    """What a worker shares with the process that started it: the order to stop, and the rounds played by all."""
 
     stop: Event
     done: "Synchronized[int]"
 
 
-_ties: _Ties | None = None  # set in worker processes only, which cannot be given it in any other way
+_shared: _SharedState | None = None  # set in worker processes, where initialisers can only leave it in a global
 
 
 def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
-    global _ties  # noqa: PLW0603
-    _ties = _Ties(stop, done)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers stops them
+    """Prepare a new process: it ignores Ctrl-C, computes on one thread, and counts its rounds for all."""
+    global _shared  # noqa: PLW0603 - see its definition
+    _shared = _SharedState(stop, done)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the workers stops them
     torch.set_num_threads(1)
 
 
 def _run_in_worker(assignment: Assignment) -> Run:
+    """Do a run in a worker process."""
     return _run(assignment, _count_round)
 
 
 def _run(assignment: Assignment, watch: Callable[[RoundRecord], None]) -> Run:
+    """Do a run; with `validate` on data whose test examples are a tenth of the training examples."""
     dataset = None
     if assignment.validate:
         settings = assignment.experiment.data
         dataset = load(settings.name, settings.root).held_out(assignment.experiment.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StarvationWarning)  # each run tells at its end, and they are told together
+        warnings.simplefilter("ignore", StarvationWarning)  # the comparison reports starving layers at its end
         return run_experiment(assignment.experiment, assignment.folder, assignment.resume, watch=watch, dataset=dataset)
 
 
 def _count_round(_: RoundRecord) -> None:
-    """Count a round, unless the comparison was given up or the process that asked for it is dead."""
-    if _ties is None:
+    """Count a round; stop if the comparison has ended or the process that started it is dead."""
+    if _shared is None:
         return
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
-    if _ties.stop.is_set():
+    if _shared.stop.is_set():
         raise _Stopped
-    with _ties.done.get_lock():
-        _ties.done.value += 1
+    with _shared.done.get_lock():
+        _shared.done.value += 1
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C from their first moment on."""
+    """Make processes that start within the block ignore Ctrl-C from their first moment."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

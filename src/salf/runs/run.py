@@ -1,4 +1,4 @@
-"""A run."""
+"""One run of an experiment, kept in a folder or not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 from salf.data import Dataset
 from salf.engines import Engine, Training
 from salf.experiment import Experiment
-from salf.methods import AnyMethod
+from salf.methods import Method
 from salf.participation import Starving, starving
 from salf.records import RoundRecord, final_accuracy
 from salf.runs.folder import RunFolder
@@ -19,7 +19,14 @@ from salf.simulation import ServerState, Simulation, with_method
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its experiment, one record per round, its folder if it was kept, and the layers that starved."""
+    """A finished run.
+
+    Attributes:
+        experiment: What was run.
+        records: One per round.
+        folder: Where the run was kept, if it was.
+        starving: The layers that starve at the end of the run, input to output.
+    """
 
     experiment: Experiment
     records: tuple[RoundRecord, ...]
@@ -42,7 +49,7 @@ def run_experiment(
     out: Path | str | None = None,
     resume: bool = False,  # noqa: FBT001, FBT002 - part of the contract of names
     *,
-    method: AnyMethod | None = None,
+    method: Method | None = None,
     watch: Callable[[RoundRecord], None] | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
@@ -80,7 +87,11 @@ def run_experiment(
     if out is None:
         simulation = prepare()
         return _finish_rounds(simulation, simulation.initial_state(), [], watch)
-    with RunFolder.open(Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds) as folder:
+    given = {"model": model, "data": dataset}
+    reasons = [f"{name} was given in Python" for name, value in given.items() if value is not None]
+    with RunFolder.open(
+        Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds, unreproducible=reasons
+    ) as folder:
         simulation = prepare()
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)

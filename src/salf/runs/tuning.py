@@ -1,4 +1,4 @@
-"""A learning rate for each method of a comparison, so that no competitor is handicapped by another's."""
+"""A learning rate for each method of a comparison, so that none is judged by a rate that suits another."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,15 @@ from salf.runs.run import Run
 
 @dataclass(frozen=True)
 class Tuning:
-    """What each learning rate reached for each method: `accuracies[method][rate]`, and the best of them."""
+    """The accuracy of each learning rate for each method.
+
+    Attributes:
+        accuracies: `accuracies[method][rate]` is the final accuracy on held-out training examples.
+
+    >>> tuning = Tuning({"salf": {0.1: 0.8, 0.3: 0.9}})
+    >>> tuning.learning_rates, tuning.edges
+    ({'salf': 0.3}, {'salf': 'largest'})
+    """
 
     accuracies: dict[str, dict[float, float]]
 
@@ -25,9 +33,9 @@ class Tuning:
 
     @property
     def edges(self) -> dict[str, str]:
-        """The methods whose best rate is the "smallest" or the "largest" of several that were tried.
+        """The methods whose best rate is the "smallest" or the "largest" of several.
 
-        One beyond may be better still: only between two others is a rate known to be the best.
+        A rate beyond it may be better: a rate is known to be the best only between two others.
         """
         ends = {method: (min(tried), max(tried)) for method, tried in self.accuracies.items() if len(tried) > 1}
         best = self.learning_rates
@@ -49,16 +57,29 @@ def tune(
     jobs: int = 1,
     watch: RunsObserver = None,
 ) -> Tuning:
-    """Try every rate with every method, and judge each by its final accuracy.
+    """Try every learning rate with every method, and judge each by its final accuracy.
 
-    They are judged by a tenth of the training examples, which is held out, not by the test data, and with a `seed` that
-    should not be one of those to be compared. Runs are kept in `out/METHOD/tuning/lr-RATE` if a folder is given. Raises
-    `InvalidSetting` for rates that are no positive numbers.
+    A tenth of the training examples is held out to judge the rates; the test data are not used.
+
+    Args:
+        experiment: What all runs have in common.
+        methods: Names of methods, each once.
+        rates: Different positive learning rates.
+        seed: The seed of all runs; choose one that is not compared later.
+        out: Keeps each run in `out/METHOD/tuning/lr-RATE`; None keeps nothing.
+        resume: Whether runs that are already there continue.
+        jobs: How many processes share the runs.
+        watch: Called with the number of rounds played so far.
+
+    Raises:
+        InvalidSetting: The rates are not different positive numbers.
     """
     check_methods(methods, 1)
     wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
     if not rates or wrong or len(set(rates)) < len(rates):
-        raise InvalidSetting(f"learning rates are {[*rates]}; name different positive numbers, such as 0.03, 0.1, 0.3")
+        raise InvalidSetting(
+            f"learning rates are {[*rates]}; choose different positive numbers, such as 0.03, 0.1, 0.3"
+        )
     planned = [
         replace(with_learning_rate(experiment.with_method(method), {method: rate}), seed=seed)
         for method in methods
@@ -67,13 +88,14 @@ def tune(
     runs = run_all(
         [Assignment(one, _folder(one, out), resume, validate=True) for one in planned], jobs=jobs, watch=watch
     )
-    return Tuning({method: _judge(runs, method) for method in methods})
+    return Tuning({method: _final_accuracies(runs, method) for method in methods})
 
 
 def _folder(experiment: Experiment, out: Path | None) -> Path | None:
+    """Return where the run with this learning rate is kept."""
     return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr!r}"
 
 
-def _judge(runs: Sequence[Run], method: str) -> dict[float, float]:
-    """Return the final accuracy of each rate."""
+def _final_accuracies(runs: Sequence[Run], method: str) -> dict[float, float]:
+    """Return the final accuracy of each learning rate that was tried with a method."""
     return {run.experiment.client.lr: run.accuracy for run in runs if run.experiment.method.name == method}

@@ -11,7 +11,7 @@ from salf.data import Dataset
 from salf.engines import Tasks
 from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
-from salf.methods import AnyMethod, Method, is_asynchronous
+from salf.methods import Method, is_asynchronous, is_synchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
@@ -60,7 +60,7 @@ class Simulation:
         self,
         experiment: Experiment,
         *,
-        method: AnyMethod | None = None,
+        method: Method | None = None,
         model: nn.Module | None = None,
         dataset: Dataset | None = None,
         build_engine: BuildEngine | None = None,
@@ -136,7 +136,7 @@ class Simulation:
         return SynchronousRounds(*parts, method, training)
 
 
-def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
+def with_method(experiment: Experiment, method: Method | None) -> Experiment:
     """Return an experiment with a method in place of its own; None keeps the experiment as it is.
 
     Raises:
@@ -150,6 +150,11 @@ def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
     if method is None:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
+    if not (is_synchronous(method) or is_asynchronous(method)):
+        bases = "SynchronousMethod or AsynchronousMethod"
+        raise InvalidSetting(
+            f"method is a {type(method).__name__}, which is neither kind of method; use {bases} as base"
+        )
     try:
         return replace(experiment, method=method)
     except ValidationError as error:
@@ -160,7 +165,7 @@ def with_method(experiment: Experiment, method: AnyMethod | None) -> Experiment:
 def simulate(
     experiment: Experiment,
     *,
-    method: AnyMethod | None = None,
+    method: Method | None = None,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
 ) -> Iterator[RoundRecord]:

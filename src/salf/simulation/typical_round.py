@@ -89,7 +89,7 @@ class _ClientRound:
         times = plan.options[0 if schedule.workloads is None else int(schedule.workloads[place])]
         self.received = 0.0 if times.received is None else float(times.received[place])
         self.forwarded = None if times.forwarded is None else times.forwarded[place]
-        self.ready, self.arrived = times.ready[place], times.conveyed[place]
+        self.ready, self.arrived = times.ready[place], times.sent[place]
         self.steps, self.end = schedule.steps[place], schedule.seconds
 
     def spans(self) -> Iterator[Span]:

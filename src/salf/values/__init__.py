@@ -1,4 +1,4 @@
-"""What all values have in common: array types, field types and strict validation. No torch."""
+"""What validated values share: array types, field types, the dataclass decorator and the registry. No torch."""
 
 from salf.values.arrays import Floats as Floats
 from salf.values.arrays import Ints as Ints
@@ -7,4 +7,8 @@ from salf.values.fields import Count as Count
 from salf.values.fields import Fraction as Fraction
 from salf.values.fields import NonNegative as NonNegative
 from salf.values.fields import Positive as Positive
+from salf.values.fields import validated as validated
 from salf.values.layer_costs import LayerCosts as LayerCosts
+from salf.values.registry import Choice as Choice
+from salf.values.registry import ExtensionWarning as ExtensionWarning
+from salf.values.registry import Registry as Registry

@@ -1,4 +1,4 @@
-"""What a node does."""
+"""The client app, which runs on every node."""
 
 import torch
 from flwr.app import Context, Message

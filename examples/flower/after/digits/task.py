@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def load_data(partition_id: int, num_partitions: int, batch_size: int, *, by_digit: bool) -> DataLoader:
-    """Return one node's share of scikit-learn's digits, which need no network: some of each, or in their order."""
+    """Return one node's share of scikit-learn's digits: some of each digit, or sorted by digit."""
     images, labels = (part[:-TEST_EXAMPLES] for part in _digits())
     if by_digit:
         own = labels.argsort(stable=True).tensor_split(num_partitions)[partition_id]
@@ -50,7 +50,7 @@ def train(model: nn.Module, optimizer: Optimizer, loader: DataLoader, epochs: in
 
 
 def test(model: nn.Module) -> float:
-    """Return the accuracy on the digits that no node has."""
+    """Return the accuracy on the test digits, which no node has."""
     images, labels = (part[-TEST_EXAMPLES:] for part in _digits())
     model.eval()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test(model: nn.Module) -> float:
 
 
 def slow_down(model: nn.Module, seconds: float) -> None:
-    """Make every layer of a model take so much longer, forwards and backwards: a slow device, on a fast one."""
+    """Simulate a slow device: make every layer take longer, forwards and backwards, by some seconds."""
     for layer in model.children():
         if seconds and next(layer.parameters(), None) is not None:
             layer.register_forward_hook(lambda *_: time.sleep(seconds))

@@ -1,4 +1,4 @@
-"""What the server does."""
+"""The server app."""
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
@@ -12,7 +12,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the model for some rounds."""
+    """Train the model for several rounds."""
     torch.manual_seed(0)
     model = Net()
     nodes = context.run_config["nodes"]

@@ -44,8 +44,8 @@ class Compiler:
     def __init__(
         self, traced: Traced, frozen: nn.Module, owner: Mapping[str, int], norms: Mapping[str, ClientNorm]
     ) -> None:
-        self._live, self._frozen, self._owner, self._norms = traced.model, frozen, owner, norms
-        self._shapes = traced.shapes
+        self._live, self._frozen, self._norms, self._shapes = traced.model, frozen, norms, traced.shapes
+        self._layer_of = {id(value): owner[name] for name, value in self._live.named_parameters() if name in owner}
         self._place = {node: place for place, node in enumerate(traced.graph.nodes)}
         self._uses: dict[fx.Node, frozenset[int]] = {}
         last = {source: node for node in traced.graph.nodes for source in node.all_input_nodes}
@@ -68,7 +68,8 @@ class Compiler:
             return _always(None)
         if node.op == "get_attr":
             return self._attribute(node)
-        arguments, named = self._referred(node.args), self._referred(node.kwargs)
+        arguments: tuple[object, ...] = self._referred(node.args)
+        named = self._referred(node.kwargs)
         refs = tuple(refs_in((arguments, named)))
         own = self._layers_of_module(node)
         uses = frozenset({*own.values(), *(layer for ref in refs if not ref.has_rows for layer in ref.uses)})
@@ -81,40 +82,34 @@ class Compiler:
             self._uses[node] = uses
             return BatchIndependentCall(lambda live: self._function(node, live=live), arguments, named, uses)
         self.layers_apart &= len(uses) <= 1
-        return self._call(node, arguments, named, refs, own, uses)
-
-    def _call(
-        self,
-        node: fx.Node,
-        arguments: tuple[object, ...],
-        named: Mapping[str, object],
-        refs: tuple[Ref, ...],
-        own: Mapping[str, int],
-        uses: frozenset[int],
-    ) -> Step:
-        """Return the step of a node that is called on rows, by the simplest kind of call that fits it."""
-        shape = self._shapes[node]
         rows = tuple(ref for ref in refs if ref.has_rows)
         if node.op == "call_module" and node.target in self._norms:
             return Call(self._norm(node), arguments, named, rows, uses, shape)
-        alone = len(refs) == 1 and not has_counts((arguments, named)) and arguments[:1] == (refs[0],)
-        if alone and not uses:
+        call = Call(self._operation(node, own), arguments, named, rows, uses, shape)
+        alone = len(refs) == 1 and not has_counts((arguments, named)) and arguments[:1] == refs
+        return self._simplified(node, call) if alone else call
+
+    def _simplified(self, node: fx.Node, call: Call) -> Step:
+        """Return the simplest step for a call whose first argument alone is rows."""
+        (ref,), rest = call.rows, call.arguments[1:]
+        if not call.uses:
             function = self._function(node, live=True)
             if isinstance(function, nn.MaxPool2d) and has_fast_form(function):
                 function = FastPool(function)
-            if arguments[1:] or named:
-                function = _bound(function, arguments[1:], named)
-            return Elementary(function, refs[0].place)
-        call = Call(self._operation(node, own), arguments, named, rows, uses, shape)
-        if alone and len(uses) == 1 and node.op == "call_module" and not arguments[1:] and not named:
-            live, frozen = (model.get_submodule(str(node.target)) for model in (self._live, self._frozen))
-            return LayerModule(live, frozen, refs[0], next(iter(uses)), shape, call)
+            return Elementary(_bound(function, rest, call.named) if rest or call.named else function, ref.place)
+        if len(call.uses) == 1 and node.op == "call_module" and not rest and not call.named:
+            (layer,) = call.uses
+            return LayerModule(*self._modules(node), ref, layer, call.shape, call)
         return call
+
+    def _modules(self, node: fx.Node) -> tuple[nn.Module, nn.Module]:
+        """Return the module that a node calls, with gradient and without."""
+        return self._live.get_submodule(str(node.target)), self._frozen.get_submodule(str(node.target))
 
     def _function(self, node: fx.Node, *, live: bool) -> Callable[..., object]:
         """Return what a node calls, with gradient or without."""
         if node.op == "call_module":
-            return (self._live if live else self._frozen).get_submodule(str(node.target))
+            return self._modules(node)[0 if live else 1]
         if node.op == "call_method":
             return _method(str(node.target))
         return cast("Callable[..., object]", node.target)
@@ -129,7 +124,7 @@ class Compiler:
                 return alive
             if not owned & live:
                 return frozen
-            module = self._live.get_submodule(str(node.target))
+            module = self._modules(node)[0]
             some: dict[str, Tensor] = {name: module.get_parameter(name) for name, layer in own.items() if layer in live}
             return partial(_call_with, cast("nn.Module", frozen), some)
 
@@ -137,8 +132,7 @@ class Compiler:
 
     def _norm(self, node: fx.Node) -> Operation:
         """Return what gives the function of a BatchNorm module: its replacement, with the module's parameters."""
-        norm = self._norms[str(node.target)]
-        alive, frozen = (model.get_submodule(str(node.target)) for model in (self._live, self._frozen))
+        norm, (alive, frozen) = self._norms[str(node.target)], self._modules(node)
         own = frozenset(self._layers_of_module(node).values())
 
         def choose(live: frozenset[int], clients: SortedClients, start: int) -> Callable[..., object]:
@@ -152,22 +146,15 @@ class Compiler:
         """Return the layers of the parameters of a node's module, by their names within it."""
         if node.op != "call_module":
             return {}
-        module = self._live.get_submodule(str(node.target))
-        names = {id(value): name for name, value in self._live.named_parameters()}
-        return {
-            own: self._owner[names[id(value)]]
-            for own, value in module.named_parameters()
-            if names[id(value)] in self._owner
-        }
+        own = self._modules(node)[0].named_parameters()
+        return {name: self._layer_of[id(value)] for name, value in own if id(value) in self._layer_of}
 
     def _attribute(self, node: fx.Node) -> Step:
         """Return the step of a node that is a parameter or another attribute of the model."""
         live, frozen = (_attribute_of(model, str(node.target)) for model in (self._live, self._frozen))
-        names = {id(value): name for name, value in self._live.named_parameters()}
-        owner = self._owner.get(names.get(id(live), ""))
-        if owner is None:
+        if id(live) not in self._layer_of:
             return _always(frozen)
-        self._uses[node] = frozenset({owner})
+        self._uses[node] = frozenset({self._layer_of[id(live)]})
         return _always(BatchIndependent(live, frozen))
 
     def _referred(self, arguments: _Arguments) -> _Arguments:

@@ -88,7 +88,8 @@ class FusedEngine:
         Sums are added unchecked: `Aggregation.finish` finds those that are not finite.
         """
         if running.sums.needs_individual_updates:
-            return add_each(running, tasks, self._updates(weights, tasks))
+            updates = self._updates(weights, tasks)
+            return add_each(running, tasks, lambda place: updates.pop(place, None))  # freed one by one
         cohort = sort_cohort(tasks, running.sums, alike=self._wide)
         running.sums.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
         return np.ones(len(tasks.clients), dtype=np.bool_)
@@ -109,11 +110,9 @@ class FusedEngine:
     ) -> Update:
         """Return a client's update, given −η ∇F of the layers that it reaches."""
         decay = -self._optimizer.lr * self._optimizer.weight_decay
-        names = [name for layer in layers for name in layer.parameters]
-        deltas = {
-            name: moves[name].add(weights[name], alpha=_alpha(decay, moves[name])) if decay else moves[name]
-            for name in names
-        }
+        deltas = {name: moves[name] for layer in layers for name in layer.parameters}
+        if decay:
+            deltas = {name: own.add(weights[name], alpha=_alpha(decay, own)) for name, own in deltas.items()}
         buffers = {name: weights[name] for layer in layers for name in layer.buffers}
         return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
 
@@ -123,25 +122,13 @@ class FusedEngine:
         moves: dict[str, Tensor] = {}
         buffers: dict[str, Tensor] = {}
         for part in cohort.parts(self._most_examples):
-            some, statistics = self._backward(weights, part)
-            for name, value in some.items():
+            for name, value in self._pass.gradients(*self._arguments(part)).items():  # −η Σ w_u ∇F_u
                 moves[name] = moves[name].add_(value) if name in moves else value
-            for name, value in statistics.items():
-                whole = not value.is_floating_point()
-                buffers[name] = value if name not in buffers or whole else buffers[name] + value
-        return self._layer_totals(weights, cohort, moves, buffers)
-
-    def _backward(
-        self, weights: Mapping[str, Tensor], cohort: SortedCohort
-    ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-        """Return −η Σ w_u ∇F_u by parameter, of what is reached, and Σ a_u b_u for buffers that changed."""
-        gradients = self._pass.gradients(*self._arguments(cohort))
-        statistics: dict[str, Tensor] = {}
-        if self._norms:
-            own = torch.from_numpy(cohort.weights)
             for norm, _ in self._norms:
-                statistics |= norm.sums(own, weights)
-        return gradients, statistics
+                for name, value in norm.sums(torch.from_numpy(part.weights), weights).items():
+                    whole = not value.is_floating_point()
+                    buffers[name] = value if name not in buffers or whole else buffers[name] + value
+        return self._layer_totals(weights, cohort, moves, buffers)
 
     def _arguments(self, cohort: SortedCohort) -> tuple[Tensor, SortedClients, GradOutput]:
         """Return the arguments of a pass over some clients: their examples, the clients and their gradient."""
@@ -187,14 +174,12 @@ class FusedEngine:
             if not reaching:
                 totals.append(None)
                 continue
-            deltas = {
-                name: moves[name] if name in moves else torch.zeros_like(weights[name]) for name in layer.parameters
-            }
-            if decays:
-                deltas = {
-                    name: (scale * own).add(weights[name], alpha=_alpha(decays[place], own))
-                    for name, own in deltas.items()
-                }
+            deltas = {}
+            for name in layer.parameters:
+                own = moves[name] if name in moves else torch.zeros_like(weights[name])
+                if decays:
+                    own = (scale * own).add(weights[name], alpha=_alpha(decays[place], own))
+                deltas[name] = own
             buffers = {name: _buffer_sum(changed.get(name), weights[name], weight) for name in layer.buffers}
             totals.append(PartialSum(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
         return totals

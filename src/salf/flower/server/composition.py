@@ -1,129 +1,143 @@
 """Which Flower strategies can be wrapped, and what they still do to the aggregated model.
 
-The layer-wise mean takes the place of a strategy's own mean over replies. What a strategy does to that mean afterwards,
-such as a step of a server optimizer or adding noise, it still does: it is handed the aggregated model as if that were
-the one reply of the round.
+The layer-wise mean replaces a strategy's own mean over replies. What a strategy does to that mean, such as a step of a
+server optimizer, it still does: it receives the aggregated model as if that were the only reply of the round.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import (
-    Bulyan,
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedAvg,
-    FedAvgM,
-    FedMedian,
-    FedTrimmedAvg,
-    FedXgbBagging,
-    FedXgbCyclic,
-    Krum,
-    MultiKrum,
-    QFedAvg,
-    Strategy,
-)
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping as FixedClipping
+from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
 from torch import Tensor
 
 from salf.aggregation import Centre, ClippedLayers, Everyone, Rule
-from salf.errors import InvalidSetting
+from salf.errors import InvalidSetting, check_type
 from salf.flower.wire import NUM_EXAMPLES, from_record, to_record
 from salf.layers import Layer, Layers
 from salf.update import all_finite
 
-_ROBUST = "it compares whole replies with each other, and is given their layer-wise mean; use robust={remedy} instead"
+_ROBUST = "it compares whole replies, but would receive their layer-wise mean; use {strategy} with robust={remedy}"
+_MEDIAN = _ROBUST.format(strategy="FedAvg()", remedy="Median()")
+_TRIMMED_MEAN = _ROBUST.format(strategy="FedAvg()", remedy="TrimmedMean()")
+_TREES = "it trains trees, which have no layers; train a neural network"
 _SERVER_CLIPPING = (
     "it clips whole replies on the server; use DifferentialPrivacyClientSideFixedClipping with fixedclipping_mod, or "
     "robust=ClippedLayers(max_norm) for a bound without a guarantee of privacy"
 )
 _REFUSED: dict[type[Strategy], str] = {
-    FedMedian: _ROBUST.format(remedy="Median()"),
-    FedTrimmedAvg: _ROBUST.format(remedy="TrimmedMean()"),
-    Bulyan: _ROBUST.format(remedy="TrimmedMean()"),
-    Krum: _ROBUST.format(remedy="Median()"),
-    MultiKrum: _ROBUST.format(remedy="Median()"),
-    QFedAvg: "it weighs each whole reply by its loss; use FedAvg",
-    FedXgbBagging: "it trains trees, which have no layers",
-    FedXgbCyclic: "it trains trees, which have no layers",
-    DifferentialPrivacyServerSideFixedClipping: _SERVER_CLIPPING,
-    DifferentialPrivacyServerSideAdaptiveClipping: _SERVER_CLIPPING,
-    DifferentialPrivacyClientSideAdaptiveClipping: (
+    flower.FedMedian: _MEDIAN,
+    flower.FedTrimmedAvg: _TRIMMED_MEAN,
+    flower.Bulyan: _TRIMMED_MEAN,
+    flower.Krum: _MEDIAN,
+    flower.MultiKrum: _MEDIAN,
+    flower.QFedAvg: "it weighs each whole reply by its loss; use FedAvg",
+    flower.FedXgbBagging: _TREES,
+    flower.FedXgbCyclic: _TREES,
+    flower.DifferentialPrivacyServerSideFixedClipping: _SERVER_CLIPPING,
+    flower.DifferentialPrivacyServerSideAdaptiveClipping: _SERVER_CLIPPING,
+    flower.DifferentialPrivacyClientSideAdaptiveClipping: (
         "it learns its clipping norm from every whole reply; use DifferentialPrivacyClientSideFixedClipping"
     ),
 }
 
 
 def check_composition(strategy: object, rule: Rule, robust: ClippedLayers | Centre | None) -> None:
-    """Raise `InvalidSetting`, with the reason and the remedy, for a strategy that cannot be wrapped."""
-    if not isinstance(strategy, Strategy):
-        raise InvalidSetting(f"strategy is {strategy!r}; give a strategy of flwr.serverapp.strategy, such as FedAvg()")
+    """Raise `InvalidSetting` if a strategy cannot be wrapped.
+
+    Args:
+        strategy: What the user wants to wrap.
+        rule: The aggregation rule; privacy noise fits only the mean over all sampled clients.
+        robust: The robust aggregation, if any.
+    """
+    check_type("strategy", strategy, Strategy, "a strategy of flwr.serverapp.strategy, such as FedAvg()")
     kind = type(strategy).__name__
     for refused, reason in _REFUSED.items():
         if isinstance(strategy, refused):
             raise InvalidSetting(f"{kind} cannot be wrapped: {reason}")
-    if not isinstance(strategy, DifferentialPrivacyClientSideFixedClipping):
+    if not isinstance(strategy, FixedClipping):
         return
     check_composition(strategy.strategy, rule, robust)
     if strategy.accountant is not None:
-        raise InvalidSetting(f"{kind} cannot be wrapped with an accountant: it counts whole replies; leave it out")
+        raise InvalidSetting(f"{kind} has an accountant, which counts whole replies; leave the accountant out")
     if type(rule) is not Everyone or rule.weight_by_examples or rule.normalise or isinstance(robust, Centre):
         raise InvalidSetting(
-            f"{kind} adds noise for a mean over all sampled clients, in which one client weighs 1/n; in a mean over a "
-            "layer's contributors it weighs more, and the noise would be too small: use rule=Everyone()"
+            f"{kind} adds noise for a mean over all sampled clients, in which one client weighs 1/n. In a mean over a "
+            "layer's contributors a client weighs more, and the noise would be too small; use rule=Everyone()"
         )
 
 
 def needs_whole_replies(strategy: Strategy) -> bool:
-    """Say whether the clients' mods of a strategy compare a reply with the message array by array."""
-    return isinstance(strategy, DifferentialPrivacyClientSideFixedClipping)
+    """Return whether a strategy's client mods compare a reply with the message array by array."""
+    return isinstance(strategy, FixedClipping)
 
 
-def release(
-    strategy: Strategy,
-    number: int,
-    asked: Message,
-    before: Mapping[str, Tensor],
-    aggregated: Mapping[str, Tensor],
-    layers: Layers,
-    metrics: MetricRecord,
-) -> tuple[dict[str, Tensor], MetricRecord]:
-    """Return the round's new model and metrics, after `strategy` has done its part to the layers that moved.
+def innermost_strategy(strategy: Strategy) -> Strategy:
+    """Return the strategy inside all wrappers.
 
-    `asked` is one of the round's messages. Layers that did not move, buffers, and what a strategy would make infinite
-    or NaN stay as they were aggregated.
+    >>> innermost_strategy(FixedClipping(FedAvgM(), 1.0, 1.0, 2)).__class__.__name__
+    'FedAvgM'
     """
-    state = dict(aggregated)
-    if _only_averages(strategy):
-        return state, metrics
-    averaging = innermost(strategy)
-    key = averaging.weighted_by_key if isinstance(averaging, FedAvg) else NUM_EXAMPLES
-    content = RecordDict({"arrays": to_record(aggregated), "metrics": MetricRecord({**metrics, key: 1})})
-    arrays, changed = strategy.aggregate_train(number, [Message(content, reply_to=asked)])
-    if arrays is not None:
-        made = from_record(arrays)
-        for layer in _moved(layers, before, aggregated):
-            tensors = {name: made[name].to(before[name].dtype) for name in layer.parameters if name in made}
-            if all(tensor.shape == before[name].shape for name, tensor in tensors.items()) and all_finite(
-                [*tensors.values()]
-            ):
-                state |= tensors
-        state |= {alias: state[first] for alias, first in layers.aliases.items() if alias in state}
-    if isinstance(strategy, FedAvgM) and strategy.server_opt:
-        strategy.current_arrays = to_record(state)  # from which its next step begins
-    return state, metrics if changed is None else changed
-
-
-def _moved(layers: Layers, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Layer]:
-    return [layer for layer in layers if any(not before[name].equal(after[name]) for name in layer.parameters)]
-
-
-def _only_averages(strategy: Strategy) -> bool:
-    return isinstance(strategy, FedAvg) and type(strategy).aggregate_train is FedAvg.aggregate_train
-
-
-def innermost(strategy: Strategy) -> Strategy:
-    """Return the strategy that others wrap, in the end."""
     inner = getattr(strategy, "strategy", None)
-    return innermost(inner) if isinstance(inner, Strategy) else strategy
+    return innermost_strategy(inner) if isinstance(inner, Strategy) else strategy
+
+
+def weight_key(strategy: Strategy) -> str | None:
+    """Return the name of the metric by which a strategy weighs replies; None if it does not say."""
+    averaging = innermost_strategy(strategy)
+    return averaging.weighted_by_key if isinstance(averaging, FedAvg) else None
+
+
+@dataclass(frozen=True)
+class AggregatedRound:
+    """The layer-wise mean of a round, before the wrapped strategy does its part.
+
+    Attributes:
+        number: The round's number.
+        message: One of the messages of the round.
+        before: The global model that was sent.
+        after: The aggregated model.
+        layers: The layers of the model.
+        metrics: The metrics of the clients.
+    """
+
+    number: int
+    message: Message
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    layers: Layers
+    metrics: MetricRecord
+
+    def finish(self, strategy: Strategy) -> tuple[dict[str, Tensor], MetricRecord]:
+        """Let a strategy do its part, and return the new model and the metrics.
+
+        Layers that did not move and buffers stay as they were aggregated. So does a layer that the strategy makes
+        infinite or NaN.
+        """
+        state, metrics = dict(self.after), self.metrics
+        if isinstance(strategy, FedAvg) and type(strategy).aggregate_train is FedAvg.aggregate_train:
+            return state, metrics  # it only averages
+        weighted = MetricRecord({**metrics, weight_key(strategy) or NUM_EXAMPLES: 1})
+        content = RecordDict({"arrays": to_record(self.after), "metrics": weighted})
+        arrays, changed = strategy.aggregate_train(self.number, [Message(content, reply_to=self.message)])
+        if arrays is not None:
+            state |= self._usable(from_record(arrays))
+            state |= {alias: state[first] for alias, first in self.layers.aliases.items() if alias in state}
+        if isinstance(strategy, FedAvgM) and strategy.server_opt:
+            strategy.current_arrays = to_record(state)  # its next step starts here
+        return state, metrics if changed is None else changed
+
+    def _usable(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters that a strategy made, of layers that moved and are finite."""
+        usable: dict[str, Tensor] = {}
+        for layer in filter(self._moved, self.layers):
+            tensors = {name: made[name].to(self.before[name].dtype) for name in layer.parameters if name in made}
+            fits = all(tensor.shape == self.before[name].shape for name, tensor in tensors.items())
+            if fits and all_finite([*tensors.values()]):
+                usable |= tensors
+        return usable
+
+    def _moved(self, layer: Layer) -> bool:
+        return any(not self.before[name].equal(self.after[name]) for name in layer.parameters)

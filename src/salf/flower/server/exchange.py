@@ -1,14 +1,13 @@
-"""Sending a round's messages and taking the replies as they come, until a given moment and not longer.
+"""Sending the messages of a round and taking the replies as they arrive, until a given time.
 
-Flower's own `send_and_receive` polls a deployment every three seconds and hands over all replies at the end.
+Flower's own `send_and_receive` polls a deployment every three seconds and returns all replies at the end.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr.app import Error, Message, MessageType, Metadata
+from flwr.app import Error, Message, MessageType, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
@@ -16,17 +15,24 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError
 
-log = logging.getLogger("flwr.salf")
+from salf.flower.server.logger import log
 
-_SAMPLING_POLL_SECONDS = 1.0  # how long Flower's sampling sleeps before it looks for nodes again
-_TOGETHER_BYTES = 32 * 2**20
-# What decoding the objects of a reply raises when a node has not made them with Flower; losing the SuperLink is none.
+_SAMPLING_POLL_SECONDS = 1.0  # Flower's sampling sleeps so long before it looks for nodes again
+_BATCH_BYTES = 32 * 2**20
+# What decoding raises for a reply that Flower did not make; the loss of the SuperLink raises other errors.
 _UNDECODABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, DecodeError)
 
 
 @dataclass
 class Exchange:
-    """A grid, looked at every `poll_seconds`; `clock` returns seconds and `sleep` lets them pass."""
+    """The messages and replies of a run, over one of Flower's grids.
+
+    Args:
+        grid: The grid that delivers the messages.
+        poll_seconds: The time between two polls.
+        clock: A function that returns seconds.
+        sleep: A function that waits for a number of seconds.
+    """
 
     grid: Grid
     poll_seconds: float = 0.25
@@ -35,25 +41,30 @@ class Exchange:
     _one_by_one: bool = field(default=False, init=False)
 
     def push(self, messages: Iterable[Message]) -> dict[str, int]:
-        """Send messages; return the node of each by the message's id, in order. What cannot be sent has none."""
+        """Send messages and return the node of each by the message's id, in order.
+
+        A message that could not be sent is left out.
+        """
         sent = list(messages)
         identities = list(self.grid.push_messages(sent)) if sent else []
-        # Grids differ in what they return for a message that could not be sent: nothing, or None in its place.
+        # For a message that could not be sent, some grids return nothing and others None.
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
         return {identity: nodes[identity] for identity in identities if identity in nodes}
 
     def replies(self, identities: Iterable[str], until: float, reply_bytes: int) -> Iterator[Message]:
-        """Yield the replies to these messages as they come, until all are there or the clock says `until`.
+        """Yield replies as they arrive, until all have arrived or the time is up.
 
-        Few of them are fetched together where a reply is large (`reply_bytes`), so that they never all wait in memory.
-        However many replies wait, no more are asked for once a poll has passed since `until`; whose turn would have
-        come is chance's matter, as long as `identities` are in the order in which nodes were sampled.
+        Args:
+            identities: The ids of the messages. Their order decides which replies are fetched last, and may be too
+                late: pass them in the random order in which nodes were sampled.
+            until: The time, by the clock, at which waiting ends. Fetching ends one poll later, even if replies wait.
+            reply_bytes: The expected size of a reply. Only a few large replies are fetched at once, to save memory.
         """
         waiting = dict.fromkeys(identities)
         while waiting:
             is_last = self.clock() >= until
-            for some in self._groups(tuple(waiting), reply_bytes):
-                for reply in self._fetch(some):
+            for batch in self._batches(tuple(waiting), reply_bytes):
+                for reply in self._fetch(batch):
                     waiting.pop(reply.metadata.reply_to_message_id, None)
                     yield reply
                 if self.clock() >= until + self.poll_seconds:
@@ -63,37 +74,42 @@ class Exchange:
             self.sleep(max(0.0, min(self.poll_seconds, until - self.clock())))
 
     def sweep(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[Message]:
-        """Yield the replies to these messages that are there now; one that cannot be decoded comes as an error."""
-        for some in self._groups(identities, reply_bytes):
-            yield from self._fetch(some)
+        """Yield the replies that have arrived so far, without waiting.
 
-    def _groups(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[tuple[str, ...]]:
-        """Yield those that are fetched together."""
-        together = max(1, _TOGETHER_BYTES // max(1, reply_bytes))
+        Args:
+            identities: The ids of the messages.
+            reply_bytes: The expected size of a reply.
+        """
+        for batch in self._batches(identities, reply_bytes):
+            yield from self._fetch(batch)
+
+    def _batches(self, identities: tuple[str, ...], reply_bytes: int) -> Iterator[tuple[str, ...]]:
+        """Yield the ids to fetch at once."""
+        size = max(1, _BATCH_BYTES // max(1, reply_bytes))
         start = 0
         while start < len(identities):
-            some = identities[start : start + (1 if self._one_by_one else together)]
-            yield some
-            start += len(some)
+            batch = identities[start : start + (1 if self._one_by_one else size)]
+            yield batch
+            start += len(batch)
 
     def _fetch(self, identities: tuple[str, ...]) -> list[Message]:
-        """Fetch the replies to these messages.
+        """Fetch the replies to these messages; one that cannot be decoded becomes an error reply.
 
-        Flower decodes replies while it fetches them. What a node has sent instead of a message stops it half-way, and
-        costs the replies that were fetched together with it: from then on they are fetched one by one.
+        Flower decodes replies while it fetches them. A malformed reply stops it half-way and costs the replies that
+        were fetched with it. From then on, replies are fetched one by one.
         """
         try:
             return list(self.grid.pull_messages(list(identities)))
         except _UNDECODABLE as error:
             if len(identities) == 1:
-                return [_unreadable(identities[0], error)]
-        log.warning("a node has sent what is no message; from now on replies are fetched one by one")
+                return [_undecodable(identities[0], error)]
+        log.warning("a node sent a malformed message; from now on replies are fetched one by one")
         self._one_by_one = True
         return [reply for identity in identities for reply in self._fetch((identity,))]
 
 
-def _unreadable(identity: str, error: Exception) -> Message:
-    """Return what stands for a reply that Flower cannot decode, as Flower itself would put it."""
+def _undecodable(identity: str, error: Exception) -> Message:
+    """Return an error reply, as Flower makes them, for a reply that Flower cannot decode."""
     metadata = Metadata(
         run_id=0,
         message_id="",
@@ -105,27 +121,33 @@ def _unreadable(identity: str, error: Exception) -> Message:
         ttl=0.0,
         message_type=MessageType.TRAIN,
     )
-    reason = f"its reply is no message ({type(error).__name__}: {error})"
+    reason = f"its reply is malformed ({type(error).__name__}: {error})"
     return make_message(metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
 
 
 class NotEnoughNodes(Exception):
-    """Sampling has waited for nodes as long as the round allows."""
+    """Too few nodes came online in the time of the round."""
 
 
 class PatientGrid(Grid):
-    """A grid that gives up waiting for nodes: Flower's sampling asks for them until there are enough, without an end.
+    """A grid that stops waiting for nodes; Flower's sampling would wait for them without an end.
 
-    `get_node_ids` raises `NotEnoughNodes` once sampling has waited and waiting again would last beyond `until`.
+    Args:
+        exchange: The exchange whose grid does everything else.
+        until: The time, by the exchange's clock, at which waiting ends.
     """
 
     def __init__(self, exchange: Exchange, until: float) -> None:
-        self._exchange, self._until = exchange, until
+        self._exchange, self._grid, self._until = exchange, exchange.grid, until
         self._began = exchange.clock()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are online."""
-        nodes = list(self._exchange.grid.get_node_ids())
+        """Return the nodes that are online.
+
+        Raises:
+            NotEnoughNodes: The sampling has waited already, and the next wait would end too late.
+        """
+        nodes = list(self._grid.get_node_ids())
         now = self._exchange.clock()
         has_waited = now - self._began >= _SAMPLING_POLL_SECONDS
         if has_waited and now + _SAMPLING_POLL_SECONDS > self._until:
@@ -134,29 +156,31 @@ class PatientGrid(Grid):
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
-        self._exchange.grid.set_run(run)
+        self._grid.set_run(run)
 
     @property
     def run(self) -> Run:
         """The run."""
-        return self._exchange.grid.run
+        return self._grid.run
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what is known of the nodes."""
-        return self._exchange.grid.get_nodes()
+        """Return what the grid knows of the nodes."""
+        return self._grid.get_nodes()
 
-    def create_message(self, *arguments: object, **named: object) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         """Create a message."""
-        return self._exchange.grid.create_message(*arguments, **named)  # type: ignore[arg-type]
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
-        return self._exchange.grid.push_messages(messages)
+        return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch the replies that are there."""
-        return self._exchange.grid.pull_messages(message_ids)
+        """Fetch the replies that have arrived."""
+        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and wait for their replies."""
-        return self._exchange.grid.send_and_receive(messages, timeout=timeout)
+        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -9,14 +9,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from salf.aggregation import Centre, ClippedLayers, Corrected, Rule
 from salf.errors import InvalidSetting
-from salf.flower.server.config import StrategyConfig
+from salf.flower.server.client_metrics import usable_evaluations
 from salf.flower.server.deadlines import Fixed, RoundDeadline
 from salf.flower.server.exchange import Exchange
-from salf.flower.server.federation import FlowerServer
-from salf.flower.server.loop import Evaluate, Loop
-from salf.flower.server.metrics import usable_evaluations
-from salf.flower.server.server_state import FederationFolder
-from salf.flower.server.training import log
+from salf.flower.server.federation_folder import FederationFolder
+from salf.flower.server.flower_server import FlowerServer
+from salf.flower.server.logger import log
+from salf.flower.server.round_loop import Evaluate, RoundLoop
+from salf.flower.server.strategy_config import StrategyConfig
 from salf.flower.wire import CountedFrom, from_record, to_record
 from salf.layers import Layers
 
@@ -24,19 +24,37 @@ from salf.layers import Layers
 class SalfStrategy(Strategy):
     """Straggler-aware layer-wise federated learning around a Flower strategy.
 
-    `strategy` samples the nodes, configures and evaluates as it always did; its mean over whole replies is replaced by
-    the layer-wise `rule` over partial ones (by default `salf.Corrected()`). Each round has a `deadline`: seconds, or
-    one of `Fixed`, `DeadlineSchedule`, `Quantile` and `Adaptive`. It ends as soon as everyone has replied, or `grace_seconds`
-    after the deadline, in which the replies travel. `layers` are the model's, as `salf.find_layers` gives them.
+    The wrapped strategy samples the nodes and configures rounds and evaluations as before. The layer-wise `rule` over
+    partial replies replaces its mean over whole replies. A round ends when all sampled clients have replied, or
+    `grace_seconds` after the deadline.
 
-    `counted_from="message"` counts what a node spends before its loop (starting a process, loading data) against its
-    deadline; its clock must agree with the server's. `"loop"` gives each loop the whole deadline, whenever it begins.
-    `robust` bounds what a hostile client can do: `ClippedLayers`, `Median` or `TrimmedMean`. `max_change` refuses an
-    update whose layers change by more than so many times their weights. `whole_replies` asks for every array in every
-    reply, for mods that compare it with the message; it is set by itself where a wrapped strategy needs it.
+    Args:
+        strategy: The strategy to wrap, such as `FedAvg()`.
+        deadline: The deadline of each round: seconds, or `Fixed`, `DeadlineSchedule`, `Quantile` or `Adaptive`.
+        layers: The layers of the model, from `salf.find_layers(model, example)`.
+        rule: The aggregation rule; by default `salf.Corrected()`.
+        robust: A protection against hostile clients: `ClippedLayers`, `Median` or `TrimmedMean`.
+        grace_seconds: How long after the deadline replies may still arrive.
+        counted_from: When a client's deadline starts. With "message", the time before its loop (starting a process,
+            loading data) counts, and the clocks of nodes and server must agree. With "loop", each loop gets the whole
+            deadline.
+        max_change: Refuse an update in which a layer changes by more than this many times its weights, in the root mean
+            square.
+        whole_replies: Whether replies include the arrays of unfinished layers, for mods that compare a reply with the
+            message. It is set automatically if the wrapped strategy needs it.
+        folder: Where to save records and a checkpoint of every round; `start` resumes from it.
+        poll_seconds: The time between two polls for replies.
 
-    With a `folder` every round is checkpointed, and `start` goes on after the rounds that it holds. Replies are looked
-    for every `poll_seconds`. Raises `InvalidSetting` for what cannot work, with the reason.
+    Raises:
+        InvalidSetting: An argument is wrong, or the strategy cannot be wrapped; the message gives the reason.
+
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> from salf import find_layers
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> strategy = SalfStrategy(FedAvg(), deadline=20.0, layers=find_layers(model))
+    >>> strategy.config.deadline
+    Fixed(deadline_seconds=20.0)
     """
 
     def __init__(
@@ -54,11 +72,13 @@ class SalfStrategy(Strategy):
         folder: Path | str | None = None,
         poll_seconds: float = 0.25,
     ) -> None:
-        self.terms = StrategyConfig(
+        deadline = deadline if isinstance(deadline, RoundDeadline) else Fixed(deadline)
+        rule = Corrected() if rule is None else rule
+        self.config = StrategyConfig(
             strategy,
-            deadline if isinstance(deadline, RoundDeadline) else Fixed(deadline),
+            deadline,
             layers,
-            Corrected() if rule is None else rule,
+            rule,
             robust,
             grace_seconds,
             counted_from,
@@ -67,14 +87,14 @@ class SalfStrategy(Strategy):
             poll_seconds,
         )
         self._folder = None if folder is None else FederationFolder(Path(folder))
-        self._federation = FlowerServer(self.terms)
-        self._given_seconds = 0.0
+        self._server = FlowerServer(self.config)
+        self._deadline_seconds = 0.0
 
     def summary(self) -> None:
-        """Log what the strategy is made of."""
-        terms = self.terms
-        log.info("\t├──> SALF: %s, %s, %d layers", terms.deadline, terms.rule, len(terms.layers))
-        terms.strategy.summary()
+        """Log the deadline, the rule and the wrapped strategy."""
+        config = self.config
+        log.info("\t├──> SALF: %s, %s, %d layers", config.deadline, config.rule, len(config.layers))
+        config.strategy.summary()
 
     def start(
         self,
@@ -86,54 +106,67 @@ class SalfStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:
-        """Play the rounds up to `num_rounds` and return their results, as every Flower strategy does.
+        """Run all rounds that the folder does not hold yet, and return the results of all rounds.
 
-        A training round ends by its own deadline, and the evaluation by the nodes after as long a time again, or after
-        `timeout` seconds if that is less. Rounds that the folder holds are not played again.
+        Args:
+            grid: The grid of Flower's server app.
+            initial_arrays: The model before the first round.
+            num_rounds: The number of the last round.
+            timeout: The limit on the evaluation by the nodes in seconds. It also lasts at most as long as a round.
+            train_config: The user's settings for training.
+            evaluate_config: The user's settings for the evaluation by the nodes.
+            evaluate_fn: A function that evaluates the model on the server.
+
+        Raises:
+            RunFolderError: The folder cannot be used, or belongs to another run.
         """
         log.info("Starting %s strategy:", type(self).__name__)
         self.summary()
-        loop = Loop(
-            self._federation,
-            Exchange(grid, self.terms.poll_seconds),
-            ConfigRecord() if train_config is None else train_config,
-            ConfigRecord() if evaluate_config is None else evaluate_config,
-            evaluate_fn,
-            timeout,
-            self._folder,
-        )
-        return loop.play(initial_arrays, num_rounds)
+        exchange = Exchange(grid, self.config.poll_seconds)
+        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        loop = RoundLoop(self._server, exchange, *configs, evaluate_fn, timeout, self._folder)
+        return loop.run(initial_arrays, num_rounds)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the wrapped strategy choose the nodes, and add each one's deadline to its message."""
+        """Let the wrapped strategy sample the nodes, and add the deadline to each message."""
         if server_round == 1:
-            self._federation.begin(from_record(arrays))
-        self._given_seconds = self._federation.next_deadline()
-        return self._federation.open_round(server_round, arrays, config, grid, self._given_seconds)
+            self._server.begin(from_record(arrays))
+        self._deadline_seconds = self._server.next_deadline()
+        return self._server.open_round(server_round, arrays, config, grid, self._deadline_seconds)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate all replies of a round at once, for a loop other than `start`."""
-        training = self._federation.training
+        """Aggregate all replies of a round at once, for a loop other than `start`.
+
+        Args:
+            server_round: The round that `configure_train` opened.
+            replies: The replies, in any order.
+
+        Raises:
+            InvalidSetting: Another round is open, or none.
+        """
+        training = self._server.training
         if training.number != server_round:
-            raise InvalidSetting(f"round {training.number} is open, not round {server_round}")
-        asked = {row.node for row in training.rows}
+            raise InvalidSetting(
+                f"server_round is {server_round}, but round {training.number} is open; call configure_train first"
+            )
+        sampled = {row.node for row in training.rows}
         arrived = [(reply.metadata.reply_to_message_id, reply.metadata.src_node_id, reply) for reply in replies]
-        training.sent({identity: node for identity, node, _ in arrived if node in asked})
+        training.sent({identity: node for identity, node, _ in arrived if node in sampled})
         for _, _, reply in arrived:
             training.take(reply, None)
-        _, metrics = self._federation.close_round(self._given_seconds)
-        return to_record(self._federation.state.server.weights), metrics
+        _, metrics = self._server.close_round(self._deadline_seconds)
+        return to_record(self._server.state.server.weights), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy configure the evaluation."""
-        return self.terms.strategy.configure_evaluate(server_round, arrays, config, grid)
+        return self.config.strategy.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Let the wrapped strategy average the evaluations that can be averaged; the others are logged."""
-        return self.terms.strategy.aggregate_evaluate(server_round, usable_evaluations(self.terms.strategy, replies))
+        """Let the wrapped strategy average the evaluations that it can average; the others are logged."""
+        return self.config.strategy.aggregate_evaluate(server_round, usable_evaluations(self.config.strategy, replies))

@@ -15,17 +15,27 @@ from salf.errors import InvalidSetting
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}  # of the header's length, by version of the format
-_HEADER_BYTES = 10_000  # an .npy header longer than this is no array's
-# NumPy evaluates a header as Python; of an array of numbers it can hold nothing but this.
+_HEADER_BYTES = 10_000  # no array has a longer header
+# NumPy evaluates a header as Python; the header of an array of numbers holds nothing but this.
 _HEADER = re.compile(
     rb"\{\s*'descr':\s*'([<>|=]?[biufc]\d{1,2})',\s*'fortran_order':\s*(True|False),\s*"
     rb"'shape':\s*\(([\d, ]*)\),?\s*\}\s*"
 )
-_DIGITS = 18  # more, and a length does not fit into 64 bits
+_DIGITS = 18  # a length with more digits does not fit into 64 bits
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return a state dict as Flower sends it. Raises `InvalidSetting` for a type that NumPy does not have."""
+    """Convert a state dict to the record that Flower sends.
+
+    Args:
+        tensors: Tensors of any device and of any shape, by name. Their order is kept.
+
+    Raises:
+        InvalidSetting: NumPy has no such type, for example bfloat16.
+
+    >>> size_of(to_record({"bias": torch.zeros(3)})) > 12  # the values and a header
+    True
+    """
     arrays = {}
     for name, tensor in tensors.items():
         try:
@@ -39,26 +49,44 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_record(record: Mapping[str, Array]) -> dict[str, Tensor]:
-    """Return what `to_record` was given, in the record's own memory: read it, but do not write to it.
+    """Convert a record to a state dict in the record's own memory.
 
-    Raises `InvalidSetting`, naming the array, for what is none.
+    Args:
+        record: Arrays by name, such as `to_record` returns. The tensors share their memory: read them only.
+
+    Raises:
+        InvalidSetting: An entry is not an array of numbers; the message names it.
+
+    >>> from_record(to_record({"bias": torch.arange(3.0)}))["bias"].tolist()
+    [0.0, 1.0, 2.0]
     """
     tensors = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for name, array in record.items():
             try:
-                tensors[name] = torch.from_numpy(view(array))
+                tensors[name] = torch.from_numpy(array_view(array))
             except (TypeError, ValueError) as error:
-                raise InvalidSetting(f"'{name}' is no array that torch can hold: {error}") from error
+                raise InvalidSetting(f"'{name}' holds no array: {error}; send a model's state dict") from error
     return tensors
 
 
-def view(array: Array) -> npt.NDArray[np.generic]:
-    """Return the values of an array without copying them; they cannot be written to.
+def size_of(record: Mapping[str, Array]) -> int:
+    """Return how many bytes the arrays of a record take on the wire."""
+    return sum(len(array.data) for array in record.values())
 
-    Raises `ValueError` or `TypeError` for what is not one whole array of numbers. Nothing that the bytes say is
-    evaluated, and whatever size they claim, no memory is set aside for it.
+
+def array_view(array: Array) -> npt.NDArray[np.generic]:
+    """Return the values of an array as a read-only view of its bytes.
+
+    Nothing that the bytes say is evaluated. No memory is allocated for the size that they claim.
+
+    Raises:
+        TypeError: `array` is no Flower array.
+        ValueError: The bytes are not exactly one array of numbers in NumPy's format.
+
+    >>> array_view(Array(np.ones((2, 3)))).shape
+    (2, 3)
     """
     if not isinstance(array, Array):
         raise TypeError(f"it is a {type(array).__name__}")
@@ -74,7 +102,14 @@ def view(array: Array) -> npt.NDArray[np.generic]:
 
 
 def _read_header(data: bytes) -> tuple[np.dtype[np.generic], bool, tuple[int, ...], int]:
-    """Return the type, whether columns come first, the shape, and where the values begin (NumPy's format .npy)."""
+    """Parse the header of NumPy's .npy format.
+
+    Returns:
+        The type, whether columns come first, the shape, and the offset of the values in bytes.
+
+    Raises:
+        ValueError: The header is not that of an array of numbers.
+    """
     version = (data[6], data[7]) if data[:6] == _MAGIC and len(data) > 7 else None
     if version not in _LENGTH_BYTES:
         raise ValueError("it does not begin as an array of NumPy's format, version 1 or 2")
@@ -85,7 +120,7 @@ def _read_header(data: bytes) -> tuple[np.dtype[np.generic], bool, tuple[int, ..
         raise ValueError("its header is not that of an array of numbers")
     lengths = [part.strip() for part in read[3].split(b",")]
     if lengths[-1] == b"":
-        lengths.pop()  # a comma follows the last one, or there are none
+        lengths.pop()  # after the last comma, or in the shape ()
     if not all(part.isdigit() and len(part) <= _DIGITS for part in lengths):
         raise ValueError("its header states no shape")
     return np.dtype(read[1].decode()), read[2] == b"True", tuple(map(int, lengths)), begins + length

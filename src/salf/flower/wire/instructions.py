@@ -1,7 +1,7 @@
-"""What a round tells each client: how long it has, since when, and what counts as a layer.
+"""What the server tells each client in a round: how long it has, counted from when, and what counts as a layer.
 
-An order travels in the round's one `ConfigRecord`, beside the user's own settings, so that Flower's mods, which accept
-no second one, still find what they look for.
+The instructions travel in the round's one `ConfigRecord`, beside the user's own settings, because Flower's mods accept
+no second record.
 """
 
 import json
@@ -20,11 +20,22 @@ _PREFIX = "salf-"
 
 @dataclass(frozen=True)
 class TrainInstructions:
-    """What one client is asked in one round.
+    """What the server tells one client in one round.
 
-    It has `deadline_seconds`, counted from the moment the server made the message or from the beginning of its loop.
-    `upload_bytes_per_second` is what its earlier replies were observed to travel at (None: not known yet). With
-    `whole` its reply names every array it was sent, those it did not reach unchanged, as Flower's clipping mods need.
+    Attributes:
+        round: The round's number, from 1.
+        deadline_seconds: The time that the client has, in seconds.
+        layers: The layers of the model, from input to output.
+        counted_from: When the deadline starts: when the server made the message, or when the client's loop starts.
+        upload_bytes_per_second: The rate of the client's earlier replies; None if it is not known yet.
+        whole: Whether the reply contains every array, those of unfinished layers unchanged. Flower's clipping mods
+            need that.
+
+    >>> layers = Layers((Layer("head", ("head.weight",)),))
+    >>> config = ConfigRecord({"lr": 0.1})
+    >>> TrainInstructions(3, 20.0, layers).write(config)
+    >>> config["salf-round"], config["salf-deadline-s"]
+    (3, 20.0)
     """
 
     round: int
@@ -35,7 +46,7 @@ class TrainInstructions:
     whole: bool = False
 
     def write(self, config: ConfigRecord) -> None:
-        """Add the order to a message's configuration."""
+        """Add the instructions to a message's configuration."""
         config[f"{_PREFIX}round"] = self.round
         config[f"{_PREFIX}deadline-s"] = float(self.deadline_seconds)
         config[f"{_PREFIX}counted-from"] = self.counted_from
@@ -45,13 +56,17 @@ class TrainInstructions:
 
     @classmethod
     def read(cls, message: Message) -> "TrainInstructions":
-        """Read a message's order. Raises `InvalidSetting` for a message that has none, or one that is damaged."""
+        """Read the instructions of a message.
+
+        Raises:
+            InvalidSetting: The message has no instructions, or another version of salf wrote them.
+        """
         for config in message.content.config_records.values():
             if f"{_PREFIX}round" in config:
                 return cls._parse(config)
         raise InvalidSetting(
-            "this message carries no deadline: the server's strategy is not a SalfStrategy; wrap it, "
-            "SalfStrategy(strategy, deadline=..., layers=...)"
+            "the message has no deadline, because the server's strategy is not a SalfStrategy; "
+            "wrap it: SalfStrategy(strategy, deadline=..., layers=...)"
         )
 
     @classmethod
@@ -84,7 +99,12 @@ def layers_to_json(layers: Layers) -> str:
 
 
 def layers_from_json(text: str) -> Layers:
-    """Read what `layers_to_json` wrote. Raises `ValueError` or `TypeError` for anything else."""
+    """Read what `layers_to_json` wrote.
+
+    Raises:
+        ValueError: The text is not JSON, or does not describe layers.
+        TypeError: The same.
+    """
     sequence, aliases, unused = json.loads(text)
     layers = (Layer(name, tuple(parameters), tuple(buffers)) for name, parameters, buffers in sequence)
     return Layers(tuple(layers), aliases, tuple(unused))

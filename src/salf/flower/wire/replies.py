@@ -1,4 +1,4 @@
-"""The wire between a client and the server: an update as Flower's records, and back, trusting nothing."""
+"""A client's reply as Flower's records: written by the client, and read by a server that trusts nothing in it."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from salf.errors import InvalidUpdate
-from salf.flower.wire.arrays import view
+from salf.errors import InvalidUpdate, shown
+from salf.flower.wire.arrays import array_view, size_of
 from salf.layers import Layers
 from salf.update import Update
 
@@ -21,19 +21,20 @@ NUM_EXAMPLES = "num-examples"
 PREFIX = "salf-"
 _ROUND, _STEPS, _ELAPSED = f"{PREFIX}round", f"{PREFIX}steps", f"{PREFIX}elapsed-s"
 _OVERSHOOT, _INTERRUPTED = f"{PREFIX}overshoot-s", f"{PREFIX}interrupted"
-Values = npt.NDArray[Any]
+_UNREADABLE = "this reply cannot be read; send what salf.flower.reply returns"
 
-_UNREADABLE = "this reply cannot be read"
-_MOST_SAID = 2000  # characters of a reason in the log; how much there is to say, a node decides
+Metrics = Mapping[str, float | list[float]]
 
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What a client says of its round, beside the update.
+    """What a client reports of its round, beside the update. A client that does not use salf reports None.
 
-    `round` is the round it answers; `elapsed_seconds` what had passed, since the order was made, when the reply was;
-    `overshoot_seconds` by how much its block outlasted the deadline; `interrupted` whether the deadline ended it. A
-    client that does not use salf says nothing of it: everything is None.
+    Attributes:
+        round: The round that the reply answers.
+        elapsed_seconds: The time from the server's message to the reply, or of the loop alone where only that counts.
+        overshoot_seconds: By how much the client exceeded the deadline; 0 if it met it.
+        interrupted: Whether the deadline ended the training loop.
     """
 
     round: int | None = None
@@ -42,75 +43,107 @@ class ClientReport:
     interrupted: bool | None = None
 
     def within(self, seconds: float) -> "ClientReport":
-        """Return the same, no time being below 0 or above the `seconds` that the server saw pass.
+        """Return the report with its times limited to what the server's clock allows.
+
+        Args:
+            seconds: The time that the server measured between the start of the round and this reply.
 
         >>> ClientReport(1, elapsed_seconds=1e9, overshoot_seconds=-3.0, interrupted=False).within(20.0)
         ClientReport(round=1, elapsed_seconds=20.0, overshoot_seconds=0.0, interrupted=False)
         """
         elapsed, overshoot = (
-            None if told is None else min(max(told, 0.0), seconds)
-            for told in (self.elapsed_seconds, self.overshoot_seconds)
+            None if reported is None else min(max(reported, 0.0), seconds)
+            for reported in (self.elapsed_seconds, self.overshoot_seconds)
         )
         return replace(self, elapsed_seconds=elapsed, overshoot_seconds=overshoot)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A reply taken apart: the update, what the client says of it, its own metrics, its size on the wire in bytes."""
+class ClientReply:
+    """A reply that was read.
+
+    Attributes:
+        update: The layers that the client finished; its values are not checked yet.
+        report: What the client reports of its round.
+        metrics: The user's own metrics: finite numbers and lists of them.
+        num_bytes: The size of the arrays on the wire.
+    """
 
     update: Update
-    told: ClientReport
-    metrics: Mapping[str, float | list[float]]
+    report: ClientReport
+    metrics: Metrics
     num_bytes: int
 
 
 def write_reply(
     update: Update,
-    told: ClientReport,
+    report: ClientReport,
     layers: Layers,
     received: ArrayRecord,
     metrics: Mapping[str, float],
     *,
     whole: bool,
 ) -> tuple[ArrayRecord, MetricRecord]:
-    """Return an update as records: each conveyed layer's new weights, by the names and in the order of `received`.
+    """Write an update as records.
 
-    With `whole` every array is there, those not conveyed as they were received; the steps say which they are.
+    Args:
+        update: The client's partial update.
+        report: What the client reports beside it.
+        layers: The layers of the model; the order of the steps in the metrics.
+        received: The arrays of the server's message.
+        metrics: The user's own metrics.
+        whole: Whether to include the arrays of unfinished layers, unchanged.
+
+    Returns:
+        The new weights of each finished layer, with the names and in the order of `received`, and the metrics.
     """
     arrays = {}
     for name, array in received.items():
         if name in update.deltas:
             delta = update.deltas[name].detach().cpu().numpy()
-            arrays[name] = Array(np.asarray(view(array) + delta, dtype=delta.dtype))
+            arrays[name] = Array(np.asarray(array_view(array) + delta, dtype=delta.dtype))
         elif name in update.buffers:
             arrays[name] = Array(update.buffers[name].detach().cpu().numpy())
         elif whole:
             arrays[name] = array
+    return ArrayRecord(arrays), _write_metrics(update, report, layers, metrics)
+
+
+def _write_metrics(update: Update, report: ClientReport, layers: Layers, metrics: Mapping[str, float]) -> MetricRecord:
+    """Return the steps of each layer, 0 for one that was not sent, with the report and the user's own metrics."""
     record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
     record[NUM_EXAMPLES] = update.num_examples
     record[_STEPS] = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in layers]
-    record[_ROUND] = -1 if told.round is None else told.round
-    record[_ELAPSED] = told.elapsed_seconds or 0.0
-    record[_OVERSHOOT] = told.overshoot_seconds or 0.0
-    record[_INTERRUPTED] = int(told.interrupted or False)
-    return ArrayRecord(arrays), MetricRecord(record)
+    record[_ROUND] = -1 if report.round is None else report.round
+    record[_ELAPSED] = report.elapsed_seconds or 0.0
+    record[_OVERSHOOT] = report.overshoot_seconds or 0.0
+    record[_INTERRUPTED] = int(report.interrupted or False)
+    return MetricRecord(record)
 
 
-def read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> Reply:
-    """Take apart the reply of a client, which may be anything; the arrays in `content` are used up.
+def read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> ClientReply:
+    """Read a client's reply, which may contain anything.
 
-    A client that knows nothing of salf conveys the layers whose arrays it sends, after one step. What cannot be read at
-    all raises `InvalidUpdate`, which lists every problem; whether values may enter the model is checked elsewhere.
+    A client that does not use salf sends the layers whose arrays it includes, after one step.
+
+    Args:
+        content: The reply's records. Its arrays are removed, so that they live only as long as the update.
+        layers: The layers of the model.
+        state: The global model, from which the client started.
+
+    Raises:
+        InvalidUpdate: The reply cannot be read; the error lists every problem. Whether the values may enter the model
+            is checked by `UpdateValidator`.
     """
     try:
         return _read_reply(content, layers, state)
     except InvalidUpdate:
         raise
-    except Exception as error:  # whatever objects a node has put together, it must not end the federation
+    except Exception as error:  # objects of any kind that a node sends must not end the run
         raise InvalidUpdate(_UNREADABLE, [f"{type(error).__name__}: {error}"]) from error
 
 
-def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> Reply:
+def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]) -> ClientReply:
     problems = [
         f"it holds {len(records)} {kind} records, not one"
         for kind, records in (("array", content.array_records), ("metric", content.metric_records))
@@ -119,39 +152,38 @@ def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]
     if problems:
         raise InvalidUpdate(_UNREADABLE, problems)
     [arrays], [record] = content.array_records.values(), content.metric_records.values()
-    steps, told = _read_steps(record, layers, problems), _read_told(record, problems)
-    size = sum(len(array.data) for array in arrays.values())
+    steps, report, size = _read_steps(record, layers, problems), _read_report(record, problems), size_of(arrays)
     read = _read_arrays(arrays, steps, layers, state, problems)
     if problems:
         raise InvalidUpdate(_UNREADABLE, problems)
-    examples = record.get(NUM_EXAMPLES)
     parameters = {name for layer in layers for name in layer.parameters}
-    deltas = MappingProxyType(Differences({name: read[name] for name in read if name in parameters}, state))
+    deltas = MappingProxyType(_LazyDeltas({name: read[name] for name in read if name in parameters}, state))
     buffers = {name: torch.from_numpy(values.copy()) for name, values in read.items() if name not in parameters}
-    update = Update(deltas, 1 if steps is None else steps, examples, buffers)  # type: ignore[arg-type] # checked later
-    return Reply(update, told, dict(_own_metrics(record)), size)
+    examples: Any = record.get(NUM_EXAMPLES)  # the validator checks it
+    return ClientReply(Update(deltas, 1 if steps is None else steps, examples, buffers), report, _own(record), size)
 
 
 def _read_steps(record: MetricRecord, layers: Layers, problems: list[str]) -> dict[str, int] | None:
-    """Return the steps of each layer that was conveyed; None if the client does not say."""
+    """Return the steps of each layer that was sent; None if the client does not report them."""
     given = record.get(_STEPS)
     if given is None:
         return None
     if not isinstance(given, list) or len(given) != len(layers) or any(type(count) is not int for count in given):
-        problems.append(f"{_STEPS} is {_short(given)}, not {len(layers)} whole numbers")
+        problems.append(f"{_STEPS} is {shown(given)}, not {len(layers)} whole numbers")
         return None
     return {name: count for name, count in zip(layers.names, given, strict=True) if type(count) is int and count != 0}
 
 
-def _read_told(record: MetricRecord, problems: list[str]) -> ClientReport:
+def _read_report(record: MetricRecord, problems: list[str]) -> ClientReport:
+    """Return what the client reports of its round; an empty report if it does not use salf."""
     if _ROUND not in record:
         return ClientReport()
     number = record[_ROUND]
     if type(number) is not int:
-        problems.append(f"{_ROUND} is {_short(number)}, not a whole number")
+        problems.append(f"{_ROUND} is {shown(number)}, not a whole number")
         return ClientReport()
-    seconds = {key: _number(record.get(key)) for key in (_ELAPSED, _OVERSHOOT, _INTERRUPTED)}
-    problems += [f"{key} is {_short(record.get(key))}, not a number" for key, value in seconds.items() if value is None]
+    seconds = {key: _finite(record.get(key)) for key in (_ELAPSED, _OVERSHOOT, _INTERRUPTED)}
+    problems += [f"{key} is {shown(record.get(key))}, not a number" for key, value in seconds.items() if value is None]
     return ClientReport(number, seconds[_ELAPSED], seconds[_OVERSHOOT], bool(seconds[_INTERRUPTED]))
 
 
@@ -161,19 +193,19 @@ def _read_arrays(
     layers: Layers,
     state: Mapping[str, Tensor],
     problems: list[str],
-) -> dict[str, Values]:
-    """Return the arrays of the conveyed layers, which have the shapes and types of the state's."""
-    conveyed = [layer for layer in layers if steps is None or layer.name in steps]
-    parameters = {name for layer in conveyed for name in layer.parameters}
-    travelling = {name for layer in conveyed for name in layer.buffers}
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of the layers that were sent, with the shapes and types of `state`."""
+    sent = [layer for layer in layers if steps is None or layer.name in steps]
+    parameters = {name for layer in sent for name in layer.parameters}
+    wanted = parameters | {name for layer in sent for name in layer.buffers}
     missing = [name for name in parameters if name not in arrays] if steps is not None else []
-    problems += [f"'{name}' is missing, though its layer is said to be conveyed" for name in sorted(missing)]
-    read: dict[str, Values] = {}
+    problems += [f"'{name}' is missing, though its layer has steps" for name in sorted(missing)]
+    read = {}
     for name in list(arrays):
-        array = arrays.pop(name)  # so that they last as long as the update, whoever still holds the reply
+        array = arrays.pop(name)  # the reply may live on, but not its arrays
         if name not in state:
-            problems.append(f"{_short(name)} is no array of this model")
-        elif name in parameters or name in travelling:
+            problems.append(f"{shown(name)} is no array of this model")
+        elif name in wanted:
             try:
                 read[name] = _read_array(array, state[name].numpy())
             except (TypeError, ValueError) as error:
@@ -181,8 +213,9 @@ def _read_arrays(
     return read
 
 
-def _read_array(array: Array, known: Values) -> Values:
-    values = view(array)
+def _read_array(array: Array, known: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the values of an array. Raises `ValueError` unless shape and type are those of `known`."""
+    values = array_view(array)
     if values.shape != known.shape:
         raise ValueError(f"its shape is {values.shape}, not {known.shape}")
     if values.dtype != known.dtype:
@@ -190,17 +223,17 @@ def _read_array(array: Array, known: Values) -> Values:
     return values
 
 
-class Differences(Mapping[str, Tensor]):
-    """By what arrays differ from those of a state, computed whenever it is asked for.
+class _LazyDeltas(Mapping[str, Tensor]):
+    """The differences between arrays and a state, computed at each access.
 
-    To subtract twice, for a check and for a sum, takes less time than to set memory aside for a whole model.
+    To subtract twice, for the check and for the sum, takes less time than to allocate memory for a whole model.
     """
 
-    def __init__(self, arrays: Mapping[str, Values], state: Mapping[str, Tensor]) -> None:
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], state: Mapping[str, Tensor]) -> None:
         self._arrays, self._state = arrays, state
 
     def __getitem__(self, name: str) -> Tensor:
-        with np.errstate(all="ignore"):  # what is not finite is refused, with a reason
+        with np.errstate(all="ignore"):  # the validator refuses values that are not finite
             return torch.from_numpy(np.asarray(self._arrays[name] - self._state[name].numpy()))
 
     def __contains__(self, name: object) -> bool:
@@ -213,35 +246,22 @@ class Differences(Mapping[str, Tensor]):
         return len(self._arrays)
 
 
-def _own_metrics(record: MetricRecord) -> Iterator[tuple[str, float | list[float]]]:
-    """Yield the user's metrics: finite numbers, and lists of them."""
+def _own(record: MetricRecord) -> dict[str, float | list[float]]:
+    """Return the user's own metrics that are finite numbers, or lists of them."""
+    metrics: dict[str, float | list[float]] = {}
     for key, value in record.items():
-        numbers = value if isinstance(value, list) else [value]
-        is_own = not key.startswith(PREFIX) and key != NUM_EXAMPLES
-        if is_own and all(_number(number) is not None for number in numbers):
-            yield key, [float(number) for number in numbers] if isinstance(value, list) else float(value)
+        numbers = [_finite(number) for number in (value if isinstance(value, list) else [value])]
+        finite = [number for number in numbers if number is not None]
+        if not key.startswith(PREFIX) and key != NUM_EXAMPLES and len(finite) == len(numbers):
+            metrics[key] = finite if isinstance(value, list) else finite[0]
+    return metrics
 
 
-def _number(value: object) -> float | None:
-    """Return a finite number as a float; None for anything else."""
+def _finite(value: object) -> float | None:
+    """Return a finite number as a float; None for anything else, True and False included."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:
+    except OverflowError:  # a whole number that no float holds
         return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def one_line(text: str) -> str:
-    r"""Return what a node has said as one line of printable characters, so that it cannot forge lines of a log.
-
-    >>> one_line("no memory\nround 3: all is well")
-    'no memory round 3: all is well'
-    """
-    shown = "".join(character if character.isprintable() else " " for character in text[: _MOST_SAID + 1])
-    return shown if len(text) <= _MOST_SAID else f"{shown[:_MOST_SAID]}…"

@@ -1,1 +1,1 @@
-"""Nodes that convey layers of stated depth, for tests of a deployment."""
+"""An app whose nodes send a given number of layers, for tests of a deployment."""

@@ -1,4 +1,4 @@
-"""A server that keeps its rounds in a folder, and the model that comes out beside them."""
+"""A server that keeps its rounds in a folder, and the final model beside them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Play the rounds."""
+    """Run all rounds."""
     model, layers = a_model()
     settings = context.run_config
     nodes = int(settings["nodes"])

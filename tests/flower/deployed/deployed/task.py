@@ -1,11 +1,11 @@
-"""The model, and what a node of stated depth conveys of it."""
+"""The model, and the update of a node that finishes some layers."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from salf.layers.find import Layers, find_layers
+from salf.layers import Layers, find_layers
 from salf.update import Update
 
 
@@ -17,7 +17,7 @@ def a_model() -> tuple[nn.Module, Layers]:
 
 
 def update_of(depth: int, node: int, number: int, layers: Layers, state: Mapping[str, Tensor]) -> Update:
-    """Return what a node conveys in a round; nothing of it is left to chance."""
+    """Return the update of a node in a round, the same in every run."""
     generator = torch.Generator().manual_seed(1000 * number + node)
     names = [name for layer in layers[len(layers) - depth :] for name in layer.parameters]
     return Update({name: 0.1 * torch.randn(state[name].shape, generator=generator) for name in names}, 1, 10)

@@ -1,6 +1,6 @@
-"""A federation of real processes on this machine: a SuperLink and SuperNodes, as a deployment starts them.
+"""A deployment of Flower on this machine: a SuperLink and SuperNodes as real processes.
 
-Everything is written into one folder: keys, logs, Flower's settings and the SuperLink's database.
+One folder holds everything: keys, logs, Flower's settings and the SuperLink's database.
 """
 
 import os
@@ -18,7 +18,7 @@ from types import TracebackType
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = Path(sys.executable).parent
-# The command line tells of its use and asks for updates over the network unless told not to.
+# Without these settings, Flower's command line reports its use and looks for updates over the network.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -30,11 +30,14 @@ QUIET = {
 
 @dataclass
 class LocalDeployment:
-    """A SuperLink and a SuperNode for each entry of `nodes`, which are the nodes' own settings.
+    """A SuperLink and its SuperNodes; as a context manager it ends all processes that it started.
 
-    With `secure` all traffic is encrypted and only nodes with a registered key take part. With `separate` a SuperExec
-    of its own starts the server app, which then outlives the SuperLink. `simulated` nodes are Flower's simulation
-    engine's, whose settings are its own. Used as a context, a federation ends what it started.
+    Args:
+        folder: Where keys, logs and settings go; it is created if necessary.
+        nodes: The settings of each node, beside `partition-id` and `num-partitions`.
+        secure: Whether to encrypt all traffic and to accept only nodes with a registered key.
+        separate: Whether a separate SuperExec starts the server app, which then survives the SuperLink.
+        simulated: Whether Flower's simulation engine runs the nodes.
     """
 
     folder: Path
@@ -50,7 +53,7 @@ class LocalDeployment:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self._secret = self.folder / "superexec.secret"  # by which the SuperLink knows its SuperExec
+        self._secret = self.folder / "superexec.secret"  # the SuperLink recognises its SuperExec by it
         self._secret.write_text(secrets.token_hex(32))
         self._secret.chmod(0o600)
         self.home = self.folder.resolve() / "home"
@@ -95,7 +98,12 @@ class LocalDeployment:
         self._wait_for_port()
 
     def start_supernode(self, place: int, key: int | None = None) -> "subprocess.Popen[bytes]":
-        """Start the SuperNode at one place, with that place's key unless another is given; -1 stands for none."""
+        """Start a SuperNode.
+
+        Args:
+            place: Its position in `nodes`.
+            key: The number of its key, by default `place`; -1 for none.
+        """
         number = place if key is None else key
         settings = {"partition-id": place, "num-partitions": len(self.nodes), **self.nodes[place]}
         command = ["flower-supernode", "--superlink", self.address, "--port", str(free_port())]
@@ -112,11 +120,11 @@ class LocalDeployment:
         self._start("superexec", [*command, "--superexec-auth-secret-file", str(self._secret)])
 
     def _trust(self) -> list[str]:
-        """Return how a program is told whom to trust at the other end."""
+        """Return the options by which a program trusts the SuperLink."""
         return ["--root-certificates", str(self.folder / "keys" / "ca.crt")] if self.secure else ["--insecure"]
 
     def flwr(self, *arguments: str, timeout: float = 1800) -> str:
-        """Run Flower's command line to its end; return what it printed. Raises `RuntimeError` if it fails."""
+        """Run Flower's command line and return its output. Raises `RuntimeError` if it fails."""
         command = [str(PROGRAMS / "flwr"), *arguments]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -126,19 +134,19 @@ class LocalDeployment:
         return done.stdout
 
     def run(self, app: Path, timeout: float = 1800, **config: object) -> str:
-        """Run an app to its end, with some of its settings changed; return its log."""
+        """Run an app with changed settings and return its log."""
         return self.flwr(*self._run_arguments(app, config), "--stream", timeout=timeout)
 
     def begin(self, app: Path, **config: object) -> None:
-        """Start an app, and let it run."""
+        """Start an app without waiting for its end."""
         self.flwr(*self._run_arguments(app, config))
 
     def log(self, name: str) -> str:
-        """Return the log of `superlink`, or of a node, such as `supernode0`."""
+        """Return the log of `superlink` or of a node, such as `supernode0`."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def stop(self) -> None:
-        """End everything that was started, and what that has started in turn."""
+        """Kill all processes that were started, and the processes that these started."""
         for process in self._started:
             process.kill()
             process.wait()
@@ -147,10 +155,10 @@ class LocalDeployment:
         while (left := self.processes()) and time.monotonic() < until:
             for process_id in left:
                 kill(process_id, signal.SIGKILL)
-            time.sleep(0.1)  # one that is being killed may just have started another
+            time.sleep(0.1)  # a process that is being killed may just have started another
 
     def processes(self, naming: str = "") -> list[int]:
-        """Return the numbers of this federation's processes whose command line has a word; on Linux, orphans, too."""
+        """Return the ids of this deployment's processes whose command line contains a word; on Linux, also orphans."""
         mark = f"FLWR_HOME={self.home}".encode()
         return [
             int(folder.name)
@@ -198,7 +206,7 @@ def _toml(value: object) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -206,7 +214,7 @@ def free_port() -> int:
 
 
 def _read(file: Path) -> bytes:
-    """Return what a file holds; nothing if it is gone, as the file of a process may be at any moment."""
+    """Return the content of a file; nothing if it is gone, like the files of a process that has ended."""
     try:
         return file.read_bytes()
     except OSError:
@@ -214,6 +222,6 @@ def _read(file: Path) -> bytes:
 
 
 def kill(process: int, how: signal.Signals) -> None:
-    """Send a signal to a process that may be gone."""
+    """Send a signal to a process that may have ended."""
     with suppress(ProcessLookupError):
         os.kill(process, how)

@@ -1,0 +1,122 @@
+"""The time of one block, and the moment to leave its loop."""
+
+import math
+from collections.abc import Mapping
+
+from salf.client.block_record import BlockRecord
+from salf.client.forecast import TimeForecast
+from salf.client.stopwatch import Stopwatch
+
+
+class TimeUp(BaseException):
+    """Leaves the user's loop; `except Exception` does not catch it."""
+
+    def __init__(self, budget: "TimeBudget", noticed: float) -> None:
+        super().__init__("the deadline of a salf block")
+        self.budget = budget
+        self.noticed = noticed
+
+
+class TimeBudget:
+    """Decides when a block must leave its loop.
+
+    The loop must end at the limit, and already before a layer that cannot be completed, stepped and uploaded by then. A
+    block with finished work trusts the upper forecasts. A block without finished work keeps trying as long as the lower
+    forecasts allow, because leaving early gains nothing.
+
+    Attributes:
+        stopwatch: The block's clock and limit.
+        forecast: What earlier blocks on this model measured.
+        careful_from: Before this time, the limit is too far away for a forecast to matter.
+        is_precise: Whether times are measured now. On an accelerator, reading the clock waits for the device, so this
+            is false while the limit is far away.
+    """
+
+    def __init__(
+        self,
+        stopwatch: Stopwatch,
+        forecast: TimeForecast,
+        record: BlockRecord,
+        sizes: Mapping[str, int],
+        buffer_bytes: int,
+        upload_bytes_per_second: float,
+    ) -> None:
+        """Prepare a budget.
+
+        Args:
+            stopwatch: The block's clock and limit.
+            forecast: What earlier blocks on this model measured.
+            record: The block's steps so far.
+            sizes: Bytes of the parameters of each layer that the optimizer changes, by name.
+            buffer_bytes: Bytes of these layers' buffers.
+            upload_bytes_per_second: Rate at which the update is sent; infinite to reserve no time.
+        """
+        self.stopwatch, self.forecast = stopwatch, forecast
+        self.careful_from = -math.inf
+        self.is_precise = True
+        self._record, self._sizes = record, sizes
+        self._all_bytes, self._buffer_bytes = sum(sizes.values()), buffer_bytes
+        self._upload_bytes_per_second = upload_bytes_per_second
+        self._reserve = forecast.reserve.within(stopwatch.seconds)
+        self._optimistic_reserve = forecast.optimistic_reserve.within(stopwatch.seconds)
+
+    def now_if_precise(self) -> float:
+        """Return the time, or 0 while times are not measured."""
+        return self.stopwatch.now() if self.is_precise else 0.0
+
+    def begin_pass(self, now: float) -> None:
+        """Adapt `careful_from` and `is_precise` when a forward pass begins."""
+        if now >= self.careful_from:
+            whole = self._all_bytes
+            last_step = self._reserve + self.forecast.upper(None, whole, whole) + self._upload_seconds(whole)
+            margin = 2 * self.forecast.whole_step_seconds() + last_step
+            self.careful_from = self.stopwatch.limit - margin
+        self.is_precise = self.stopwatch.is_cheap or now >= self.careful_from
+
+    def leave_if_up(self, now: float) -> None:
+        """Leave the loop if the limit is reached."""
+        if now >= self.stopwatch.limit:
+            raise TimeUp(self, now)
+
+    def leave_unless_layer_fits(self, layer: str | None, now: float, since: float | None, done: int) -> None:
+        """Leave the loop if the limit is reached, or would be before another layer is finished.
+
+        Args:
+            layer: The next layer to complete; None if it is unknown.
+            now: The time.
+            since: The time of the last completion; None for now.
+            done: Bytes of the layers that the step in progress has completed.
+        """
+        since = now if since is None else since
+        if now >= self.stopwatch.limit:
+            self.forecast.refute(layer, now - since)
+            raise TimeUp(self, now)
+        stepped = done if layer is None else done + self._sizes.get(layer, 0)
+        copied = 0 if self._record.steps else stepped
+        is_empty = not (self._record.steps or done)
+        if is_empty:
+            takes = self._optimistic_reserve + self.forecast.lower(layer, stepped, copied)
+        else:
+            takes = self._reserve + self.forecast.upper(layer, stepped, copied)
+        if since + takes + self._upload_seconds(stepped) > self.stopwatch.limit:
+            self.forecast.ease(layer, stepped, copied, block_was_empty=is_empty)
+            raise TimeUp(self, now)
+
+    def learn_from_leaving(self, noticed: float, left: float, stepping: float, done: int) -> None:
+        """Learn how long leaving took, and whether the block met its deadline.
+
+        Args:
+            noticed: The time at which the block decided to leave.
+            left: The time at which it ended.
+            stepping: The seconds in between that the last optimizer step took.
+            done: Bytes of the layers that the last step changed.
+        """
+        self.forecast.leave.add(left - noticed - stepping)
+        limit = self.stopwatch.limit - self._upload_seconds(done)
+        was_optimistic = not self._record.steps and self._record.depth <= 1
+        reserve = self.forecast.optimistic_reserve if was_optimistic else self.forecast.reserve
+        reserve.update(missed=left > limit, block_seconds=self.stopwatch.seconds)
+
+    def _upload_seconds(self, stepped: int) -> float:
+        sent = self._all_bytes if self._record.steps else stepped
+        return (sent + self._buffer_bytes) / self._upload_bytes_per_second

@@ -1,0 +1,66 @@
+"""The record of one round of a federation: a simulated round's record, and what only a real federation has."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from salf.records import RoundRecord
+
+# Why a reply does not enter the model; `missing` and `late` replies did not arrive in time.
+RejectReason = Literal["invalid", "duplicate", "wrong-round", "unknown", "failed", "missing", "late"]
+_REFUSED: tuple[RejectReason, ...] = ("invalid", "duplicate", "wrong-round", "unknown")
+_LISTS = ("contributors", "depths", "empty", "reach", "least_reach")
+
+
+@dataclass(frozen=True)
+class FederationRecord(RoundRecord):
+    """One round of a federation on Flower.
+
+    The other fields are those of `salf.RoundRecord`. `time_s` is the real time of all rounds so far, without
+    interruptions. `bytes_up` is the size of the accepted replies, and `rejected` the number of refused ones.
+
+    Attributes:
+        seconds: The length of the round.
+        overshoot_s: By how much the slowest client exceeded its deadline; None if no client reported it.
+        missing: The number of sampled clients that did not reply in time.
+        failed: The number of sampled clients that replied with an error.
+        late: The number of replies to the round before.
+
+    >>> record = FederationRecord(1, 9.5, 10.0, 3, (1, 2), None, seconds=9.5, depths=(1, 1, 1))
+    >>> record.contributors, record.missing
+    ((1, 2), 0)
+    """
+
+    seconds: float = 0.0
+    overshoot_s: float | None = None
+    missing: int = 0
+    failed: int = 0
+    late: int = 0
+
+    @classmethod
+    def from_json(cls, line: str) -> "FederationRecord":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: The line is not the record of a round on Flower.
+
+        >>> record = FederationRecord(1, 9.5, 10.0, 3, (1, 2), None, seconds=9.5, depths=(1, 1, 1))
+        >>> FederationRecord.from_json(record.to_json()) == record
+        True
+        """
+        values: Any = json.loads(line)
+        known = isinstance(values, dict) and set(values) == {field.name for field in fields(cls)}
+        if not known or not all(isinstance(values[name], list) for name in _LISTS):
+            raise ValueError("it is not the record of a round on Flower")
+        lists = {name: tuple(values[name]) for name in _LISTS}
+        return cls(**{**values, **lists})
+
+
+def count_refused(reject_counts: Counter[RejectReason]) -> int:
+    """Return how many replies were refused, without those that were missing, late or failed.
+
+    >>> count_refused(Counter({"invalid": 2, "duplicate": 1, "missing": 5}))
+    3
+    """
+    return sum(reject_counts[reason] for reason in _REFUSED)
