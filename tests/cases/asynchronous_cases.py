@@ -1,4 +1,4 @@
-"""Devices that take as long as they are told, and what the server is told of each arrival."""
+"""Devices with given durations, and a log of the results that a method receives."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -21,9 +21,9 @@ NEVER = math.inf
 
 @validated(frozen=True, kw_only=True)
 class Scripted(UniformDepthDevices):
-    """Devices whose whole job takes client u `durations[u]`, of whom `silent` never answer in their first job.
+    """Devices with which client u takes `durations[u]` seconds for a job; `silent` clients never answer the first one.
 
-    Those are given up after `gives_up` seconds, if at all; they finish the last layer's first step, and nothing else.
+    The server gives those up after `gives_up` seconds, or never. They finish the last layer of the first step.
     """
 
     durations: tuple[float, ...]
@@ -41,31 +41,31 @@ class Scripted(UniformDepthDevices):
 
 
 class Received(NamedTuple):
-    """What a method was told: from which version the client began, and how stale that is."""
+    """A result as the method received it: the version from which the client began, and its staleness."""
 
     version: int
     staleness: int
 
 
 @dataclass
-class Heard:
-    """All that a method was told, in order."""
+class Log:
+    """All results that a method received, in order."""
 
-    arrivals: list[Received] = field(default_factory=list)
+    results: list[Received] = field(default_factory=list)
 
 
-def listen(monkeypatch: pytest.MonkeyPatch, kind: type[FedAsync | FedBuff]) -> Heard:
-    """Write down what the methods of a kind are told."""
-    heard, receive = Heard(), kind.receive
+def log_results(monkeypatch: pytest.MonkeyPatch, kind: type[FedAsync | FedBuff]) -> Log:
+    """Log what the methods of a class receive."""
+    log, receive = Log(), kind.receive
 
-    def listening(
-        self: FedAsync | FedBuff, server: ServerModel, arrival: ClientResult, statistics: Collection[str]
+    def logging(
+        self: FedAsync | FedBuff, server: ServerModel, result: ClientResult, statistics: Collection[str]
     ) -> ServerModel:
-        heard.arrivals.append(Received(server.version - arrival.staleness, arrival.staleness))
-        return receive(self, server, arrival, statistics)  # type: ignore[arg-type]
+        log.results.append(Received(server.version - result.staleness, result.staleness))
+        return receive(self, server, result, statistics)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kind, "receive", listening)
-    return heard
+    monkeypatch.setattr(kind, "receive", logging)
+    return log
 
 
 def scripted(
@@ -76,7 +76,7 @@ def scripted(
     gives_up: float | None = None,
     dataset: Dataset | None = None,
 ) -> Simulation:
-    """A small experiment, of one client per duration."""
+    """Return a small simulation with one client per duration."""
     experiment = small_experiment({"data.clients": len(durations), **settings})
     devices = Scripted(durations=durations, silent=silent, gives_up=gives_up)
     return Simulation(replace(experiment, devices=devices), dataset=dataset or small_data())

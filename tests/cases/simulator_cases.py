@@ -19,6 +19,8 @@ from salf.simulation.simulator import Simulation
 from salf.update import Update
 from salf.values import LayerCosts
 
+torch.set_num_threads(1)  # for tensors as small as these, several threads take many times as long
+
 SHAPE, CLASSES = (1, 8, 8), 4
 MODELS: dict[str, Model] = {
     "mlp": Mlp(hidden=(8, 6)),

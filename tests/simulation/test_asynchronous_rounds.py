@@ -1,4 +1,4 @@
-"""The event loop on times worked out by hand: who arrives when, how stale, and what the records say of it."""
+"""The event loop on times worked out by hand: when results arrive, how stale they are, and what the records say."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asynchronous_cases import NEVER, listen, scripted
+from asynchronous_cases import NEVER, log_results, scripted
 from simulator_cases import RESIDUAL, play, same_weights, small_data, small_experiment
 
 from salf.data import Dataset
@@ -22,12 +22,12 @@ ASYNCHRONOUS = ("fedasync", "fedbuff")
 
 
 def test_two_clients_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = listen(monkeypatch, FedAsync)
+    log = log_results(monkeypatch, FedAsync)
     simulation = scripted((2.0, 3.0), {"method.name": "fedasync", "method.deadline": 5.0})
     size = sum(simulation.workload.costs.layer_bytes)
     state, first = simulation.play(simulation.initial_state())
     # At 2 client 0, at 3 client 1 (from version 0, which is 1 by then), at 4 client 0 (from 1, which is 2 by then).
-    assert [arrival.staleness for arrival in heard.arrivals] == [0, 1, 1]
+    assert [result.staleness for result in log.results] == [0, 1, 1]
     assert (first.time_s, first.deadline_s, first.clients, set(first.contributors)) == (5.0, None, 5, {3})
     assert (first.depths, first.work_kept, first.engine) == ((2, 0, 0, 3), 1.0, "plain")
     assert (first.bytes_down, first.bytes_up, first.rejected) == (5 * size, 3 * size, 0)
@@ -35,46 +35,46 @@ def test_two_clients_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state.active_jobs.under_way == (ActiveJob(0, 3, 3, 4.0, 6.0, True), ActiveJob(1, 2, 2, 3.0, 6.0, True))
     state, second = simulation.play(state)
     # At 6 both, client 0 first: it began at 4 from version 3, client 1 at 3 from version 2. Then 8, 9 and, still, 10.
-    assert [arrival.staleness for arrival in heard.arrivals[3:]] == [0, 2, 1, 1, 1]
+    assert [result.staleness for result in log.results[3:]] == [0, 2, 1, 1, 1]
     assert (second.time_s, second.clients, set(second.contributors)) == (10.0, 6, {5})
     assert state.active_jobs is not None
     assert [(active_job.client, active_job.began_s) for active_job in state.active_jobs.under_way] == [
         (0, 10.0),
         (1, 9.0),
     ]
-    # Who began as the second round ended is sent its model in the third.
+    # The client that began as the second round ended receives its model in the third.
     assert second.bytes_down == 4 * size
     assert simulation.play(state)[1].bytes_down == (1 + 3) * size
 
 
-def test_a_buffer_counts_moves_not_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = listen(monkeypatch, FedBuff)
+def test_staleness_counts_moves_of_the_model_not_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_results(monkeypatch, FedBuff)
     simulation = scripted((2.0, 3.0), {"method.name": "fedbuff", "method.buffer": 2, "method.deadline": 6.0})
     state, record = simulation.play(simulation.initial_state())
     # Arrivals at 2, 3 (the server moves), 4 (begun at 2), 6 (client 0, begun at 4: the server moves), 6 (begun at 3).
-    assert heard.arrivals == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
+    assert log.results == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1)]
     assert state.active_jobs is not None
     assert (state.active_jobs.version, state.active_jobs.buffer.count, set(record.contributors)) == (2, 1, {5})
     assert state.active_jobs.buffer.scale == pytest.approx(1 / np.sqrt(2))
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
-def test_who_is_done_together_comes_in_the_order_of_numbers(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    landed: list[int] = []
+def test_results_at_the_same_time_follow_the_clients_numbers(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: list[int] = []
     simulation = scripted((1.0,) * 4, {"method.name": method, "method.deadline": 3.0})
     tasks = simulation.sampler.tasks
 
-    def listening(cohort, steps, proximal=0.0):  # type: ignore[no-untyped-def]
-        landed.extend(cohort.clients.tolist())
+    def logging(cohort, steps, proximal=0.0):  # type: ignore[no-untyped-def]
+        arrived.extend(cohort.clients.tolist())
         return tasks(cohort, steps, proximal)
 
-    monkeypatch.setattr(simulation.sampler, "tasks", listening)
+    monkeypatch.setattr(simulation.sampler, "tasks", logging)
     simulation.play(simulation.initial_state())
-    assert landed == [0, 1, 2, 3] * 3
+    assert arrived == [0, 1, 2, 3] * 3
 
 
 @pytest.mark.parametrize("settings", [{}, RESIDUAL, {"client.local_steps": 3, "client.cohort": 4}])
-def test_a_full_buffer_of_equals_is_a_round_of_federated_averaging(settings: dict[str, object]) -> None:
+def test_a_full_buffer_of_equal_clients_is_a_round_of_federated_averaging(settings: dict[str, object]) -> None:
     alike = {"devices.stragglers": 0.0, "rounds": 1, **settings}
     cohort = settings.get("client.cohort", 6)
     averaged, _ = play({**alike, "method.name": "fedavg", "engine": "plain"})
@@ -85,7 +85,7 @@ def test_a_full_buffer_of_equals_is_a_round_of_federated_averaging(settings: dic
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
-def test_who_never_answers_is_given_up_and_tries_again(method: str) -> None:
+def test_a_client_that_never_answers_is_given_up_and_begins_again(method: str) -> None:
     simulation = scripted((2.0, 3.0), {"method.name": method, "method.deadline": 4.0}, silent=(1,), gives_up=2.5)
     state, record = simulation.play(simulation.initial_state())
     # Client 1 is given up at 2.5, having finished one layer; client 0 conveys at 2 and at 4.
@@ -100,7 +100,7 @@ def test_who_never_answers_is_given_up_and_tries_again(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
-def test_who_is_never_given_up_is_gone(method: str) -> None:
+def test_a_client_that_is_never_given_up_stays_away(method: str) -> None:
     simulation = scripted((2.0, 3.0), {"method.name": method, "method.deadline": 4.0}, silent=(0, 1))
     before = simulation.initial_state()
     state = before
@@ -114,7 +114,7 @@ def test_who_is_never_given_up_is_gone(method: str) -> None:
     assert not state.active_jobs.starts
 
 
-def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
+def test_successors_are_drawn_among_the_idle_clients() -> None:
     experiment = small_experiment(
         {"data.clients": 20, "client.cohort": 3, "method.name": "fedbuff", "devices.kind": "exponential", "rounds": 40}
     )
@@ -138,7 +138,7 @@ def test_a_cohort_is_drawn_anew_among_the_idle() -> None:
     assert max(begun.values()) < 20
 
 
-def test_where_all_take_part_the_same_client_goes_on() -> None:
+def test_with_all_clients_at_work_the_same_client_begins_again() -> None:
     state, _ = play({"method.name": "fedasync", "devices.kind": "exponential", "rounds": 5})
     assert state.active_jobs is not None
     assert [active_job.client for active_job in state.active_jobs.under_way] == list(range(6))
@@ -147,7 +147,7 @@ def test_where_all_take_part_the_same_client_goes_on() -> None:
     )
 
 
-def one_unlucky_client() -> Dataset:
+def data_that_overflows() -> Dataset:
     """Data in which the examples of client 2 overflow in the first layer."""
     good = small_data()
     inputs = good.inputs.clone()
@@ -157,11 +157,11 @@ def one_unlucky_client() -> Dataset:
 
 
 @pytest.mark.parametrize("method", ASYNCHRONOUS)
-def test_what_is_not_finite_is_refused_and_nobody_elses(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = listen(monkeypatch, FedAsync if method == "fedasync" else FedBuff)
-    simulation = scripted((1.0,) * 6, {"method.name": method, "method.deadline": 2.0}, dataset=one_unlucky_client())
+def test_only_results_that_are_not_finite_are_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_results(monkeypatch, FedAsync if method == "fedasync" else FedBuff)
+    simulation = scripted((1.0,) * 6, {"method.name": method, "method.deadline": 2.0}, dataset=data_that_overflows())
     state, record = simulation.play(simulation.initial_state())
-    assert (record.rejected, set(record.contributors), len(heard.arrivals)) == (2, {10}, 10)
+    assert (record.rejected, set(record.contributors), len(log.results)) == (2, {10}, 10)
     assert record.work_kept == pytest.approx(10 / 12)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.weights.values())
 
@@ -212,14 +212,16 @@ def test_equal_rounds_are_equal_times(method: str) -> None:
         ({"server.momentum": 0.9, "engine": "fused"}, r"engine is 'fused'.*; server\.\* is set, but"),
     ],
 )
-def test_what_it_cannot_heed_is_refused_with_a_remedy(method: str, settings: dict[str, object], problem: str) -> None:
+def test_settings_of_other_methods_are_refused_with_a_remedy(
+    method: str, settings: dict[str, object], problem: str
+) -> None:
     with pytest.raises(InvalidSetting, match=problem.format(method)):
         small_experiment({"method.name": method, **settings})
     with pytest.raises(InvalidSetting, match=problem.format(method)):
         Experiment.load("digits", **settings).with_method(method)
 
 
-def test_nobody_is_asked_together() -> None:
+def test_an_asynchronous_method_has_no_cohorts() -> None:
     simulation = Simulation(small_experiment({"method.name": "fedasync"}), dataset=small_data())
     with pytest.raises(
         InvalidSetting, match="the method 'fedasync' is asynchronous and has no cohorts; choose a synchronous one"

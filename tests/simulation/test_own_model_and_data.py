@@ -104,7 +104,7 @@ def test_labels_beyond_the_models_outputs_are_refused() -> None:
     message = refusal(OutOfOrder(outputs=CLASSES - 1))
     assert message == (
         "for 4 examples the model returns a tensor of shape (4, 3), but scores of shape (4, 4) or wider are needed, "
-        "one per label from 0 to 3; change the model's last layer or the labels"
+        "one per label from 0 to 3; replace the last layer, or correct the labels"
     )
 
 

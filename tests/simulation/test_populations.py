@@ -1,4 +1,4 @@
-"""What a round costs depends on who is asked, not on how many might be."""
+"""The cost of a round depends on its cohort, not on the population."""
 
 import sys
 
@@ -22,7 +22,7 @@ def test_memory_keeps_to_its_targets(case: Case) -> None:
     assert case.is_met(figure.value), figure
 
 
-def test_only_who_was_asked_is_remembered() -> None:
+def test_only_clients_that_took_part_are_remembered() -> None:
     count = 5000
     inputs, labels = torch.randn(count, 1, 2, 2), torch.arange(count) % 3
     dataset = Dataset.from_tensors(inputs, labels, inputs[:9], labels[:9])
@@ -49,6 +49,6 @@ def test_only_who_was_asked_is_remembered() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell a process's largest memory")
-def test_what_is_measured_is_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_separate_process() -> None:
     held = torch.ones(2**28)  # 1 GiB, more than a small simulation takes
     assert largest_memory(10, 10, Mlp(), 4, 100) < held.nbytes

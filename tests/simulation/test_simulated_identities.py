@@ -63,7 +63,7 @@ def test_with_an_enormous_deadline_also_batchnorm_is_averaged_alike() -> None:
 
 
 @pytest.mark.parametrize("normalise", ["received", "everyone"])
-def test_dropping_nobody_is_federated_averaging(normalise: str) -> None:
+def test_dropping_no_client_is_federated_averaging(normalise: str) -> None:
     settings = {**SETUPS["batchnorm"], "devices.stragglers": 0.0}
     expected, _ = play(settings | {"method.name": "fedavg"})
     result, _ = play(settings | {"method.name": "drop", "method.normalise": normalise})
@@ -89,7 +89,7 @@ def test_normalising_equal_steps_changes_nothing_but_rounding(rule: str) -> None
     ],
     ids=["tiny deadline", "tiny deadline on physical devices", "depth 0"],
 )
-def test_where_nobody_gets_anything_done_nothing_changes(settings: dict[str, Any], method: str) -> None:
+def test_a_run_without_finished_work_changes_nothing(settings: dict[str, Any], method: str) -> None:
     settings = {**SETUPS["batchnorm"], **settings, "method.name": method}
     state, records = play(settings)
     assert same_weights(state.weights, _initial(settings))
@@ -98,7 +98,7 @@ def test_where_nobody_gets_anything_done_nothing_changes(settings: dict[str, Any
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_round_that_nobody_contributes_to_leaves_every_bit(rule: str) -> None:
+def test_a_round_without_contributors_changes_no_bit(rule: str) -> None:
     simulation = Simulation(small_experiment({**NORMALIZED, "method.rule": rule}), dataset=small_data())
     state, _ = simulation.play(simulation.initial_state())
     waiting = Simulation(

@@ -11,7 +11,7 @@ from simulator_cases import small_data, small_experiment
 from salf import run_experiment, simulate
 from salf.data import Dataset
 from salf.errors import InvalidSetting
-from salf.methods import FedAsync, FedAvg, Method
+from salf.methods import FedAsync, FedAvg
 from salf.records import RoundRecord
 from salf.simulation import ServerState, Simulation
 
@@ -106,12 +106,18 @@ def test_a_round_without_an_end_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", [FedAvg(), FedAsync(alpha=0.4)])
-def test_a_method_can_replace_that_of_the_experiment(method: Method) -> None:
+def test_a_method_can_replace_that_of_the_experiment(method: FedAvg | FedAsync) -> None:
     experiment = small_experiment({"evaluate.every": 1})
     expected = list(simulate(small_experiment({"method": vars(method), "evaluate.every": 1}), dataset=DATA))
     assert list(simulate(experiment, method=method, dataset=DATA)) == expected
     run = run_experiment(experiment, method=method, dataset=DATA)
     assert (run.experiment.method, list(run.records)) == (method, expected)
+
+
+def test_a_method_that_does_not_fit_the_experiment_is_refused() -> None:
+    experiment = small_experiment({"engine": "fused"})
+    with pytest.raises(InvalidSetting, match=r"^engine is 'fused', but .*; choose 'auto' or 'plain'$"):
+        next(simulate(experiment, method=FedAsync(), dataset=DATA))
 
 
 @pytest.mark.parametrize("start", [simulate, run_experiment])

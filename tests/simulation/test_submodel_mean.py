@@ -45,7 +45,7 @@ def test_two_widths_by_hand() -> None:
     assert new["fc2.bias"].tolist() == [6.0] * 3
 
 
-def test_what_nobody_holds_stays_to_the_last_bit() -> None:
+def test_elements_that_no_group_holds_stay_to_the_last_bit() -> None:
     before = {name: torch.randn(shape) for name, shape in SHAPES.items()} | {"seen": torch.tensor(3)}
     mean = SubmodelMean(before)
     rows = torch.tensor([True, False, True])
@@ -107,7 +107,7 @@ def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
     ],
     ids=lambda server: str(server.optimizer),
 )
-def test_a_server_optimizer_neither_moves_nor_forgets_what_nobody_held(server: ServerOptimizer) -> None:
+def test_a_server_optimizer_leaves_elements_that_no_group_held(server: ServerOptimizer) -> None:
     before = {"w": torch.tensor([1.0, 2.0, 3.0])}
     some = {"w": torch.tensor([True, True, False])}
     first, memory = server.step(before, {"w": before["w"] + 1}, ["w"], {})

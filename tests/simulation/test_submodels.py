@@ -1,4 +1,4 @@
-"""Rounds of HeteroFL: who gets how wide a model, what they train, and what becomes of the global model."""
+"""Rounds of HeteroFL: the widths of the clients, what they train, and the new global model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -213,7 +213,7 @@ def test_statistics_are_computed_for_tests_alone() -> None:
 
 
 @pytest.mark.parametrize("server", ["sgd", "adam"])
-def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(server: str, tmp_path: Any) -> None:
+def test_a_run_resumes_from_a_checkpoint_to_the_last_bit(server: str, tmp_path: Any) -> None:
     settings = {**HETEROFL, "server.optimizer": server, "server.lr": 0.1, "evaluate.every": 1, "rounds": 4}
     whole, records = play(settings, model=normed())
     simulation = Simulation(small_experiment(settings), model=normed(), dataset=DATA)
@@ -228,7 +228,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(server: str, tmp_pa
 
 
 @pytest.mark.parametrize("server", [{}, {"server.optimizer": "adam", "server.lr": 0.1}], ids=["averaging", "adam"])
-def test_where_nobody_is_in_time_nothing_changes(server: dict[str, Any]) -> None:
+def test_a_run_in_which_all_clients_are_late_changes_nothing(server: dict[str, Any]) -> None:
     settings = {**HETEROFL, **server, "method.deadline": 1e-9}
     state, records = play(settings)
     initial = Simulation(small_experiment(settings), dataset=DATA).initial_state()

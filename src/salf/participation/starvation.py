@@ -169,7 +169,7 @@ class StarvationMonitor:
         """Issue a `StarvationWarning` for layers that `newly_starving` returns."""
         found = self.newly_starving(round, observed, asked)
         if found:
-            warnings.warn(describe_starvation(found), StarvationWarning, stacklevel=3)
+            warnings.warn(describe_starvation(found), StarvationWarning, stacklevel=4)
 
 
 def _is_due(round: int) -> bool:

@@ -46,9 +46,9 @@ class ActiveJobs:
         buffer: Results that wait to move it.
     """
 
-    under_way: tuple[ActiveJob, ...]
-    starts: Mapping[int, Weights]
-    begun: Mapping[int, int]
+    under_way: tuple[ActiveJob, ...] = ()
+    starts: Mapping[int, Weights] = field(default_factory=dict)
+    begun: Mapping[int, int] = field(default_factory=dict)
     version: int = 0
     buffer: Buffer = field(default_factory=Buffer)
 
@@ -63,17 +63,13 @@ class Dispatcher:
         workload: What every job computes.
         population: The number of clients.
         seed: The seed of the run.
+        active_jobs: An earlier `snapshot`, from which to continue.
     """
 
-    def __init__(self, devices: Devices, workload: Workload, population: int, seed: int) -> None:
+    def __init__(
+        self, devices: Devices, workload: Workload, population: int, seed: int, active_jobs: ActiveJobs
+    ) -> None:
         self._devices, self._workload, self._population, self._seed = devices, workload, population, seed
-        self._queue: list[tuple[float, int, ActiveJob]] = []
-        self._starts: dict[int, Weights] = {}
-        self._users: Counter[int] = Counter()
-        self._begun: dict[int, int] = {}
-
-    def restore(self, active_jobs: ActiveJobs) -> None:
-        """Continue from an earlier `snapshot`."""
         self._queue = [(active_job.ends_s, active_job.client, active_job) for active_job in active_jobs.under_way]
         heapq.heapify(self._queue)
         self._starts, self._begun = dict(active_jobs.starts), dict(active_jobs.begun)
@@ -81,8 +77,13 @@ class Dispatcher:
 
     def snapshot(self, server: ServerModel) -> ActiveJobs:
         """Return the jobs as a value, with the version and the buffer of the server's model."""
-        under_way = sorted((active_job for _, _, active_job in self._queue), key=lambda active_job: active_job.client)
-        return ActiveJobs(tuple(under_way), dict(self._starts), dict(self._begun), server.version, server.buffer)
+        starts, begun = dict(self._starts), dict(self._begun)
+        return ActiveJobs(self.under_way, starts, begun, server.version, server.buffer)
+
+    @property
+    def under_way(self) -> tuple[ActiveJob, ...]:
+        """The active jobs in the order of their clients."""
+        return tuple(sorted((active_job for _, _, active_job in self._queue), key=lambda active_job: active_job.client))
 
     @property
     def next_s(self) -> float:

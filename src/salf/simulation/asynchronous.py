@@ -7,7 +7,7 @@ import numpy as np
 from salf.aggregation import Aggregation, ClientResult, Contributors, ServerModel, Weights
 from salf.methods import AsynchronousMethod
 from salf.records import RoundRecord
-from salf.simulation.async_jobs import ActiveJob, Dispatcher
+from salf.simulation.async_jobs import ActiveJob, ActiveJobs, Dispatcher
 from salf.simulation.evaluator import Evaluator
 from salf.simulation.federation import SimulatedFederation
 from salf.simulation.sampler import Sampler
@@ -63,9 +63,9 @@ class AsynchronousRounds:
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         end_s = state.time_s + self._seconds
-        dispatcher, server, active_jobs = self._resume(state)
-        begun = sum(active_job.began_s >= state.time_s for active_job in active_jobs)
-        tally = _Tally(at_work=len(active_jobs), begun=begun)
+        dispatcher, server = self._resume(state)
+        at_work = dispatcher.under_way
+        tally = _Tally(len(at_work), begun=sum(active_job.began_s >= state.time_s for active_job in at_work))
         while dispatcher.next_s <= end_s:
             active_job, start = dispatcher.pop()
             server = self._receive(server, active_job, start, tally, dispatcher)
@@ -77,17 +77,15 @@ class AsynchronousRounds:
         after = replace(state, round=state.round + 1, time_s=end_s, weights=server.weights, active_jobs=jobs)
         return after, self._record(after, tally)
 
-    def _resume(self, state: ServerState) -> tuple[Dispatcher, ServerModel, tuple[ActiveJob, ...]]:
-        """Return dispatcher, server model and active jobs of a state; before the first round, start the first jobs."""
-        experiment = self._federation.experiment
-        dispatcher = Dispatcher(experiment.devices, self._federation.workload, experiment.data.clients, experiment.seed)
-        active_jobs = state.active_jobs
-        if active_jobs is None:
-            server = ServerModel(state.weights)
+    def _resume(self, state: ServerState) -> tuple[Dispatcher, ServerModel]:
+        """Return the jobs and the server's model of a state; before the first round, start the first jobs."""
+        federation, jobs = self._federation, state.active_jobs or ActiveJobs()
+        devices, population, seed = federation.experiment.devices, len(federation.partition), federation.experiment.seed
+        dispatcher = Dispatcher(devices, federation.workload, population, seed, jobs)
+        server = ServerModel(state.weights, jobs.version, jobs.buffer)
+        if state.active_jobs is None:
             dispatcher.send(self._sampler.draw_cohort(1).clients.tolist(), state.time_s, server)
-            return dispatcher, server, dispatcher.snapshot(server).under_way
-        dispatcher.restore(active_jobs)
-        return dispatcher, ServerModel(state.weights, active_jobs.version, active_jobs.buffer), active_jobs.under_way
+        return dispatcher, server
 
     def _receive(
         self, server: ServerModel, active_job: ActiveJob, start: Weights, tally: _Tally, dispatcher: Dispatcher

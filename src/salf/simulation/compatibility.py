@@ -28,7 +28,7 @@ def check_arguments(experiment: Experiment, model: nn.Module | None, dataset: da
     if model is not None:
         check_type("model", model, nn.Module, "an nn.Module, already built")
         if any(parameter.is_meta for parameter in model.parameters()):
-            raise InvalidSetting("the model has parameters without values, on the device 'meta'; build it on the CPU")
+            raise InvalidSetting("the model has parameters without values, on the device 'meta'; create it on the CPU")
     if dataset is None and experiment.data.name == "tensors":
         raise InvalidSetting("data.name is 'tensors': give the data in Python, as simulate(experiment, dataset=...)")
 
@@ -58,7 +58,7 @@ def check_trainable(model: nn.Module, dataset: data.Dataset, examples: int) -> N
         returned = f"a tensor of shape {shape}" if shape else f"a {type(outputs).__name__}"
         raise InvalidSetting(
             f"for {examples} examples the model returns {returned}, but scores of shape ({examples}, {classes}) or "
-            f"wider are needed, one per label from 0 to {classes - 1}; change the model's last layer or the labels"
+            f"wider are needed, one per label from 0 to {classes - 1}; replace the last layer, or correct the labels"
         )
 
 

@@ -38,12 +38,11 @@ class SimulatedFederation:
         experiment: The experiment.
         device: Where the training is computed and the global weights lie.
         dataset: All data, on the CPU.
-        inputs: The training inputs, on `device`.
-        labels: The training labels, on `device`.
         partition: Which training examples each client holds.
         model: The model with its initial weights, on the CPU.
         layers: The layers of the model, input to output.
         workload: What a client computes in a round.
+        training: What the clients train, on what and how, with all tensors on `device`.
         engine: What computes the training of a cohort.
 
     Raises:
@@ -59,7 +58,6 @@ class SimulatedFederation:
         self.experiment, self.device = experiment, find_device(experiment.device)
         settings = experiment.data
         self.dataset = data.load(settings.name, settings.root) if dataset is None else dataset.cpu()
-        self.inputs, self.labels = self.dataset.inputs.to(self.device), self.dataset.labels.to(self.device)
         self.partition = divide(self.dataset.labels.numpy(), settings, experiment.seed)
         if model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
@@ -68,8 +66,10 @@ class SimulatedFederation:
         example = self.dataset.inputs[:2].clone()  # for models that change their inputs in place
         self.layers = find_layers(self.model, example)
         self.workload = self._measure_workload(example)
+        self.training = self._build_training()
         self._batch_operations = experiment.client.batch_size * self.workload.costs.forward
-        self.engine = self._build_engine(build)
+        with _limit_threads(self._batch_operations):
+            self.engine = self._choose_engine() if build is None else build(self.training)
 
     def suitable_threads(self) -> AbstractContextManager[None]:
         """Return a context that computes on one thread if the passes of a round are small."""
@@ -86,23 +86,22 @@ class SimulatedFederation:
             costs = measure_passing(self.model, example, self.layers, costs)
         return Workload(costs, self.experiment.client.local_steps)
 
-    def _build_engine(self, build: BuildEngine | None) -> Engine:
-        """Return the engine that `build` returns, or the one that suits the experiment."""
-        experiment, client, sizes = self.experiment, self.experiment.client, self.partition.sizes
+    def _build_training(self) -> Training:
+        """Return what the clients train, after a check that they can."""
+        client, sizes = self.experiment.client, self.partition.sizes
         smallest, largest = (min(client.batch_size, int(size)) for size in (sizes.min(), sizes.max()))
         check_trainable(self.model, self.dataset, smallest)
-        model = copy.deepcopy(self.model).to(self.device)
-        check_device(model, self.inputs[:smallest])
-        costs, examples = self.workload.costs, (self.inputs, self.labels)
-        training = Training(model, self.layers, costs, *examples, client, largest, client.local_steps)
-        method = experiment.method
-        with _limit_threads(self._batch_operations):
-            if build is not None:
-                return build(training)
-            # Sub-models have engines of their own, so no choice is left.
-            name = "plain" if is_synchronous(method) and method.submodels is not None else experiment.engine
-            rule = method.aggregation_rule if is_synchronous(method) else None
-            return choose_engine(name, training, rule, skips_layers=_skips_layers(experiment))
+        model, costs = copy.deepcopy(self.model).to(self.device), self.workload.costs
+        inputs, labels = self.dataset.inputs.to(self.device), self.dataset.labels.to(self.device)
+        check_device(model, inputs[:smallest])
+        return Training(model, self.layers, costs, inputs, labels, client, largest, client.local_steps)
+
+    def _choose_engine(self) -> Engine:
+        method = self.experiment.method
+        # Sub-models have engines of their own, so no choice is left.
+        name = "plain" if is_synchronous(method) and method.submodels is not None else self.experiment.engine
+        rule = method.aggregation_rule if is_synchronous(method) else None
+        return choose_engine(name, self.training, rule, skips_layers=_skips_layers(self.experiment))
 
 
 def _skips_layers(experiment: Experiment) -> bool:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pydantic import ValidationError
 from torch import nn
 
 from salf.data import Dataset
 from salf.engines import Tasks
 from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
-from salf.methods import Method, is_asynchronous
+from salf.methods import Method, is_asynchronous, is_synchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
@@ -70,7 +71,7 @@ class Simulation:
         self.layers, self.workload = federation.layers, federation.workload
         smallest = 2 if has_batchnorm(federation.model) else 1
         self.sampler = Sampler(experiment, federation.partition, self.workload, smallest_batch=smallest)
-        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.inputs)
+        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.training.inputs)
         self._rounds = self._build_rounds()
 
     def initial_state(self) -> ServerState:
@@ -96,6 +97,10 @@ class Simulation:
 
         Warns:
             StarvationWarning: A layer is sent by hardly any client, or by always the same ones.
+
+        >>> simulation = Simulation(Experiment.load("digits", rounds=3, **{"data.clients": 4}))
+        >>> [(state.round, record.time_s) for state, record in simulation.run()]
+        [(1, 1.0), (2, 2.0), (3, 3.0)]
         """
         state, monitor = state or self.initial_state(), StarvationMonitor(self.layers.names)
         while state.round < self.experiment.rounds:
@@ -134,6 +139,9 @@ class Simulation:
 def with_method(experiment: Experiment, method: Method | None) -> Experiment:
     """Return an experiment with a method in place of its own; None keeps the experiment as it is.
 
+    Raises:
+        InvalidSetting: An argument has a wrong type, or the method does not fit the other settings.
+
     >>> from salf.methods import FedAvg
     >>> with_method(Experiment(), FedAvg()).method.name
     'fedavg'
@@ -142,7 +150,16 @@ def with_method(experiment: Experiment, method: Method | None) -> Experiment:
     if method is None:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
-    return replace(experiment, method=method)  # type: ignore[arg-type]  # built-in methods - not yet any
+    if not (is_synchronous(method) or is_asynchronous(method)):
+        bases = "SynchronousMethod or AsynchronousMethod"
+        raise InvalidSetting(
+            f"method is a {type(method).__name__}, which is neither kind of method; use {bases} as base"
+        )
+    try:
+        return replace(experiment, method=method)
+    except ValidationError as error:
+        problems = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise InvalidSetting("; ".join(problems)) from error
 
 
 def simulate(

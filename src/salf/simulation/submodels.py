@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salf.aggregation import Aggregated, Aggregation
 from salf.devices import Workload
-from salf.engines import Loss, PlainEngine, Tasks, Training, cross_entropy_of
+from salf.engines import Loss, PlainEngine, Tasks, cross_entropy_of
 from salf.errors import InvalidSetting
 from salf.layers import measure_costs
 from salf.methods import Submodels, SynchronousMethod
@@ -20,7 +20,7 @@ from salf.simulation.federation import SimulatedFederation
 from salf.simulation.sampler import Sampler
 from salf.simulation.server_state import ServerState
 from salf.simulation.submodel_mean import SubmodelMean
-from salf.simulation.synchronous import CohortUpdate, RoundPlan
+from salf.simulation.synchronous import CohortUpdate, RoundPlan, moved_parameters
 from salf.values import Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -90,7 +90,8 @@ class SubmodelTraining:
         for group in self._groups(plan):
             result, accepted[group.places], weight = self._train_group(group, state, tasks.select(group.places))
             contributors += result.contributors
-            mean.add(self._moved(result), weight, self._rows(group.classes))
+            moved = {name: result.state[name] for name in moved_parameters(self._layers, result)}
+            mean.add(moved, weight, self._rows(group.classes))
         held = mean.held()
         stayed = tuple(layer.name for layer in self._layers if layer.parameters[0] not in held)
         result = Aggregated(mean.state(), tuple(contributors.tolist()), overflowed=stayed)
@@ -114,15 +115,6 @@ class SubmodelTraining:
         for (workload, _), places in members.items():
             yield _Group(np.array(places), self._submodels[workload], classes[places[0]])
 
-    def _moved(self, result: Aggregated) -> dict[str, Tensor]:
-        """Return the parameters that a group has trained."""
-        return {
-            name: result.state[name]
-            for layer, count in zip(self._layers, result.contributors, strict=True)
-            if count and layer.name not in result.overflowed
-            for name in layer.parameters
-        }
-
     def _rows(self, classes: Bools) -> dict[str, Tensor]:
         """Return which rows of the last layer belong to some classes."""
         return {f"{self._head}.{name}": self._on_device(classes) for name in ("weight", "bias")}
@@ -144,18 +136,9 @@ class SubmodelTraining:
         federation = self._federation
         model = narrow(federation.model, width, scaler=self._settings.scaler)
         costs = measure_costs(model, federation.dataset.inputs[:2].clone(), self._layers)
-        client = federation.experiment.client
-        training = Training(
-            copy.deepcopy(model).to(federation.device),
-            self._layers,
-            costs,
-            federation.inputs,
-            federation.labels,
-            client,
-            client.batch_size,
-            client.local_steps,
-            self._masked_loss_of if self._settings.mask_labels else cross_entropy_of,
-        )
+        on_device = copy.deepcopy(model).to(federation.device)
+        loss_of = self._masked_loss_of if self._settings.mask_labels else cross_entropy_of
+        training = replace(federation.training, model=on_device, layers=self._layers, costs=costs, loss_of=loss_of)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         workload = Workload(costs, federation.workload.local_steps, whole=federation.workload.costs)
         return _Submodel(parameters, PlainEngine(training), workload)

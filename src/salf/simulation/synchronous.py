@@ -1,6 +1,6 @@
 """Methods with rounds: the clients of a round train at the same time, and the server aggregates once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -12,6 +12,7 @@ from torch import Tensor
 from salf.aggregation import Aggregated, Aggregation, OptimizerState
 from salf.devices import Cohort, CompletionTimes, Workload
 from salf.engines import Tasks, train_round
+from salf.layers import Layers
 from salf.methods import RoundContext, RoundSchedule, RunContext, SynchronousMethod
 from salf.participation import Chances, ObservedSpeeds
 from salf.records import RoundRecord
@@ -168,12 +169,7 @@ class SynchronousRounds:
         server, layers, result = self._federation.experiment.server, self._federation.layers, update.result
         if server.averages:
             return result.state, state.optimizer
-        moved = [
-            name
-            for layer, count in zip(layers, result.contributors, strict=True)
-            if count >= self._least and layer.name not in result.overflowed
-            for name in layer.parameters
-        ]
+        moved = list(moved_parameters(layers, result, self._least))
         return server.step(state.weights, result.state, moved, state.optimizer, layers.aliases, update.held)
 
     def _chances(self, state: ServerState, plan: RoundPlan, update: CohortUpdate) -> Chances:
@@ -205,6 +201,19 @@ class SynchronousRounds:
             reach=chances.mean,
             least_reach=chances.least,
         )
+
+
+def moved_parameters(layers: Layers, result: Aggregated, least: int = 1) -> Iterator[str]:
+    """Yield the names of the parameters that an aggregation has moved.
+
+    Args:
+        layers: The layers of the model.
+        result: The aggregate.
+        least: How many clients must have sent a layer.
+    """
+    for layer, count in zip(layers, result.contributors, strict=True):
+        if count >= least and layer.name not in result.overflowed:
+            yield from layer.parameters
 
 
 def work_kept(schedule: RoundSchedule, costs: Floats, accepted: npt.NDArray[np.bool_]) -> float | None:
