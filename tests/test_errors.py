@@ -8,7 +8,9 @@ from language import problems_of
 from salf.errors import InvalidSetting, SalfError, UnsuitableModel, check_count, check_non_negative, check_positive
 
 
-@pytest.mark.parametrize("error", [InvalidSetting("seed is -1; choose 0"), UnsuitableModel("Net", ["it is empty; add a layer"])])
+@pytest.mark.parametrize(
+    "error", [InvalidSetting("seed is -1; choose 0"), UnsuitableModel("Net", ["empty; add a layer"])]
+)
 def test_errors_survive_pickling(error: SalfError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

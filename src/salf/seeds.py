@@ -1,8 +1,9 @@
 """Random numbers with an address: (seed, purpose, round, client).
 
-Each draw depends on its address only. Results therefore do not depend on the order of the clients, the number of workers, or interruptions: no generator has a
-state that could be lost. `stream` gives one NumPy generator for one address (a partition, a model). `uniforms` draws
-for many clients at once, without a Python step per client (batches, computing times).
+Each draw depends on its address only. Results therefore do not depend on the order of the clients, the number of
+workers, or interruptions: no generator has a state that could be lost. `stream` gives one NumPy generator for one
+address (a partition, a model). `uniforms` draws for many clients at once, without a Python step per client (batches,
+computing times).
 """
 
 import hashlib

@@ -72,7 +72,10 @@ def test_devices_that_are_slow_for_ever_bring_a_warning() -> None:
         (["--steps", "adele"], "--steps is 'adele' (did you mean 'adel'?); known are adel, decaying, constant"),
         (["--constant", "smooth=3"], "--constant names 'smooth' (did you mean 'smoothness'?)"),
         (["--constant", "smoothness=steep"], "--constant smoothness is 'steep'; give a number of at least 0"),
-        (["--constant", "smoothness=0.5"], "--constant: strong_convexity is 1.0; choose a number greater than 0 and at most smoothness"),
+        (
+            ["--constant", "smoothness=0.5"],
+            "--constant: strong_convexity is 1.0; choose a number greater than 0 and at most smoothness",
+        ),
         (["--example-shape", "3,4"], "describe the input of a model named with --model"),
         (["--model", "torch.nn:Identity"], "--model torch.nn:Identity needs an example of its input"),
         (["--model", "m:f", "--example-shape", "3", "--set", "model.name=mlp"], "--set model.name and --model both"),

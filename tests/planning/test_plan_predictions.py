@@ -50,7 +50,12 @@ CASES: dict[str, dict[str, object]] = {
         "devices.off_seconds": 5.0,
         "method.deadline": 3.0,
     },
-    "physical, several steps": {"devices.kind": "physical", "client.local_steps": 2, "engine": "stacked", "rounds": 300},
+    "physical, several steps": {
+        "devices.kind": "physical",
+        "client.local_steps": 2,
+        "engine": "stacked",
+        "rounds": 300,
+    },
 }
 
 
