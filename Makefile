@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 COVERAGE ?= 90
 
-.PHONY: demo test test-all check format lint types imports tests slow clean
+.PHONY: demo test test-all check format lint types imports tests coverage slow clean
 
 demo: $(VENV)/.installed
 	$(BIN)/salf compare digits --methods fedavg,salf,drop --seeds 3 --out demo --resume
@@ -31,6 +31,10 @@ imports:
 	$(BIN)/lint-imports
 
 tests:
+	$(BIN)/pytest -n $(JOBS)
+
+# Measuring takes longer than the tests themselves, so it is not part of `make test`.
+coverage:
 	$(BIN)/pytest -n $(JOBS) --cov=salf --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
 
 slow: $(VENV)/.installed-dev
