@@ -9,7 +9,7 @@ from salf.errors import InvalidSetting, SalfError, UnsuitableModel, check_count,
 
 
 @pytest.mark.parametrize(
-    "error", [InvalidSetting("seed is -1; choose 0"), UnsuitableModel("Net", ["it is empty; add a layer"])]
+    "error", [InvalidSetting("seed is -1; choose 0"), UnsuitableModel("Net", ["empty; add a layer"])]
 )
 def test_errors_survive_pickling(error: SalfError) -> None:
     copy = pickle.loads(pickle.dumps(error))

@@ -45,6 +45,7 @@ class CohortSums:
         self._reach = _as_probabilities(reach, len(layers))
         self.needs_individual_updates = rule.needs_individual_updates or rule.memory_bytes is not None
         self.weighs_equally = rule.weighs_equally
+        self._weighs_layers = rule.weighs_layers or rule.needs_reach
         self.layer_sums = [LayerSum() for _ in layers]
         self.received = 0
         self.weight_received = 0.0
@@ -72,6 +73,8 @@ class CohortSums:
             raise InvalidSetting(
                 f"the rule {_name(self._rule)} needs each client's own update; use Aggregation.add in place of sums"
             )
+        if not self._weighs_layers:
+            return None
         found = self._layer_weights(np.ones((len(steps), 1)), steps, range(len(steps)))
         return None if found is None or (found[steps > 0] == 1).all() else found
 
@@ -102,6 +105,8 @@ class CohortSums:
             row: The client's row in `reach`, and its place in `clients`.
             weight: The client's weight a_u.
         """
+        if not self._weighs_layers:
+            return [weight] * len(steps)
         found = self._layer_weights(np.array([[weight]]), np.array([steps]), [row], update)
         return [weight] * len(steps) if found is None else found[0].tolist()
 
@@ -153,8 +158,6 @@ class CohortSums:
     ) -> Floats | None:
         """Return the checked weights w_{u,l} of some clients, 0 where they sent nothing; None if they are a_u."""
         rule = self._rule
-        if not rule.weighs_layers and not rule.needs_reach:
-            return None
         reach, shown = self._reach_of(rows, steps), update if self.needs_individual_updates else None
         numbers = np.array([self.client_at(row) for row in rows], dtype=np.int64)
         found = rule.layer_weights(Contributions(weights, steps, numbers, reach, shown))

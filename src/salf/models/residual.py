@@ -32,8 +32,8 @@ class ResidualNet:
         """Build the network for images.
 
         Args:
-            input_shape: (channels, height, width); the last stage must see at least 2×2, so that BatchNorm can train on a
-                batch of one example.
+            input_shape: (channels, height, width). The last stage must see at least 2×2, so that BatchNorm can train on
+                a batch of one example.
             num_classes: At least 2.
 
         Raises:

@@ -150,9 +150,8 @@ def log_normal_reach(
         link_sigma: Standard deviation of log link, at least 0.
         deadline_seconds: At least 0.
 
-    >>> log_normal_reach(
-    ...     computing_seconds=[1.0, 2.0], transfer_seconds=[0, 0], speed_sigma=0.8, link_sigma=0.0, deadline_seconds=2.0
-    ... ).round(4)
+    >>> times = {"computing_seconds": [1.0, 2.0], "transfer_seconds": [0.0, 0.0]}
+    >>> log_normal_reach(**times, speed_sigma=0.8, link_sigma=0.0, deadline_seconds=2.0).round(4)
     array([0.8069, 0.5   ])
     """
     computing, transfer = np.broadcast_arrays(
