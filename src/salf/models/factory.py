@@ -81,7 +81,7 @@ def import_callable(spec: str) -> Callable[..., object]:
     try:
         with _searched_first(_folder(spec)):
             importlib.invalidate_caches()
-            module = _run_file(Path(place)) if _is_file(place) else importlib.import_module(place)
+            module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as reason:
         problem = f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)})"
         raise InvalidSetting(f"{problem}; correct the name or the module") from reason
@@ -97,14 +97,10 @@ def import_callable(spec: str) -> Callable[..., object]:
     return found  # type: ignore[no-any-return]
 
 
-def _is_file(place: str) -> bool:
-    return place.endswith(".py")
-
-
 def _folder(spec: str) -> Path:
     """Return the folder that imports search first."""
     place = spec.rpartition(":")[0]
-    return Path(place).resolve().parent if _is_file(place) else Path.cwd()
+    return Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
 
 
 @contextmanager
