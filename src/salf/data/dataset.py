@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salf import seeds
-from salf.data.tables import Table, read_column
+from salf.data.tables import Columns, read_column
 from salf.errors import InvalidSetting, check_type
 
 
@@ -71,7 +71,7 @@ class Dataset:
         return cls(name, _converted(inputs), labels, _converted(test_inputs), test_labels, classes)
 
     @classmethod
-    def from_tables(cls, train: Table, test: Table, *, inputs: str, labels: str, name: str = "tables") -> Self:
+    def from_tables(cls, train: Columns, test: Columns, *, inputs: str, labels: str, name: str = "tables") -> Self:
         """Make a data set of two tables, such as splits of Hugging Face's `datasets`.
 
         Images become float32 of shape (channels, height, width), normalised to [−1, 1]. Other columns are treated as in
