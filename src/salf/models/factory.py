@@ -94,7 +94,7 @@ def import_callable(spec: str) -> Callable[..., object]:
             f"model.call is '{spec}', but '{attribute}' is a {type(found).__name__}; "
             "name a function or class that builds the model"
         )
-    return found  # type: ignore[no-any-return]  # - getattr returns Any
+    return found  # type: ignore[no-any-return]  # checked above - getattr returns Any
 
 
 def _folder(spec: str) -> Path:
