@@ -54,13 +54,7 @@ def integer(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
     return int(stream(seed, purpose, round, client).integers(2**63))
 
 
-def uniforms(
-    seed: int,
-    purpose: str,
-    round: Rounds,
-    clients: npt.ArrayLike,
-    count: int,
-) -> Floats:
+def uniforms(seed: int, purpose: str, round: Rounds, clients: npt.ArrayLike, count: int) -> Floats:
     """Draw numbers that are uniform on the open interval (0, 1) for each client.
 
     Each row depends on its own round and client only, not on what else is drawn.

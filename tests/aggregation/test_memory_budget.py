@@ -13,7 +13,7 @@ from salf.aggregation.client_memory import ClientMemory
 from salf.aggregation.rules import Memory
 from salf.errors import InvalidSetting
 from salf.layers.find import Layer, Layers
-from salf.participation.reach import ObservedReach
+from salf.participation.observed import ObservedReach
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.simulation.server_state import ServerState
 from salf.update import Update

@@ -48,6 +48,7 @@ def measured(function: str, workload: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_salf_and_plain_loops_end_with_the_same_loss(workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = measured("salf_peer:train", workload)
     assert mine["detail"] == "fused engine"

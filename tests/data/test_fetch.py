@@ -12,7 +12,6 @@ import pooch
 import pytest
 
 from salf.data.fetch import cache_folder, fetch
-from salf.data.files import Archive
 from salf.errors import DataUnavailable
 
 FILES = {"images.gz": b"many images" * 1000, "labels.gz": b"as many labels"}
@@ -64,9 +63,7 @@ def dead() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}/"
 
 
-def archive(*mirrors: str) -> Archive:
-    checksums = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in FILES.items()}
-    return Archive(checksums, mirrors)
+CHECKSUMS = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in FILES.items()}
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -75,9 +72,9 @@ def held(folder: Path) -> dict[str, bytes]:
 
 def test_files_are_fetched_only_once(tmp_path: Path, mirror: Mirror, dead: str) -> None:
     folder = tmp_path / "cache" / "mnist"
-    fetch(archive(mirror.address), folder)
+    fetch(CHECKSUMS, [mirror.address], folder)
     assert held(folder) == FILES
-    fetch(archive(dead), folder)
+    fetch(CHECKSUMS, [dead], folder)
     assert held(folder) == FILES
     assert mirror.asked == list(FILES)
 
@@ -87,7 +84,7 @@ def test_fetching_is_quiet_and_leaves_the_logger_as_it_was(tmp_path: Path, mirro
     handler, level = logging.StreamHandler(messages), logger.level
     logger.addHandler(handler)
     try:
-        fetch(archive(mirror.address), tmp_path)
+        fetch(CHECKSUMS, [mirror.address], tmp_path)
     finally:
         logger.removeHandler(handler)
     assert messages.getvalue() == ""
@@ -95,7 +92,7 @@ def test_fetching_is_quiet_and_leaves_the_logger_as_it_was(tmp_path: Path, mirro
 
 
 def test_a_dead_mirror_is_passed_over_and_not_tried_again(tmp_path: Path, mirror: Mirror, dead: str) -> None:
-    fetch(archive(dead, f"{mirror.address}nowhere/", mirror.address), tmp_path)
+    fetch(CHECKSUMS, [dead, f"{mirror.address}nowhere/", mirror.address], tmp_path)
     assert held(tmp_path) == FILES
     assert mirror.asked == ["nowhere/images.gz", "images.gz", "labels.gz"]
 
@@ -103,7 +100,7 @@ def test_a_dead_mirror_is_passed_over_and_not_tried_again(tmp_path: Path, mirror
 def test_a_wrong_file_is_refused_and_nothing_is_kept(tmp_path: Path, mirror: Mirror) -> None:
     mirror.files["images.gz"] = b"other images"
     with pytest.raises(DataUnavailable, match=r"images.gz cannot be downloaded .* has another file") as caught:
-        fetch(archive(mirror.address), tmp_path)
+        fetch(CHECKSUMS, [mirror.address], tmp_path)
     assert "--set data.root=DIR" in str(caught.value)
     assert held(tmp_path) == {}
 
@@ -111,23 +108,23 @@ def test_a_wrong_file_is_refused_and_nothing_is_kept(tmp_path: Path, mirror: Mir
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, mirror: Mirror) -> None:
     mirror.breaks_off = True
     with pytest.raises(DataUnavailable, match=r"images.gz cannot be downloaded"):
-        fetch(archive(mirror.address), tmp_path)
+        fetch(CHECKSUMS, [mirror.address], tmp_path)
     assert held(tmp_path) == {}
     mirror.breaks_off = False
-    fetch(archive(mirror.address), tmp_path)
+    fetch(CHECKSUMS, [mirror.address], tmp_path)
     assert held(tmp_path) == FILES
 
 
 def test_a_harmed_file_in_the_cache_is_fetched_again(tmp_path: Path, mirror: Mirror) -> None:
     (tmp_path / "labels.gz").write_bytes(b"half of th")
-    fetch(archive(mirror.address), tmp_path)
+    fetch(CHECKSUMS, [mirror.address], tmp_path)
     assert held(tmp_path) == FILES
 
 
 def test_every_mirror_is_named_with_its_failure(tmp_path: Path, mirror: Mirror, dead: str) -> None:
     gone = f"{mirror.address}gone/"
     with pytest.raises(DataUnavailable) as caught:
-        fetch(archive(dead, gone), tmp_path)
+        fetch(CHECKSUMS, [dead, gone], tmp_path)
     message = str(caught.value)
     assert f"{dead} failed (NewConnectionError" in message
     assert f"{gone} failed (404 Client Error" in message
@@ -136,7 +133,7 @@ def test_every_mirror_is_named_with_its_failure(tmp_path: Path, mirror: Mirror, 
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataUnavailable, match=r"cannot be made: Not a directory; set .* SALF_CACHE"):
-        fetch(archive(), tmp_path / "file" / "mnist")
+        fetch(CHECKSUMS, [], tmp_path / "file" / "mnist")
 
 
 def test_the_environment_chooses_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from salf.data import NAMES, cifar, idx, load
-from salf.data.files import Archive, Split
+from salf.data.files import Split
 from salf.data.sources import Source
 from salf.errors import DataUnavailable, InvalidSetting
 
@@ -114,10 +114,10 @@ def test_without_a_root_the_cache_is_filled_and_read(tmp_path: Path, monkeypatch
         split = Split(np.zeros((1, 1, 28, 28), np.uint8), np.zeros(1, np.uint8))
         return split, split
 
-    assert len(Source("small", Archive({}, ()), read).load()) == 1
+    assert len(Source("small", {}, (), read).load()) == 1
     assert (tmp_path / "small").is_dir()
     with pytest.raises(DataUnavailable, match=r"set data\.root|--set data\.root=DIR"):
-        Source("other", Archive({"images": "sha256:" + 64 * "0"}, ()), read).load()
+        Source("other", {"images": "sha256:" + 64 * "0"}, (), read).load()
 
 
 @pytest.mark.skipif(not (PUBLISHED / "mnist").is_dir(), reason="the MNIST files are not here")

@@ -13,8 +13,7 @@ from salf.aggregation.rules import Memory
 from salf.devices import Devices, ExponentialLayers, GradedSpeeds, Physical, UniformDepthDevices
 from salf.errors import InvalidSetting
 from salf.methods import AdelFL, Remembering, RunContext, Salf, SalfPlus
-from salf.participation.reach import ObservedReach
-from salf.participation.speeds import ObservedSpeeds
+from salf.participation.observed import ObservedReach, ObservedSpeeds
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
 from salf.simulation.simulator import Simulation
 

@@ -22,7 +22,7 @@ from salf.errors import InvalidSetting
 from salf.layers.costs import measure_costs, measure_passing
 from salf.layers.find import Layers, find_layers
 from salf.methods import ReachingDeeper, Salf
-from salf.participation.reach import ObservedReach
+from salf.participation.observed import ObservedReach
 from salf.simulation.simulator import Simulation
 from salf.values import LayerCosts
 

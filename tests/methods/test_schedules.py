@@ -11,7 +11,7 @@ from salf.aggregation.rules import Contributors, Corrected, Everyone, InversePro
 from salf.devices import CompletionTimes, Devices, ExponentialLayers, Physical, UniformDepthDevices
 from salf.errors import InvalidSetting
 from salf.methods import METHODS, DropStragglers, FedAvg, RoundContext, Salf, SynchronousMethod
-from salf.participation.reach import ObservedReach
+from salf.participation.observed import ObservedReach
 from salf.simulation.simulator import Simulation
 from salf.values import Floats
 

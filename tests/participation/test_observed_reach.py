@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salf.participation.reach import ObservedReach
+from salf.participation.observed import ObservedReach
 
 LAYERS = 3
 Round = dict[int, list[bool]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator_cases import small_data, small_experiment
 
 from salf import run_experiment, simulate, theory
-from salf.participation.reach import Chances, ObservedReach
+from salf.participation.observed import Chances, ObservedReach
 from salf.participation.starvation import (
     FIRST_LOOK,
     StarvationMonitor,

@@ -57,6 +57,8 @@ CASES: dict[str, dict[str, object]] = {
         "rounds": 300,
     },
 }
+# Each is a variant of a case that every run of the tests checks.
+SLOW = ("exponential, mostly over early", "physical, unlike links", "physical, drawn in each round")
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def run(simulation: Simulation) -> Measured:
     )
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_a_run_is_as_planned(settings: dict[str, object]) -> None:
-    experiment = small_experiment({**COMMON, **settings})
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
+def test_a_run_is_as_planned(case: str) -> None:
+    experiment = small_experiment({**COMMON, **CASES[case]})
     simulation = Simulation(experiment, dataset=small_data(120))
     fleet = forecast(experiment, simulation.workload)
     deadline = getattr(experiment.method, "deadline", None) or experiment.devices.typical_seconds(simulation.workload)

@@ -145,8 +145,8 @@ def test_whole_workloads_are_divided_by_operations(tmp_path: Path) -> None:
     assert measured.client.tolist() == [0, 0, 1]
     # Forward 7 operations, backward 2, 3, 4, 5 (input to output): 21 a step.
     done = np.array([7 + 14, 7 + 12, 7 + 9, 7 + 5]) / 42
-    np.testing.assert_allclose(measured.conveyed[0], 2.1 * np.stack([done, 0.5 + done]))
-    assert np.isinf(measured.conveyed[1]).all()
+    np.testing.assert_allclose(measured.sent[0], 2.1 * np.stack([done, 0.5 + done]))
+    assert np.isinf(measured.sent[1]).all()
     reach = measured.reach(workload(4, 2), everyone(2), 4.2 * done[1] + 1e-9)
     assert reach.tolist() == [[0.5] * 4, [0.0, 1.0, 1.0, 1.0]]
 
@@ -154,7 +154,7 @@ def test_whole_workloads_are_divided_by_operations(tmp_path: Path) -> None:
 def test_times_of_layers_are_taken_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path, ["client", "out", "two", "one", "in"], ["x", 1, 2, 3, 4], ["y", 2, 3, 9, "inf"])
     measured = read_times(path, NAMES, workload(4))
-    assert measured.conveyed[:, 0].tolist() == [[4, 3, 2, 1], [math.inf, 9, 3, 2]]
+    assert measured.sent[:, 0].tolist() == [[4, 3, 2, 1], [math.inf, 9, 3, 2]]
     fleet = Fleet(measured, workload(4), 2, 2, seed=0)
     outlook = outlook_at(fleet, task_of(fleet), 3.0)
     assert outlook.mean_depth == 2.5
@@ -163,8 +163,8 @@ def test_times_of_layers_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def test_measured_rounds_are_repeated_at_random() -> None:
-    conveyed = np.array([[[2.0, 1.0]], [[4.0, 3.0]], [[8.0, 6.0]]])
-    measured = MeasuredTimes(conveyed, np.array([0, 0, 1]))
+    sent = np.array([[[2.0, 1.0]], [[4.0, 3.0]], [[8.0, 6.0]]])
+    measured = MeasuredTimes(sent, np.array([0, 0, 1]))
     drawn = np.stack([measured.times(workload(2), everyone(2, turn)).whole for turn in range(400)])
     assert set(drawn[:, 0]) == {2.0, 4.0}
     assert (drawn[:, 0] == 2.0).mean() == pytest.approx(0.5, abs=0.1)

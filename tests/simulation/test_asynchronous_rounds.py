@@ -15,7 +15,7 @@ from salf.errors import InvalidSetting
 from salf.experiment.experiment import Experiment
 from salf.methods import METHODS, FedAsync, FedBuff
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
-from salf.simulation.async_jobs import ActiveJob
+from salf.simulation.server_state import ActiveJob
 from salf.simulation.simulator import Simulation
 
 ASYNCHRONOUS = ("fedasync", "fedbuff")

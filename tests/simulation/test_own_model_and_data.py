@@ -170,7 +170,7 @@ def test_data_must_be_given_where_the_experiment_names_none() -> None:
 
 
 def test_more_clients_than_examples_are_refused() -> None:
-    assert "there are only 96 training examples" in refusal(settings={"data.clients": 97})
+    assert "only 96 examples exist" in refusal(settings={"data.clients": 97})
 
 
 def test_a_named_model_that_does_not_fit_the_data_is_refused() -> None:

@@ -6,7 +6,7 @@ from simulator_cases import small_data, values_of
 from torch import nn
 
 from salf.models import Vgg, build
-from salf.simulation.static_batchnorm import static_statistics
+from salf.simulation.evaluator import static_statistics
 
 DATA = small_data(examples=90)
 
@@ -20,7 +20,7 @@ def network() -> nn.Sequential:
 
 
 def test_they_are_the_averages_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("salf.simulation.static_batchnorm._BATCH", 40)
+    monkeypatch.setattr("salf.simulation.evaluator._STATISTICS_BATCH", 40)
     model, order = network(), torch.randperm(90)
     found = static_statistics(model, model.state_dict(), DATA.inputs, order)
     means, variances = [], []

@@ -13,7 +13,7 @@ from salf.aggregation.rules import Contributors
 from salf.aggregation.server_optimizer import ServerOptimizer
 from salf.layers.find import Layer, Layers
 from salf.models import prefixes
-from salf.simulation.submodel_mean import SubmodelMean
+from salf.simulation.submodels import SubmodelMean
 from salf.update import Update
 
 # An MLP of 2 inputs, 4 hidden neurons and 3 classes.

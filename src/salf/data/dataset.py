@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from salf import seeds
-from salf.data.tables import Table, read_column
+from salf.data.tables import Columns, read_column
 from salf.errors import InvalidSetting, check_type
 
 
@@ -29,20 +30,15 @@ class Dataset:
     """
 
     name: str
-    inputs: torch.Tensor = field(repr=False)
-    labels: torch.Tensor = field(repr=False)
-    test_inputs: torch.Tensor = field(repr=False)
-    test_labels: torch.Tensor = field(repr=False)
+    inputs: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    test_inputs: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
     num_classes: int
 
     @classmethod
     def from_tensors(
-        cls,
-        inputs: torch.Tensor,
-        labels: torch.Tensor,
-        test_inputs: torch.Tensor,
-        test_labels: torch.Tensor,
-        name: str = "tensors",
+        cls, inputs: Tensor, labels: Tensor, test_inputs: Tensor, test_labels: Tensor, name: str = "tensors"
     ) -> Self:
         """Make a data set of tensors, which are copied only to change their type.
 
@@ -58,7 +54,7 @@ class Dataset:
         """
         given = {"inputs": inputs, "labels": labels, "test_inputs": test_inputs, "test_labels": test_labels}
         for argument, tensor in given.items():
-            check_type(argument, tensor, torch.Tensor, "a tensor")
+            check_type(argument, tensor, Tensor, "a tensor")
         problems = [
             *_tensor_problems(inputs, labels, "inputs", "labels"),
             *_tensor_problems(test_inputs, test_labels, "test_inputs", "test_labels"),
@@ -75,7 +71,7 @@ class Dataset:
         return cls(name, _converted(inputs), labels, _converted(test_inputs), test_labels, classes)
 
     @classmethod
-    def from_tables(cls, train: Table, test: Table, *, inputs: str, labels: str, name: str = "tables") -> Self:
+    def from_tables(cls, train: Columns, test: Columns, *, inputs: str, labels: str, name: str = "tables") -> Self:
         """Make a data set of two tables, such as splits of Hugging Face's `datasets`.
 
         Images become float32 of shape (channels, height, width), normalised to [−1, 1]. Other columns are treated as in
@@ -117,23 +113,13 @@ class Dataset:
         chosen = torch.from_numpy(seeds.stream(seed, "held-out").permutation(len(self)))
         cut = max(1, round(share * len(self)))
         out, kept = chosen[:cut].sort().values, chosen[cut:].sort().values
-        return replace(
-            self,
-            inputs=self.inputs[kept],
-            labels=self.labels[kept],
-            test_inputs=self.inputs[out],
-            test_labels=self.labels[out],
-        )
+        inputs, labels = self.inputs, self.labels
+        return replace(self, inputs=inputs[kept], labels=labels[kept], test_inputs=inputs[out], test_labels=labels[out])
 
     def cpu(self) -> Self:
         """Return the same data in CPU memory, copied only if necessary."""
-        return replace(
-            self,
-            inputs=self.inputs.cpu(),
-            labels=self.labels.cpu(),
-            test_inputs=self.test_inputs.cpu(),
-            test_labels=self.test_labels.cpu(),
-        )
+        inputs, labels, test_inputs, test_labels = (tensor.cpu() for tensor in self._tensors())
+        return replace(self, inputs=inputs, labels=labels, test_inputs=test_inputs, test_labels=test_labels)
 
     def fingerprint(self) -> str:
         """Return a hash of all examples and labels.
@@ -143,7 +129,7 @@ class Dataset:
         False
         """
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.inputs, self.labels, self.test_inputs, self.test_labels):
+        for tensor in self._tensors():
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
@@ -156,8 +142,11 @@ class Dataset:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.inputs, self.labels, self.test_inputs, self.test_labels
 
-def _tensor_problems(inputs: torch.Tensor, labels: torch.Tensor, inputs_name: str, labels_name: str) -> list[str]:
+
+def _tensor_problems(inputs: Tensor, labels: Tensor, inputs_name: str, labels_name: str) -> list[str]:
     """Return what is wrong with training or test tensors, and the remedies."""
     problems = []
     if inputs.numel() == 0 or labels.numel() == 0:
@@ -178,6 +167,6 @@ def _tensor_problems(inputs: torch.Tensor, labels: torch.Tensor, inputs_name: st
     return problems
 
 
-def _converted(values: torch.Tensor) -> torch.Tensor:
+def _converted(values: Tensor) -> Tensor:
     """Return floating numbers as float32 and integers as int64."""
     return values.detach().to(torch.float32 if values.is_floating_point() else torch.int64)

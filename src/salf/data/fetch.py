@@ -2,13 +2,13 @@
 
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pooch
 
-from salf.data.files import Archive, expanded
+from salf.data.files import expanded
 from salf.errors import DataUnavailable
 
 
@@ -18,13 +18,14 @@ def cache_folder() -> Path:
     return expanded("SALF_CACHE", chosen) if chosen else Path(pooch.os_cache("salf"))
 
 
-def fetch(archive: Archive, folder: Path) -> None:
+def fetch(files: Mapping[str, str], mirrors: Sequence[str], folder: Path) -> None:
     """Download the files that `folder` does not hold with the right checksums.
 
     A file appears in the folder only when it is complete and its checksum is right.
 
     Args:
-        archive: The files, their checksums and mirrors.
+        files: The checksum of each file, written `sha256:…`, by its name.
+        mirrors: Addresses to which a name is appended; the first that works is used.
         folder: Where to put them; it is created if necessary.
 
     Raises:
@@ -37,15 +38,14 @@ def fetch(archive: Archive, folder: Path) -> None:
             f"the cache folder {folder} cannot be made: {error.strerror}; set the environment variable SALF_CACHE to "
             "a writable folder, or data.root to a folder that holds the files"
         ) from error
-    mirrors = list(archive.mirrors)
     with _quiet():
-        for name, checksum in archive.files.items():
+        for name, checksum in files.items():
             good = _fetch_one(name, checksum, mirrors, folder)
             # The next files come from the mirror that worked, so failing mirrors are not tried again.
             mirrors = [good, *(mirror for mirror in mirrors if mirror != good)]
 
 
-def _fetch_one(name: str, checksum: str, mirrors: list[str], folder: Path) -> str:
+def _fetch_one(name: str, checksum: str, mirrors: Sequence[str], folder: Path) -> str:
     """Download one file and return the mirror that had it."""
     failures = []
     for mirror in mirrors:

@@ -2,8 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,19 +13,6 @@ from salf.errors import DataUnavailable
 
 CLASSES = 10
 """The number of classes of every image set."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Published files and where to download them.
-
-    Attributes:
-        files: Maps each name to its checksum, written `sha256:…`.
-        mirrors: Addresses to which a name is appended; the first that works is used.
-    """
-
-    files: Mapping[str, str]
-    mirrors: tuple[str, ...]
 
 
 class Split(NamedTuple):

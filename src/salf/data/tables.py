@@ -11,7 +11,7 @@ from salf.errors import InvalidSetting, check_type
 
 
 @runtime_checkable
-class Table(Protocol):
+class Columns(Protocol):
     """A mapping from names to columns, or a split of a Hugging Face data set."""
 
     def __getitem__(self, column: str, /) -> Sequence[object]:
@@ -19,7 +19,7 @@ class Table(Protocol):
         ...
 
 
-def read_column(table: Table, column: str, where: str) -> torch.Tensor:
+def read_column(table: Columns, column: str, where: str) -> torch.Tensor:
     """Return a column as a tensor with one row per example.
 
     Images, of Pillow or as arrays of bytes, of shape (height, width) or (height, width, channels), become float32 of
@@ -33,7 +33,7 @@ def read_column(table: Table, column: str, where: str) -> torch.Tensor:
     >>> read_column({"image": [np.full((2, 2), 255, np.uint8)]}, "image", where="train").tolist()
     [[[[1.0, 1.0], [1.0, 1.0]]]]
     """
-    check_type(where, table, Table, "a table: a mapping from names to columns, or a split of a Hugging Face data set")
+    check_type(where, table, Columns, "a table: a mapping from names to columns, or a split of a Hugging Face data set")
     try:
         cells = table[column]
     except (LookupError, TypeError, ValueError) as error:  # Hugging Face raises ValueError

@@ -7,12 +7,10 @@ from pydantic import Field
 from torch import nn
 
 from salf.errors import InvalidSetting
-from salf.models.cnn import Cnn
 from salf.models.factory import Factory, import_callable
-from salf.models.mlp import Mlp
 from salf.models.residual import ResidualNet
+from salf.models.sequential import Cnn, Mlp, Vgg
 from salf.models.transformer import Transformer
-from salf.models.vgg import Vgg
 
 Model: TypeAlias = Annotated[Mlp | Cnn | Vgg | ResidualNet | Transformer | Factory, Field(discriminator="name")]
 

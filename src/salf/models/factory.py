@@ -81,7 +81,7 @@ def import_callable(spec: str) -> Callable[..., object]:
     try:
         with _searched_first(_folder(spec)):
             importlib.invalidate_caches()
-            module = _run_file(Path(place)) if _is_file(place) else importlib.import_module(place)
+            module = _run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as reason:
         problem = f"model.call is '{spec}', but '{place}' cannot be imported ({_reason_of(reason)})"
         raise InvalidSetting(f"{problem}; correct the name or the module") from reason
@@ -94,17 +94,13 @@ def import_callable(spec: str) -> Callable[..., object]:
             f"model.call is '{spec}', but '{attribute}' is a {type(found).__name__}; "
             "name a function or class that builds the model"
         )
-    return found  # type: ignore[no-any-return]
-
-
-def _is_file(place: str) -> bool:
-    return place.endswith(".py")
+    return found  # type: ignore[no-any-return]  # checked above - getattr returns Any
 
 
 def _folder(spec: str) -> Path:
     """Return the folder that imports search first."""
     place = spec.rpartition(":")[0]
-    return Path(place).resolve().parent if _is_file(place) else Path.cwd()
+    return Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
 
 
 @contextmanager

@@ -53,24 +53,24 @@ class Transformer:
         if height % self.patch or width % self.patch:
             problem = f"model.patch is {self.patch}, which does not divide the images' {height}×{width}"
             raise InvalidSetting(f"{problem}; choose a common divisor of height and width")
-        return _Transformer(
-            patch=self.patch,
-            features=channels * self.patch**2,
-            tokens=(height // self.patch) * (width // self.patch),
-            width=self.width,
-            blocks=[_AttentionBlock(self.width, self.heads) for _ in range(self.depth)],
-            num_classes=require_classes(num_classes),
-        )
+        features, tokens = channels * self.patch**2, (height // self.patch) * (width // self.patch)
+        return _Transformer(self, features, tokens, require_classes(num_classes))
 
 
 class _Transformer(nn.Module):
-    """The network; its gradient of `position` is complete just before that of `embed`."""
+    """The network; its gradient of `position` is complete just before that of `embed`.
 
-    def __init__(
-        self, *, patch: int, features: int, tokens: int, width: int, blocks: list["_AttentionBlock"], num_classes: int
-    ) -> None:
+    Args:
+        settings: The description.
+        features: The number of values in a patch.
+        tokens: The number of patches.
+        num_classes: The number of scores.
+    """
+
+    def __init__(self, settings: Transformer, features: int, tokens: int, num_classes: int) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, width = settings.patch, settings.width
+        blocks = [_AttentionBlock(width, settings.heads) for _ in range(settings.depth)]  # draw their weights first
         self.embed = nn.Linear(features, width)
         self.position = nn.Parameter(torch.empty(tokens, width))
         self.blocks = nn.Sequential(*blocks)

@@ -4,9 +4,9 @@ Observations are immutable values: `observe` returns the next one. Methods and r
 device model.
 """
 
-from salf.participation.reach import Chances as Chances
-from salf.participation.reach import ObservedReach as ObservedReach
-from salf.participation.speeds import ObservedSpeeds as ObservedSpeeds
+from salf.participation.observed import Chances as Chances
+from salf.participation.observed import ObservedReach as ObservedReach
+from salf.participation.observed import ObservedSpeeds as ObservedSpeeds
 from salf.participation.starvation import StarvationMonitor as StarvationMonitor
 from salf.participation.starvation import StarvationWarning as StarvationWarning
 from salf.participation.starvation import Starving as Starving

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from salf.participation.reach import ObservedReach
+from salf.participation.observed import ObservedReach
 from salf.values import Floats
 
 FIRST_LOOK = 60  # rounds; then after twice, four times, … as many

@@ -72,7 +72,7 @@ class Fleet:
         generator = seeds.stream(self.seed, "plan", 1)
         cohorts = [generator.permutation(len(everyone.clients))[: self.asked] for _ in drawn]
         return DrawnRounds(
-            conveyed=np.stack([times.sent for times in drawn]),
+            sent=np.stack([times.sent for times in drawn]),
             ready=np.stack([times.ready for times in drawn]),
             whole=np.stack([times.whole for times in drawn]),
             cohorts=np.stack(cohorts),
@@ -102,14 +102,14 @@ class DrawnRounds:
     """Times of many rounds, as in `salf.devices.CompletionTimes`, stacked.
 
     Attributes:
-        conveyed: When each layer has reached the server, shape (rounds, clients, local steps, layers).
+        sent: When each layer has reached the server, shape (rounds, clients, local steps, layers).
         ready: When its gradient is complete, of the same shape.
         whole: When a client has sent its whole workload, shape (rounds, clients).
         cohorts: Positions of the clients of each round, shape (rounds, clients per round).
         give_up_seconds: How long a server without a deadline waits for clients that never answer.
     """
 
-    conveyed: Floats
+    sent: Floats
     ready: Floats
     whole: Floats
     cohorts: Ints
@@ -120,7 +120,7 @@ class DrawnRounds:
 
         The shape is (clients, layers).
         """
-        return np.asarray((self.conveyed[:, :, 0] <= deadline_seconds).mean(axis=0), dtype=np.float64)
+        return np.asarray((self.sent[:, :, 0] <= deadline_seconds).mean(axis=0), dtype=np.float64)
 
     def round_seconds(self, deadline_seconds: float = np.inf) -> float:
         """Return the mean duration of a round.
@@ -143,15 +143,15 @@ class DrawnRounds:
             costs: Costs of the layers' backward passes, shape (layers,).
         """
         finished = (self.ready <= deadline_seconds).sum(axis=2) @ costs
-        conveyed = (self.conveyed <= deadline_seconds).sum(axis=2) @ costs
+        sent = (self.sent <= deadline_seconds).sum(axis=2) @ costs
         total = float(finished.sum())
         if not total:
             return float("nan"), float("nan")
-        return float(conveyed.sum()) / total, float(conveyed[self.whole <= deadline_seconds].sum()) / total
+        return float(sent.sum()) / total, float(sent[self.whole <= deadline_seconds].sum()) / total
 
     def deadlines(self, count: int) -> Floats:
         """Return at most `count` deadlines, from almost no work sent to all of it."""
-        times = np.sort(self.conveyed[np.isfinite(self.conveyed)])
+        times = np.sort(self.sent[np.isfinite(self.sent)])
         places = np.linspace(0.02, 0.999, count) * (len(times) - 1)
         return np.unique(round_up(times[places.astype(np.int64)]))
 

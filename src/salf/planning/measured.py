@@ -22,12 +22,12 @@ class MeasuredTimes:
     In each round, a client repeats a random measurement of its own.
 
     Attributes:
-        conveyed: Seconds from the start of the round until each layer of each step had reached the server, shape
+        sent: Seconds from the start of the round until each layer of each step had reached the server, shape
             (measurements, local steps, layers); infinite means never.
         client: The client of each measurement, numbered from 0 and increasing, shape (measurements,).
     """
 
-    conveyed: Floats
+    sent: Floats
     client: Ints
 
     @property
@@ -39,13 +39,13 @@ class MeasuredTimes:
         """Draw a measured round for each client."""
         first, count = self._places
         drawn = cohort.uniforms("measured", 1)[:, 0] * count[cohort.clients]
-        chosen = self.conveyed[first[cohort.clients] + drawn.astype(np.int64)]
-        finite = self.conveyed[np.isfinite(self.conveyed)]
+        chosen = self.sent[first[cohort.clients] + drawn.astype(np.int64)]
+        finite = self.sent[np.isfinite(self.sent)]
         return CompletionTimes(chosen, chosen, chosen[:, -1, 0], give_up_seconds=float(finite.max()))
 
     def typical_seconds(self, workload: Workload) -> float:
         """Return the median over clients of their median times for the whole workload."""
-        whole = self.conveyed[:, -1, 0]
+        whole = self.sent[:, -1, 0]
         medians = [float(np.median(whole[self.client == client])) for client in range(self.num_clients)]
         return float(np.quantile(medians, 0.5, method="lower"))
 
@@ -55,7 +55,7 @@ class MeasuredTimes:
         The shape is (clients, layers).
         """
         first, count = self._places
-        hits = np.add.reduceat((self.conveyed[:, 0] <= deadline_seconds).astype(np.float64), first, axis=0)
+        hits = np.add.reduceat((self.sent[:, 0] <= deadline_seconds).astype(np.float64), first, axis=0)
         return np.asarray(hits / count[:, None], dtype=np.float64)[cohort.clients]
 
     @cached_property

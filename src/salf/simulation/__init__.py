@@ -4,8 +4,8 @@ Clients train in this process, but the time that they take comes from a device m
 set-up of a run, `Sampler` draws each round, `Evaluator` tests the global model, and `Simulation` loops over the rounds.
 """
 
-from salf.simulation.async_jobs import ActiveJob as ActiveJob
-from salf.simulation.async_jobs import ActiveJobs as ActiveJobs
+from salf.simulation.server_state import ActiveJob as ActiveJob
+from salf.simulation.server_state import ActiveJobs as ActiveJobs
 from salf.simulation.server_state import ServerState as ServerState
 from salf.simulation.simulator import Simulation as Simulation
 from salf.simulation.simulator import simulate as simulate

@@ -1,17 +1,20 @@
 """Asynchronous methods: an event loop on the virtual clock, where the server acts on each result as it arrives."""
 
+import heapq
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from salf import seeds
 from salf.aggregation import Aggregation, ClientResult, Contributors, ServerModel, Weights
+from salf.devices import Cohort, CompletionTimes
 from salf.methods import AsynchronousMethod
 from salf.records import RoundRecord
-from salf.simulation.async_jobs import ActiveJob, ActiveJobs, Dispatcher
-from salf.simulation.evaluator import Evaluator
 from salf.simulation.federation import SimulatedFederation
-from salf.simulation.sampler import Sampler
-from salf.simulation.server_state import ServerState
+from salf.simulation.server_state import ActiveJob, ActiveJobs, ServerState
 
 
 @dataclass
@@ -33,6 +36,86 @@ class _Tally:
     finished: float = 0.0
 
 
+class Dispatcher:
+    """Starts jobs and returns them in the order in which they end.
+
+    Draws for the n-th job of a client have n as their round, so each draw has an address.
+
+    Args:
+        federation: The set-up: the device model, what every job computes, the number of clients and the seed.
+        jobs: An earlier `snapshot`, from which to continue.
+    """
+
+    def __init__(self, federation: SimulatedFederation, jobs: ActiveJobs) -> None:
+        self._experiment, self._workload = federation.experiment, federation.workload
+        self._queue = [(job.ends_s, job.client, job) for job in jobs.under_way]
+        heapq.heapify(self._queue)
+        self._starts, self._begun = dict(jobs.starts), dict(jobs.begun)
+        self._users = Counter(job.version for job in jobs.under_way if job.answers)
+
+    def snapshot(self, server: ServerModel) -> ActiveJobs:
+        """Return the jobs as a value, with the version and the buffer of the server's model."""
+        return ActiveJobs(self.under_way, dict(self._starts), dict(self._begun), server.version, server.buffer)
+
+    @property
+    def under_way(self) -> tuple[ActiveJob, ...]:
+        """The active jobs in the order of their clients."""
+        return tuple(sorted((job for _, _, job in self._queue), key=lambda job: job.client))
+
+    @property
+    def next_s(self) -> float:
+        """When the next job ends, in virtual seconds."""
+        return self._queue[0][0]
+
+    def send(self, clients: Sequence[int], now_s: float, server: ServerModel) -> None:
+        """Start the next job of some clients.
+
+        Args:
+            clients: Clients that are idle.
+            now_s: The virtual time in seconds.
+            server: The model that they receive.
+        """
+        for client in clients:
+            number = self._begun[client] = self._begun.get(client, 0) + 1
+            times = self.times(client, number)
+            answers = math.isfinite(times.whole[0])
+            ends_s = now_s + (float(times.whole[0]) if answers else times.give_up_seconds)
+            job = ActiveJob(client, number, server.version, now_s, ends_s, answers)
+            heapq.heappush(self._queue, (ends_s, client, job))
+            if answers:
+                self._starts[server.version] = server.weights
+                self._users[server.version] += 1
+
+    def pop(self) -> tuple[ActiveJob, Weights]:
+        """Remove the job that ends next, of several at once the one of the client with the lowest number.
+
+        Returns:
+            The job and the weights from which it began; no weights if the client never answered.
+        """
+        _, _, job = heapq.heappop(self._queue)
+        if not job.answers:
+            return job, {}
+        self._users[job.version] -= 1
+        return job, self._starts[job.version] if self._users[job.version] else self._starts.pop(job.version)
+
+    def successor(self, job: ActiveJob) -> int:
+        """Draw the client that begins when a job has ended, among the idle ones."""
+        busy = sorted(client for _, client, _ in self._queue)
+        draw = seeds.stream(self._experiment.seed, "successor", job.job, job.client)
+        place = int(draw.integers(self._experiment.data.clients - len(busy)))
+        for client in busy:  # turn the place among the idle clients into a client's number
+            place += client <= place
+        return place
+
+    def times(self, client: int, job: int) -> CompletionTimes:
+        """Draw when a client finishes each layer of a job."""
+        return self._experiment.devices.times(self._workload, self.cohort(client, job))
+
+    def cohort(self, client: int, job: int) -> Cohort:
+        """Return the cohort of one client, with the number of its job as the round."""
+        return Cohort(np.array([client]), self._experiment.data.clients, job, self._experiment.seed)
+
+
 class AsynchronousRounds:
     """The rounds of an asynchronous method: equal stretches of the virtual clock.
 
@@ -43,34 +126,28 @@ class AsynchronousRounds:
 
     Args:
         federation: The set-up.
-        sampler: Draws the first cohort and all batches.
-        evaluator: Tests the global model.
         method: The method.
     """
 
-    def __init__(
-        self, federation: SimulatedFederation, sampler: Sampler, evaluator: Evaluator, method: AsynchronousMethod
-    ) -> None:
-        self._federation, self._sampler, self._evaluator, self._method = federation, sampler, evaluator, method
+    def __init__(self, federation: SimulatedFederation, method: AsynchronousMethod) -> None:
+        self._federation, self._method = federation, method
         workload, self._layers = federation.workload, federation.layers
         self._steps = np.full((1, len(self._layers)), workload.local_steps, dtype=np.int64)
         self._seconds = method.deadline or federation.experiment.devices.typical_seconds(workload)
-        initial = federation.model.state_dict()
-        self._statistics = frozenset(
-            name for layer in self._layers for name in layer.buffers if initial[name].is_floating_point()
-        )
+        floating = {name for name, tensor in federation.model.state_dict().items() if tensor.is_floating_point()}
+        self._statistics = frozenset(name for layer in self._layers for name in layer.buffers if name in floating)
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         end_s = state.time_s + self._seconds
         dispatcher, server = self._resume(state)
         at_work = dispatcher.under_way
-        tally = _Tally(len(at_work), begun=sum(active_job.began_s >= state.time_s for active_job in at_work))
+        tally = _Tally(len(at_work), begun=sum(job.began_s >= state.time_s for job in at_work))
         while dispatcher.next_s <= end_s:
-            active_job, start = dispatcher.pop()
-            server = self._receive(server, active_job, start, tally, dispatcher)
-            dispatcher.send([dispatcher.successor(active_job)], active_job.ends_s, server)
-            if active_job.ends_s < end_s:  # a client that begins as the round ends is at work in the next one
+            job, start = dispatcher.pop()
+            server = self._receive(server, job, start, tally, dispatcher)
+            dispatcher.send([dispatcher.successor(job)], job.ends_s, server)
+            if job.ends_s < end_s:  # a client that begins as the round ends is at work in the next one
                 tally.at_work += 1
                 tally.begun += 1
         jobs = dispatcher.snapshot(server)
@@ -79,47 +156,46 @@ class AsynchronousRounds:
 
     def _resume(self, state: ServerState) -> tuple[Dispatcher, ServerModel]:
         """Return the jobs and the server's model of a state; before the first round, start the first jobs."""
-        federation, jobs = self._federation, state.active_jobs or ActiveJobs()
-        devices, population, seed = federation.experiment.devices, len(federation.partition), federation.experiment.seed
-        dispatcher = Dispatcher(devices, federation.workload, population, seed, jobs)
+        jobs = state.active_jobs or ActiveJobs()
+        dispatcher = Dispatcher(self._federation, jobs)
         server = ServerModel(state.weights, jobs.version, jobs.buffer)
         if state.active_jobs is None:
-            dispatcher.send(self._sampler.draw_cohort(1).clients.tolist(), state.time_s, server)
+            dispatcher.send(self._federation.sampler.draw_cohort(1).clients.tolist(), state.time_s, server)
         return dispatcher, server
 
     def _receive(
-        self, server: ServerModel, active_job: ActiveJob, start: Weights, tally: _Tally, dispatcher: Dispatcher
+        self, server: ServerModel, job: ActiveJob, start: Weights, tally: _Tally, dispatcher: Dispatcher
     ) -> ServerModel:
         """Return the server's model after a job has ended, and count the job."""
-        if not active_job.answers:
-            tally.finished += self._finished_share(active_job, dispatcher)
+        if not job.answers:
+            tally.finished += self._finished_share(job, dispatcher)
             return server
         tally.finished += 1
-        model = self._train(active_job, start, dispatcher)
+        model = self._train(job, start, dispatcher)
         if model is None:
             tally.rejected += 1
             return server
         tally.applied += 1
-        result = ClientResult(start, model, server.version - active_job.version)
+        result = ClientResult(start, model, server.version - job.version)
         return self._method.receive(server, result, self._statistics)
 
-    def _train(self, active_job: ActiveJob, start: Weights, dispatcher: Dispatcher) -> Weights | None:
+    def _train(self, job: ActiveJob, start: Weights, dispatcher: Dispatcher) -> Weights | None:
         """Return the client's model after its job; None if it is refused."""
-        cohort = dispatcher.cohort(active_job.client, active_job.job)
-        tasks = self._sampler.tasks(cohort, self._steps, self._method.proximal)
+        cohort = dispatcher.cohort(job.client, job.job)
+        tasks = self._federation.sampler.tasks(cohort, self._steps, self._method.proximal)
         running = Aggregation(start, self._layers, Contributors())
         accepted = self._federation.engine.train_cohort(start, tasks, running)
         result = running.finish()
         return result.state if accepted.all() and not result.overflowed else None
 
-    def _finished_share(self, active_job: ActiveJob, dispatcher: Dispatcher) -> float:
+    def _finished_share(self, job: ActiveJob, dispatcher: Dispatcher) -> float:
         """Return the share of its backward work that a client had finished when it was given up."""
-        times, costs = dispatcher.times(active_job.client, active_job.job), self._federation.workload.backward
+        times, costs = dispatcher.times(job.client, job.job), self._federation.workload.backward
         return float((times.steps_ready_by(times.give_up_seconds) * costs).sum() / (self._steps * costs).sum())
 
     def _record(self, after: ServerState, tally: _Tally) -> RoundRecord:
         """Return the record of the round that led to a state."""
-        accuracy, loss = self._evaluator.test(after.round, after.weights)
+        accuracy, loss = self._federation.evaluator.test(after.round, after.weights)
         size, sent = sum(self._federation.workload.costs.layer_bytes), tally.applied + tally.rejected
         return RoundRecord(
             round=after.round,

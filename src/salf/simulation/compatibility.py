@@ -24,7 +24,6 @@ def check_arguments(experiment: Experiment, model: nn.Module | None, dataset: da
     Raises:
         InvalidSetting: An argument has a wrong type, the model has no values, or the data is missing.
     """
-    check_type("experiment", experiment, Experiment, "an Experiment, such as Experiment.load('digits')")
     if model is not None:
         check_type("model", model, nn.Module, "an nn.Module, already built")
         if any(parameter.is_meta for parameter in model.parameters()):

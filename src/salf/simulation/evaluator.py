@@ -13,9 +13,11 @@ from salf.data import Dataset
 from salf.engines import use_fast_pooling
 from salf.experiment import Experiment
 from salf.methods import is_synchronous
-from salf.simulation.static_batchnorm import static_statistics
 
+# The common base of BatchNorm in one, two and three dimensions.
+_BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - torch has no public name for it
 _BATCH = 2048
+_STATISTICS_BATCH = 512
 
 
 class Evaluator:
@@ -101,6 +103,51 @@ def _test_examples(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]
     """Return test inputs and labels: all, or the same `count` of them for every seed."""
     if count is None or count >= len(dataset.test_labels):
         return dataset.test_inputs, dataset.test_labels
-    chosen = np.sort(seeds.stream(0, "test-examples").permutation(len(dataset.test_labels))[:count])
-    index = torch.from_numpy(chosen)
-    return dataset.test_inputs[index], dataset.test_labels[index]
+    chosen = seeds.stream(0, "test-examples").permutation(len(dataset.test_labels))[:count]
+    places = torch.from_numpy(np.sort(chosen))
+    return dataset.test_inputs[places], dataset.test_labels[places]
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Return whether a model normalizes over the batch, so that it trains on two examples or more."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def static_statistics(
+    model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, order: Tensor
+) -> dict[str, Tensor]:
+    """Measure BatchNorm's running statistics of a model in one pass over examples.
+
+    This is HeteroFL's static batch normalization (arXiv 2010.01264): cumulative averages over batches, as with momentum
+    None. Each layer sees inputs that the layers before it have normalized by the batch. All other modules are in
+    evaluation mode.
+
+    Args:
+        model: The model; it is copied, never changed.
+        weights: The state dict to measure with.
+        inputs: The training inputs, on the model's device.
+        order: In which order the examples are taken, as indices of `inputs`. They are cut into batches of at most 512,
+            whose sizes differ by at most one.
+
+    Returns:
+        The statistics by buffer name.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> found = static_statistics(norm, norm.state_dict(), torch.tensor([[1.0], [2.0], [6.0]]), torch.arange(3))
+    >>> found["running_mean"].item(), found["running_var"].item()
+    (3.0, 7.0)
+    """
+    twin = copy.deepcopy(model).eval()
+    modules = [module for module in twin.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not modules:
+        return {}
+    twin.load_state_dict(weights)
+    for module in modules:
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
+    with torch.inference_mode():
+        for batch in order.tensor_split(-(-len(order) // _STATISTICS_BATCH)):
+            twin(inputs[batch])
+    tracked = {id(buffer) for module in modules for buffer in module.buffers()}
+    return {name: buffer.clone() for name, buffer in twin.named_buffers() if id(buffer) in tracked}

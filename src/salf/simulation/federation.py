@@ -14,6 +14,8 @@ from salf.experiment import DataSettings, Experiment
 from salf.layers import find_layers, measure_costs, measure_passing
 from salf.methods import is_synchronous
 from salf.simulation.compatibility import check_arguments, check_device, check_trainable
+from salf.simulation.evaluator import Evaluator, has_batchnorm
+from salf.simulation.sampler import Sampler
 from salf.values import Ints
 
 BuildEngine = Callable[[Training], Engine]
@@ -44,6 +46,8 @@ class SimulatedFederation:
         workload: What a client computes in a round.
         training: What the clients train, on what and how, with all tensors on `device`.
         engine: What computes the training of a cohort.
+        sampler: Draws cohorts, completion times and batches.
+        evaluator: Tests the global model.
 
     Raises:
         InvalidSetting: Experiment, model and data do not fit together.
@@ -70,19 +74,21 @@ class SimulatedFederation:
         self._batch_operations = experiment.client.batch_size * self.workload.costs.forward
         with _limit_threads(self._batch_operations):
             self.engine = self._choose_engine() if build is None else build(self.training)
+        smallest = 2 if has_batchnorm(self.model) else 1
+        self.sampler = Sampler(experiment, self.partition, self.workload, smallest_batch=smallest)
+        self.evaluator = Evaluator(experiment, self.model, self.dataset, self.training.inputs)
 
     def suitable_threads(self) -> AbstractContextManager[None]:
         """Return a context that computes on one thread if the passes of a round are small."""
-        asked = self.experiment.client.cohort or self.experiment.data.clients
-        return _limit_threads((asked if self.engine.at_once else 1) * self._batch_operations)
+        return _limit_threads((self.sampler.cohort_size if self.engine.at_once else 1) * self._batch_operations)
 
     def initial_weights(self) -> dict[str, Tensor]:
         """Return a copy of the global state dict before the first round, on `device`."""
         return {name: tensor.detach().to(self.device, copy=True) for name, tensor in self.model.state_dict().items()}
 
     def _measure_workload(self, example: Tensor) -> Workload:
-        costs = measure_costs(self.model, example, self.layers)
-        if _skips_layers(self.experiment):
+        costs, method = measure_costs(self.model, example, self.layers), self.experiment.method
+        if is_synchronous(method) and method.skips_layers:
             costs = measure_passing(self.model, example, self.layers, costs)
         return Workload(costs, self.experiment.client.local_steps)
 
@@ -98,14 +104,11 @@ class SimulatedFederation:
 
     def _choose_engine(self) -> Engine:
         method = self.experiment.method
+        if not is_synchronous(method):
+            return choose_engine(self.experiment.engine, self.training, None)
         # Sub-models have engines of their own, so no choice is left.
-        name = "plain" if is_synchronous(method) and method.submodels is not None else self.experiment.engine
-        rule = method.aggregation_rule if is_synchronous(method) else None
-        return choose_engine(name, self.training, rule, skips_layers=_skips_layers(self.experiment))
-
-
-def _skips_layers(experiment: Experiment) -> bool:
-    return is_synchronous(experiment.method) and experiment.method.skips_layers
+        name = self.experiment.engine if method.submodels is None else "plain"
+        return choose_engine(name, self.training, method.aggregation_rule, skips_layers=method.skips_layers)
 
 
 def divide(labels: Ints, settings: DataSettings, seed: int) -> data.Partition:

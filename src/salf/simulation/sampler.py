@@ -124,20 +124,20 @@ class Sampler:
 
     def _examples(self, cohort: Cohort) -> Ints:
         """Return the examples of each client in the order in which it uses them, for batches of full size."""
-        count = self._experiment.client.batch_size * self._experiment.client.local_steps
         cohort_batch = cohort.cohort_batch
         if cohort_batch is None:
-            return self._permute(cohort.clients, cohort.uniforms("batch", count))
+            return self._draw_examples(cohort)
         ahead = self._ahead_of(cohort_batch)
         if ahead.examples is None:
-            ahead.examples = self._permute(cohort_batch.clients, cohort_batch.uniforms("batch", count))
+            ahead.examples = self._draw_examples(cohort_batch.everyone)
         return ahead.examples[cohort_batch.places(cohort.round)]
 
-    def _permute(self, clients: Ints, uniforms: Floats) -> Ints:
-        """Return one example of its own per client and uniform number, as indices of the data set."""
-        drawn = seeds.permuted(uniforms, self._partition.sizes[clients])
-        examples: Ints = self._partition.order[self._partition.offsets[clients][:, None] + drawn]
-        return examples
+    def _draw_examples(self, cohort: Cohort) -> Ints:
+        """Draw examples of each client's own, as indices of the data set, shape (clients, examples)."""
+        client, partition = self._experiment.client, self._partition
+        uniforms = cohort.uniforms("batch", client.batch_size * client.local_steps)
+        drawn = seeds.permuted(uniforms, partition.sizes[cohort.clients])
+        return np.asarray(partition.order[partition.offsets[cohort.clients][:, None] + drawn])
 
     def _ahead_of(self, cohort_batch: CohortBatch) -> _DrawnAhead:
         """Return what has been drawn for these cohorts; what was drawn for others is dropped."""

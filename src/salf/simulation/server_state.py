@@ -1,4 +1,4 @@
-"""Everything that one round hands to the next."""
+"""Everything that one round hands to the next: weights, observations, and the clients at work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -6,9 +6,48 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from salf.aggregation import ClientMemory, OptimizerState
+from salf.aggregation import Buffer, ClientMemory, OptimizerState, Weights
 from salf.participation import ObservedReach, ObservedSpeeds
-from salf.simulation.async_jobs import ActiveJobs
+
+
+@dataclass(frozen=True)
+class ActiveJob:
+    """A client at work.
+
+    Attributes:
+        client: The client's number.
+        job: Which job of the client it is, counted from 1.
+        version: The version of the global model from which it began.
+        began_s: When it began, in virtual seconds.
+        ends_s: When the whole model reaches the server, or the server gives the client up; infinite for neither.
+        answers: Whether the model reaches the server.
+    """
+
+    client: int
+    job: int
+    version: int
+    began_s: float
+    ends_s: float
+    answers: bool
+
+
+@dataclass(frozen=True)
+class ActiveJobs:
+    """What an asynchronous method hands to the next round, beside the global weights.
+
+    Attributes:
+        under_way: The active jobs in the order of their clients.
+        starts: The weights from which jobs that answer began, by version.
+        begun: How many jobs each client has begun.
+        version: How often the global model has moved.
+        buffer: Results that wait to move it.
+    """
+
+    under_way: tuple[ActiveJob, ...] = ()
+    starts: Mapping[int, Weights] = field(default_factory=dict)
+    begun: Mapping[int, int] = field(default_factory=dict)
+    version: int = 0
+    buffer: Buffer = field(default_factory=Buffer)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,10 @@ from salf.methods import Method, is_asynchronous, is_synchronous
 from salf.participation import ObservedReach, StarvationMonitor
 from salf.records import RoundRecord, TimeLine
 from salf.simulation.asynchronous import AsynchronousRounds
-from salf.simulation.evaluator import Evaluator
 from salf.simulation.federation import BuildEngine, SimulatedFederation
-from salf.simulation.sampler import Sampler
 from salf.simulation.server_state import ServerState
-from salf.simulation.static_batchnorm import has_batchnorm
 from salf.simulation.submodels import SubmodelTraining
-from salf.simulation.synchronous import SynchronousRounds
+from salf.simulation.synchronous import SynchronousRounds, WholeModelTraining
 from salf.simulation.typical_round import draw_timeline
 
 
@@ -66,12 +63,9 @@ class Simulation:
         build_engine: BuildEngine | None = None,
     ) -> None:
         experiment = with_method(experiment, method)
-        federation = SimulatedFederation(experiment, model, dataset, build_engine)
-        self.federation, self.experiment = federation, experiment
-        self.layers, self.workload = federation.layers, federation.workload
-        smallest = 2 if has_batchnorm(federation.model) else 1
-        self.sampler = Sampler(experiment, federation.partition, self.workload, smallest_batch=smallest)
-        self.evaluator = Evaluator(experiment, federation.model, federation.dataset, federation.training.inputs)
+        self.federation = federation = SimulatedFederation(experiment, model, dataset, build_engine)
+        self.experiment, self.layers, self.workload = experiment, federation.layers, federation.workload
+        self.sampler, self.evaluator = federation.sampler, federation.evaluator
         self._rounds = self._build_rounds()
 
     def initial_state(self) -> ServerState:
@@ -128,12 +122,12 @@ class Simulation:
         return self._rounds.tasks(self._rounds.plan(state))
 
     def _build_rounds(self) -> SynchronousRounds | AsynchronousRounds:
-        parts, method = (self.federation, self.sampler, self.evaluator), self.experiment.method
+        method = self.experiment.method
         if is_asynchronous(method):
-            return AsynchronousRounds(*parts, method)
-        submodels = method.submodels
-        training = None if submodels is None else SubmodelTraining(self.federation, self.sampler, method, submodels)
-        return SynchronousRounds(*parts, method, training)
+            return AsynchronousRounds(self.federation, method)
+        if method.submodels is None:
+            return SynchronousRounds(self.federation, method, WholeModelTraining(self.federation, method))
+        return SynchronousRounds(self.federation, method, SubmodelTraining(self.federation, method, method.submodels))
 
 
 def with_method(experiment: Experiment, method: Method | None) -> Experiment:
@@ -151,10 +145,8 @@ def with_method(experiment: Experiment, method: Method | None) -> Experiment:
         return experiment
     check_type("method", method, Method, "a method that is built already, such as Salf(deadline=2.0)")
     if not (is_synchronous(method) or is_asynchronous(method)):
-        bases = "SynchronousMethod or AsynchronousMethod"
-        raise InvalidSetting(
-            f"method is a {type(method).__name__}, which is neither kind of method; use {bases} as base"
-        )
+        kind, bases = type(method).__name__, "SynchronousMethod or AsynchronousMethod"
+        raise InvalidSetting(f"method is a {kind}, which is neither kind of method; use {bases} as base")
     try:
         return replace(experiment, method=method)
     except ValidationError as error:

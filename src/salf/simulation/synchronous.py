@@ -1,6 +1,6 @@
 """Methods with rounds: the clients of a round train at the same time, and the server aggregates once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -16,9 +16,7 @@ from salf.layers import Layers
 from salf.methods import RoundContext, RoundSchedule, RunContext, SynchronousMethod
 from salf.participation import Chances, ObservedSpeeds
 from salf.records import RoundRecord
-from salf.simulation.evaluator import Evaluator
 from salf.simulation.federation import SimulatedFederation
-from salf.simulation.sampler import Sampler
 from salf.simulation.server_state import ServerState
 from salf.values import Floats
 
@@ -72,31 +70,24 @@ class WholeModelTraining:
 
     Args:
         federation: The set-up.
-        sampler: Draws the batches.
         method: The method, with its rule, its proximal term and the chances that it knows.
     """
 
-    def __init__(self, federation: SimulatedFederation, sampler: Sampler, method: SynchronousMethod) -> None:
-        self._federation, self._sampler = federation, sampler
-        self._method, self._rule = method, method.aggregation_rule
+    def __init__(self, federation: SimulatedFederation, method: SynchronousMethod) -> None:
+        self._federation, self._method, self._rule = federation, method, method.aggregation_rule
         self.workloads = method.workloads(federation.workload)
 
     def train(self, state: ServerState, plan: RoundPlan) -> CohortUpdate:
         """Train a cohort from the weights of a state, and aggregate what it sends."""
-        federation, cohort = self._federation, plan.cohort
-        devices, deadline = federation.experiment.devices, plan.schedule.deadline_seconds
+        federation, cohort, experiment = self._federation, plan.cohort, self._federation.experiment
+        devices, deadline = experiment.devices, plan.schedule.deadline_seconds
         reach = self._method.reach(RoundContext(devices, federation.workload, cohort, deadline, state.observed))
+        clients, memory, momentum = cohort.clients.tolist(), state.memory, experiment.client.momentum
+        layers, rule = federation.layers, self._rule
         begin = partial(
-            Aggregation,
-            state.weights,
-            federation.layers,
-            self._rule,
-            reach=reach,
-            clients=cohort.clients.tolist(),
-            memory=state.memory,
-            momentum=federation.experiment.client.momentum,
+            Aggregation, state.weights, layers, rule, reach=reach, clients=clients, memory=memory, momentum=momentum
         )
-        tasks = self._sampler.tasks(cohort, plan.schedule.steps, self._method.proximal)
+        tasks = federation.sampler.tasks(cohort, plan.schedule.steps, self._method.proximal)
         result, accepted = train_round(federation.engine, state.weights, tasks, begin)
         return CohortUpdate(result, accepted, reach)
 
@@ -106,47 +97,32 @@ class SynchronousRounds:
 
     Args:
         federation: The set-up.
-        sampler: Draws cohorts, times and batches.
-        evaluator: Tests the global model.
         method: The method.
-        training: How clients train, if not the whole model.
+        training: How clients train.
     """
 
-    def __init__(
-        self,
-        federation: SimulatedFederation,
-        sampler: Sampler,
-        evaluator: Evaluator,
-        method: SynchronousMethod,
-        training: CohortTraining | None = None,
-    ) -> None:
-        self._federation, self._sampler, self._evaluator = federation, sampler, evaluator
+    def __init__(self, federation: SimulatedFederation, method: SynchronousMethod, training: CohortTraining) -> None:
+        self._federation, self._sampler, self._training = federation, federation.sampler, training
         experiment, client, workload = federation.experiment, federation.experiment.client, federation.workload
         self._usual_seconds = usual = experiment.devices.typical_seconds(workload)
-        speeds = sampler.mean_speeds()
+        speeds = self._sampler.mean_speeds()
         run = RunContext(experiment.rounds, workload, usual, client.batch_size, client.lr, speeds)
         self._method = method.prepare(run)
         self._least = self._method.aggregation_rule.min_contributors
-        self._training = training or WholeModelTraining(federation, sampler, method)
-        self._workloads = self._training.workloads
+        self._workloads = training.workloads
         self._costs = np.stack([workload.backward for workload in self._workloads])
         self._sizes = np.array([workload.costs.layer_bytes for workload in self._workloads], dtype=np.int64)
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""
         plan = self.plan(state)
+        cohort, schedule = plan.cohort, plan.schedule
         update = self._training.train(state, plan)
         weights, optimizer = self._step(state, update)
-        sent = (plan.schedule.steps > 0) & update.accepted[:, None]
-        after = ServerState(
-            plan.cohort.round,
-            state.time_s + plan.schedule.seconds,
-            self._evaluator.complete(plan.cohort.round, weights),
-            state.observed.observe(plan.cohort.clients, sent),
-            update.result.memory,
-            optimizer,
-            plan.speeds,
-        )
+        weights = self._federation.evaluator.complete(cohort.round, weights)
+        observed = state.observed.observe(cohort.clients, (schedule.steps > 0) & update.accepted[:, None])
+        time_s = state.time_s + schedule.seconds
+        after = ServerState(cohort.round, time_s, weights, observed, update.result.memory, optimizer, plan.speeds)
         return after, self._record(after, plan, update, self._chances(state, plan, update))
 
     def plan(self, state: ServerState) -> RoundPlan:
@@ -158,7 +134,10 @@ class SynchronousRounds:
             cohort = replace(cohort, batch_fraction=self._sampler.to_whole_examples(cohort.clients, batch_fraction))
         options = tuple(self._sampler.times(workload, cohort) for workload in self._workloads)
         schedule = self._method.in_round(cohort.round, usual, state.observed).schedule(options, usual)
-        return RoundPlan(cohort, options, schedule, _observe_speeds(state, cohort, options))
+        speeds = state.speeds
+        if cohort.batch_fraction is not None:  # these clients report how fast they worked
+            speeds = speeds.observe(cohort.clients, cohort.batch_fraction / options[0].whole)
+        return RoundPlan(cohort, options, schedule, speeds)
 
     def tasks(self, plan: RoundPlan) -> Tasks:
         """Return what the clients of a round compute."""
@@ -182,7 +161,7 @@ class SynchronousRounds:
         """Return the record of the round that led to a state."""
         schedule, sent = plan.schedule, plan.schedule.steps > 0
         given = np.zeros(len(sent), dtype=np.int64) if schedule.workloads is None else schedule.workloads
-        accuracy, loss = self._evaluator.test(after.round, after.weights)
+        accuracy, loss = self._federation.evaluator.test(after.round, after.weights)
         return RoundRecord(
             round=after.round,
             time_s=after.time_s,
@@ -230,10 +209,3 @@ def work_kept(schedule: RoundSchedule, costs: Floats, accepted: npt.NDArray[np.b
     """
     finished = float((schedule.finished * costs).sum())
     return float((schedule.steps * costs)[accepted].sum()) / finished if finished else None
-
-
-def _observe_speeds(state: ServerState, cohort: Cohort, options: Sequence[CompletionTimes]) -> ObservedSpeeds:
-    """Return the observed speeds after a round; each client on a reduced batch reports how fast it worked."""
-    if cohort.batch_fraction is None:
-        return state.speeds
-    return state.speeds.observe(cohort.clients, cohort.batch_fraction / options[0].whole)

@@ -41,7 +41,7 @@ def draw_timeline(rounds: SynchronousRounds, initial: ServerState, layers: Seque
         clients=len(cohort.clients),
         deadline_s=schedule.deadline_seconds,
         end_s=schedule.seconds,
-        lines=tuple(_line(typical, place) for place in _shown(typical)),
+        lines=tuple(_ClientRound(typical, place).line() for place in _shown(typical)),
     )
 
 
@@ -62,12 +62,6 @@ def _shown(plan: RoundPlan) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, min(_LINES, len(order))).astype(np.int64)]
 
 
-def _line(plan: RoundPlan, place: int) -> ClientLine:
-    """Return what the client at a place of the cohort does."""
-    activity = _ClientRound(plan, place)
-    return ClientLine(int(plan.cohort.clients[place]), int((activity.steps > 0).sum()), tuple(activity.spans()))
-
-
 class _ClientRound:
     """One client's round, in seconds from its start.
 
@@ -76,6 +70,7 @@ class _ClientRound:
         place: The client's place in the cohort.
 
     Attributes:
+        client: The client's number.
         received: When the model arrives.
         forwarded: When each forward pass ends, shape (local steps,); None if it takes no time.
         ready: When each layer's gradient is complete, shape (local steps, layers).
@@ -86,13 +81,18 @@ class _ClientRound:
 
     def __init__(self, plan: RoundPlan, place: int) -> None:
         schedule = plan.schedule
+        self.client = int(plan.cohort.clients[place])
         times = plan.options[0 if schedule.workloads is None else int(schedule.workloads[place])]
         self.received = 0.0 if times.received is None else float(times.received[place])
         self.forwarded = None if times.forwarded is None else times.forwarded[place]
         self.ready, self.arrived = times.ready[place], times.sent[place]
         self.steps, self.end = schedule.steps[place], schedule.seconds
 
-    def spans(self) -> Iterator[Span]:
+    def line(self) -> ClientLine:
+        """Return what the client does."""
+        return ClientLine(self.client, int((self.steps > 0).sum()), tuple(self._spans()))
+
+    def _spans(self) -> Iterator[Span]:
         """Yield what takes time and begins before the round ends, in order."""
         yield from self._span("receive", 0.0, self.received, counted=bool(self.steps.any()))
         begins = [self.received, *map(float, self.ready[:, 0])]  # backpropagation completes the first layer last

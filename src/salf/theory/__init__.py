@@ -9,8 +9,6 @@ Sources of the setting: "Stragglers-Aware Low-Latency Synchronous Federated Lear
 2505.23973), called "ADEL-FL". Derivations are in docs/theory.md.
 """
 
-from salf.theory.allocation import allocate_seconds as allocate_seconds
-from salf.theory.allocation import lower_hull as lower_hull
 from salf.theory.convergence import Constants as Constants
 from salf.theory.convergence import asymptotic_bound as asymptotic_bound
 from salf.theory.convergence import bound as bound
@@ -25,12 +23,14 @@ from salf.theory.depths import ExponentialDepth as ExponentialDepth
 from salf.theory.depths import LogNormalDepth as LogNormalDepth
 from salf.theory.depths import UniformDepth as UniformDepth
 from salf.theory.depths import empty_probability as empty_probability
+from salf.theory.depths import kept_by_dropping as kept_by_dropping
 from salf.theory.depths import log_normal_reach as log_normal_reach
 from salf.theory.depths import reach_probability as reach_probability
-from salf.theory.rounds import kept_by_dropping as kept_by_dropping
-from salf.theory.rounds import round_seconds as round_seconds
+from salf.theory.depths import round_seconds as round_seconds
 from salf.theory.schedules import AdaptiveDeadlines as AdaptiveDeadlines
 from salf.theory.schedules import adaptive_deadlines as adaptive_deadlines
+from salf.theory.schedules import allocate_seconds as allocate_seconds
+from salf.theory.schedules import lower_hull as lower_hull
 from salf.theory.schedules import scaled_batches as scaled_batches
 from salf.theory.variance import estimator_variance as estimator_variance
 from salf.theory.variance import imbalance as imbalance
