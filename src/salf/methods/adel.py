@@ -4,19 +4,17 @@ from dataclasses import replace
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
 
 from salf import theory
-from salf.aggregation import AnyRule, Corrected, Rule
 from salf.errors import InvalidSetting
-from salf.methods.layerwise import LayerWise, share_finished
+from salf.methods.layerwise import ChosenRule, share_finished
 from salf.methods.method import RunContext
 from salf.participation import ObservedReach
 from salf.values import Floats, NonNegative, Positive, validated
 
 
 @validated
-class AdelFL(LayerWise):
+class AdelFL(ChosenRule):
     """ADEL-FL (Goren et al., arXiv 2505.23973): deadlines that minimise the convergence bound, and batches to match.
 
     The deadlines T_1 … T_R take `total_seconds` together, by default as long as constant deadlines would. They minimise
@@ -30,7 +28,6 @@ class AdelFL(LayerWise):
     """
 
     name: Literal["adel"] = "adel"
-    rule: AnyRule = Field(default_factory=Corrected)
     total_seconds: Positive | None = None
     deadlines: tuple[Positive, ...] = ()
     smoothness: Positive = 1.0
@@ -46,11 +43,6 @@ class AdelFL(LayerWise):
                 f"method.strong_convexity is {self.strong_convexity}, more than method.smoothness = {self.smoothness}; "
                 "choose at most the smoothness"
             )
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The chosen rule."""
-        return self.weighted(self.rule)
 
     def prepare(self, run_context: RunContext) -> Self:
         """Fill in the deadlines.
