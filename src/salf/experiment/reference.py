@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from salf.experiment.experiment import Experiment
 from salf.experiment.sections import Section, fields_of
+from salf.values import allowed_by
 
 _INTRODUCTION = """# Settings
 
@@ -156,10 +157,8 @@ def _names(cls: type, key: str) -> str:
     try:
         TypeAdapter(cls).validate_python({key: ""})
     except ValidationError as error:
-        details = [problem.get("ctx", {}) for problem in error.errors() if problem["loc"] == (key,)]
-        return ", ".join(
-            _quoted(name.strip("'")) for found in details for name in found.get("expected", "").split(", ") if name
-        )
+        allowed = (name for problem in error.errors() if problem["loc"] == (key,) for name in allowed_by(problem))
+        return ", ".join(map(_quoted, allowed))
     return ""
 
 

@@ -7,7 +7,7 @@ a field that holds one of them.
 The modules: `averaging` counts whole updates or whole local steps; `reduced` gives stragglers less to compute;
 `layerwise` has SALF and its relatives, in which each client sends the layers that it has finished, with `deeper` and
 `adel`, which choose what a client skips and when a round ends; `asynchronous` has no rounds. `schedules` helps own
-methods to decide which steps of which layer count.
+methods to decide how many steps of each layer count.
 """
 
 from typing import Annotated

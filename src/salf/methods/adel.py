@@ -1,6 +1,6 @@
 """Deadlines that change over the rounds, and batches that equalize the clients' chances."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -56,9 +56,11 @@ class AdelFL(ChosenRule):
         layers = run_context.workload.costs.num_layers
         layer_passes = run_context.batch_size * layers * run_context.workload.local_steps  # of single examples
         step = min(run_context.step_size, 0.5 / self.strong_convexity)
+        shared = {field.name for field in fields(theory.Constants)} - {"num_clients"}
+        assumed = {name: getattr(self, name) for name in shared}
         try:
             schedule = theory.adaptive_deadlines(
-                constants=self._constants(len(run_context.speeds)),
+                constants=theory.Constants(num_clients=len(run_context.speeds), **assumed),
                 num_layers=layers,
                 rounds=rounds,
                 total_seconds=self.total_seconds or usual * rounds,
@@ -70,16 +72,6 @@ class AdelFL(ChosenRule):
         except ValueError as error:
             raise InvalidSetting(f"method.total_seconds is {self.total_seconds}: {error}") from error
         return replace(self, deadlines=tuple(schedule.deadlines_seconds.tolist()))
-
-    def _constants(self, num_clients: int) -> theory.Constants:
-        return theory.Constants(
-            smoothness=self.smoothness,
-            strong_convexity=self.strong_convexity,
-            gradient_variance=self.gradient_variance,
-            second_moment=self.second_moment,
-            heterogeneity=self.heterogeneity,
-            num_clients=num_clients,
-        )
 
     def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
         """Return the method with the deadline of a round."""

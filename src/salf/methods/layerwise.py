@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -60,7 +60,7 @@ class LayerWise(DeadlineMethod, ABC):
 class ChosenRule(LayerWise, ABC):
     """A layer-wise method whose setting `rule` says how far a layer moves that some clients did not reach."""
 
-    rule: AnyRule = Field(default_factory=Corrected)
+    rule: AnyRule = field(default_factory=Corrected)
 
     @property
     def aggregation_rule(self) -> Rule:
@@ -129,7 +129,7 @@ class SalfPlus(LongRounds):
     """
 
     name: Literal["salfplus"] = "salfplus"
-    rule: AnyRule = Field(default_factory=Corrected)
+    rule: AnyRule = field(default_factory=Corrected)
 
     @property
     def aggregation_rule(self) -> Rule:

@@ -204,8 +204,8 @@ class Choice:
     def table_of(self, value: object) -> dict[str, object]:
         """Return the table of settings that describes a value as well as a file can."""
         table = to_jsonable_python(value, exclude_none=True, inf_nan_mode="constants", fallback=_described)
-        table[self.registry.tag] = self.registry.name_of(value)
-        return dict(table)
+        settings = table if isinstance(table, dict) else {}  # of a class that pydantic cannot describe
+        return {**settings, self.registry.tag: self.registry.name_of(value)}
 
 
 def _path(cls: type) -> str:
