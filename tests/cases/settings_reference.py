@@ -1,8 +1,12 @@
-"""The reference of all settings: the keys of an experiment file, read off the classes that validate it."""
+"""The reference of all settings, docs/settings.md, read off the classes that validate an experiment file.
+
+python tests/cases/settings_reference.py > docs/settings.md
+"""
 
 import inspect
 import json
 import re
+import sys
 from abc import ABC
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args, get_origin
@@ -190,3 +194,7 @@ def _quoted(value: object) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_reference())
