@@ -7,10 +7,10 @@ Install the folder (`pip install ./examples/own_method`), and salf knows the thr
 """
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from salf.aggregation import AnyRule, LayerShare, Rule
 from salf.devices import Cohort, CompletionTimes, Devices, Workload
@@ -36,7 +36,7 @@ class Mine(SynchronousMethod):
 
     name: Literal["mine"] = "mine"
     patience: Fraction = 0.1
-    rule: AnyRule = Field(default_factory=Tempered)
+    rule: AnyRule = field(default_factory=Tempered)
 
     def schedule(self, options: Sequence[CompletionTimes], usual_seconds: float) -> RoundSchedule:
         """Count every layer that is sent before the round ends."""

@@ -38,6 +38,7 @@ REMEDIES = frozenset(
         "add",
         "allow",
         "ask",
+        "build",
         "call",
         "check",
         "choose",

@@ -1,21 +1,24 @@
 """Methods, rules and device models of users: registered, or given as values."""
 
+import copy
+import pickle
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from language import problems_of
+from pydantic import Field
 from simulator_cases import small_data, small_experiment
 
 import salf
-from salf.aggregation import RULES, Corrected, LayerShare
+from salf.aggregation import RULES, AnyRule, Corrected, LayerShare
 from salf.devices import DEVICES, GradedSpeeds
 from salf.errors import InvalidSetting
-from salf.experiment import Experiment, reasons_in
+from salf.experiment import ClientSettings, Experiment, reasons_in
 from salf.methods import METHODS, DropStragglers, LayerWise, Salf
 from salf.values import Positive, validated
 
@@ -88,6 +91,57 @@ def test_values_given_in_python_are_kept_and_named(
     assert experiment.unreproducible() == tuple(reason.format(HERE) for reason in reasons)
     assert reasons_in(experiment.to_toml()) == experiment.unreproducible()
     assert Experiment.load("digits", **overrides).to_toml() == experiment.to_toml()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Salf):
+    """A class that no pydantic decorator has seen."""
+
+    name: Literal["plain"] = "plain"  # type: ignore[assignment]  # - another name than that of the base
+    anything: object = field(default_factory=object)
+
+
+@validated
+class WithRule(Mine):
+    rule: AnyRule = Field(default_factory=Corrected)
+
+
+@dataclass(frozen=True)
+class PlainWithRule(WithRule):
+    """A plain dataclass that inherits a default which only pydantic understands, so that no table describes it."""
+
+    name: Literal["plain-with-rule"] = "plain-with-rule"  # type: ignore[assignment]  # - as above
+
+
+def test_values_of_plain_dataclasses_are_kept_and_written() -> None:
+    for method in (Plain(deadline=2.0), PlainWithRule()):
+        experiment = replace(Experiment(), method=method)
+        assert experiment.method is method
+        assert f'name = "{HERE}:{type(method).__name__}"' in experiment.to_toml()
+        assert experiment.unreproducible()[0] == f"method was given in Python: {HERE}:{type(method).__name__}"
+    assert Plain().rule == Corrected()
+
+
+def test_wrong_values_in_python_are_refused_with_a_remedy() -> None:
+    with pytest.raises(InvalidSetting, match=r"^Experiment\.rounds is -1; choose a number of at least 1$"):
+        Experiment(rounds=-1)
+    with pytest.raises(InvalidSetting, match=r"^Experiment\.method is 3; choose a table of settings, or an instance$"):
+        replace(Experiment(), method=3)  # type: ignore[arg-type]  # - the error is the test
+    with pytest.raises(
+        InvalidSetting, match=r"^client\.cohort is 99, more than data\.clients = 30; choose at most 30$"
+    ):
+        replace(Experiment(), client=ClientSettings(cohort=99))
+    with pytest.raises(InvalidSetting, match=r"^Salf has no setting 'dealine'; rename or remove it$"):
+        Salf(dealine=1.0)  # type: ignore[call-arg]  # - the error is the test
+    with pytest.raises(
+        InvalidSetting, match=r"deadline is -1; .*; Salf\.reach_from is 'no'; choose one of observed, known$"
+    ):
+        Salf(deadline=-1, reach_from="no")  # type: ignore[arg-type]  # - the error is the test
+
+
+def test_a_validated_value_is_copied_and_pickled() -> None:
+    experiment = Experiment(rounds=7, method=Salf(deadline=2.0))
+    assert pickle.loads(pickle.dumps(experiment)) == copy.deepcopy(experiment) == experiment
 
 
 def test_settings_nested_as_in_a_file_may_hold_values() -> None:

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from settings_reference import settings_reference
 from typer.testing import CliRunner
 
 from salf.cli import app
 from salf.experiment.experiment import Experiment
-from salf.experiment.reference import settings_reference
 from salf.experiment.sections import Section
 from salf.runs.run import run_experiment
 
@@ -19,7 +19,7 @@ PAGE = settings_reference()
 LINES = PAGE.splitlines()
 REMEDY = """docs/settings.md differs from the classes; write it again:
 
-python -c "from salf.experiment.reference import settings_reference as page; print(page(), end='')" > docs/settings.md
+python tests/cases/settings_reference.py > docs/settings.md
 """
 
 

@@ -3,6 +3,8 @@
 A device model draws, for the clients of one round, when each layer of each local step is complete and sent. A deadline
 is then compared with these times. All arrays over layers run from input to output; backpropagation completes the last
 layer first.
+
+`DEVICES` holds every device model by its kind; `salf.register` and installed packages add theirs.
 """
 
 from typing import Annotated
@@ -10,20 +12,14 @@ from typing import Annotated
 from salf.devices.cohort import Cohort as Cohort
 from salf.devices.cohort import CohortBatch as CohortBatch
 from salf.devices.depths import ExponentialLayers as ExponentialLayers
+from salf.devices.depths import GradedSpeeds as GradedSpeeds
 from salf.devices.depths import UniformDepthDevices as UniformDepthDevices
-from salf.devices.graded import GradedSpeeds as GradedSpeeds
-from salf.devices.model import Devices as Devices
 from salf.devices.physical import Physical as Physical
 from salf.devices.workload import CompletionTimes as CompletionTimes
+from salf.devices.workload import Devices as Devices
 from salf.devices.workload import Workload as Workload
 from salf.registry import Choice, Registry
 
-# Every device model by its kind; `salf.register` and installed packages add theirs.
-DEVICES: Registry[Devices] = Registry(
-    (Devices,),
-    (UniformDepthDevices, GradedSpeeds, ExponentialLayers, Physical),
-    what="device model",
-    tag="kind",
-    group="salf.devices",
-)
+_BUILT_IN = (UniformDepthDevices, GradedSpeeds, ExponentialLayers, Physical)
+DEVICES: Registry[Devices] = Registry((Devices,), _BUILT_IN, what="device model", tag="kind", group="salf.devices")
 AnyDevices = Annotated[Devices, Choice(DEVICES)]

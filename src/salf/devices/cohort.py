@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from salf import seeds
-from salf.values import Floats
+from salf.values import Floats, Ints
 
 _NO_ROUND = -1
 
@@ -32,7 +32,7 @@ class Cohort:
     (2, 3)
     """
 
-    clients: npt.NDArray[np.int64]
+    clients: Ints
     population: int
     round: int
     seed: int

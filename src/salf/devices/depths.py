@@ -1,4 +1,4 @@
-"""The device models of the paper's experiments and analysis, which draw the depth directly."""
+"""The device models of the paper's experiments and analysis, and one of permanently slow devices; none has a link."""
 
 from typing import Annotated, Literal
 
@@ -8,9 +8,8 @@ from pydantic import Field
 
 from salf import theory
 from salf.devices.cohort import Cohort, stragglers_among
-from salf.devices.model import Devices
-from salf.devices.workload import CompletionTimes, Workload
-from salf.values import Floats, Fraction, Positive, validated
+from salf.devices.workload import CompletionTimes, Devices, Workload
+from salf.values import Floats, Fraction, Ints, Positive, validated
 
 
 @validated
@@ -64,7 +63,7 @@ class UniformDepthDevices(Devices):
             return np.asarray((1 - self.stragglers) * fast + self.stragglers * slow, dtype=np.float64)
         return np.where(self._stragglers(cohort)[:, None], slow, fast)
 
-    def _ready(self, workload: Workload, depths: npt.NDArray[np.int64]) -> Floats:
+    def _ready(self, workload: Workload, depths: Ints) -> Floats:
         """Return when clients of these depths complete each layer of each step, shape (clients, steps, layers)."""
         steps = workload.local_steps
         done = workload.shares[::-1].cumsum()[::-1]
@@ -75,7 +74,7 @@ class UniformDepthDevices(Devices):
     def _stragglers(self, cohort: Cohort) -> npt.NDArray[np.bool_]:
         return stragglers_among(cohort, self.stragglers, lasting=self.drawn != "round")
 
-    def _depths(self, layers: int, cohort: Cohort, slow: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def _depths(self, layers: int, cohort: Cohort, slow: npt.NDArray[np.bool_]) -> Ints:
         lowest = min(self.lowest_depth, layers)
         draws = cohort.uniforms("depth", 1, lasting=self.drawn == "persistent")[:, 0]
         return np.where(slow, lowest + (draws * (layers - lowest + 1)).astype(np.int64), layers)
@@ -111,3 +110,38 @@ class ExponentialLayers(Devices):
         depths = [theory.ExponentialDepth(mean, deadline_seconds) for mean in means]
         layers = workload.costs.num_layers
         return np.array([theory.reach_probability(depth=depth, num_layers=layers) for depth in depths])[own]
+
+
+@validated
+class GradedSpeeds(Devices):
+    """Permanently slow devices, from one that never answers to one that is just fast enough.
+
+    Of U clients, client u = 0, 1, … has u/(U − 1) of the speed at which the workload takes `seconds`; all layers take
+    equal times. A layer counts as complete in the middle of its time, so that after `seconds` client u has completed
+    L · u/(U − 1) of L layers, rounded. A method that waits for all clients gives up client 0 after (U − 1) · `seconds`,
+    when all others are done.
+
+    With data divided by label order this is the experiment of docs/experiments.md on persistent stragglers.
+    """
+
+    kind: Literal["graded"] = "graded"
+    seconds: Positive = 1.0
+
+    def times(self, workload: Workload, cohort: Cohort) -> CompletionTimes:
+        """Return the times of the clients of a round; see the class."""
+        fastest = max(cohort.population - 1, 1)
+        speed = (cohort.clients if cohort.population > 1 else cohort.clients + 1) / fastest
+        done = workload.shares[::-1].cumsum()[::-1]
+        place = np.arange(workload.local_steps)[:, None] * done[0] + done - workload.shares / 2
+        whole = workload.local_steps * workload.costs.num_layers
+        with np.errstate(divide="ignore"):
+            ready = cohort.computing(self.seconds * place / (whole * speed[:, None, None]))
+        return CompletionTimes(ready, ready, ready[:, -1].max(axis=1), give_up_seconds=self.seconds * fastest)
+
+    def typical_seconds(self, workload: Workload) -> float:
+        """Return `seconds`."""
+        return self.seconds
+
+    def reach(self, workload: Workload, cohort: Cohort, deadline_seconds: float) -> Floats | None:
+        """Return the chances, which are 0 or 1."""
+        return np.asarray(self.times(workload, cohort).ready[:, 0] <= deadline_seconds, dtype=np.float64)

@@ -1,6 +1,7 @@
 """Devices with a speed, a link and an on-off switch."""
 
 import math
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -8,8 +9,7 @@ from pydantic import Field
 
 from salf import theory
 from salf.devices.cohort import Cohort, stragglers_among
-from salf.devices.model import Devices
-from salf.devices.workload import CompletionTimes, Workload
+from salf.devices.workload import CompletionTimes, Devices, Workload
 from salf.values import Floats, Fraction, NonNegative, Positive, validated
 
 _P90 = 1.2815515655446004  # the 90th percentile of the standard normal distribution
@@ -56,7 +56,8 @@ class Physical(Devices):
         link = self._links(cohort)
         received = self._download_bytes(workload) / link[:, None, None]
         ready = received + cohort.computing(slow[:, None, None] * self._computing(workload))
-        forwarded = received + cohort.computing(slow[:, None, None] * self._forward(workload))
+        forward = self._in_steps(workload, np.array([workload.costs.forward]))
+        forwarded = received + cohort.computing(slow[:, None, None] * forward)
         sent = ready + _sent_bytes(workload) / link[:, None, None]
         if self.availability == "on-off":
             ready, sent = self._with_off_times(ready, cohort), self._with_off_times(sent, cohort)
@@ -69,23 +70,16 @@ class Physical(Devices):
             return None
         computing = self._computing(workload)[0] * math.exp(-(self._jitter_sigma**2) / 2)
         transfer = (self._download_bytes(workload) + _sent_bytes(workload)[0]) / self._bytes_per_second
+        chances = partial(theory.log_normal_reach, deadline_seconds=deadline_seconds)
         if self.drawn == "once":
-            return theory.log_normal_reach(
-                computing_seconds=cohort.computing(self._slowness(cohort)[:, None] * computing),
-                transfer_seconds=self._bytes_per_second / self._links(cohort)[:, None] * transfer,
-                speed_sigma=self._jitter_sigma,
-                link_sigma=0.0,
-                deadline_seconds=deadline_seconds,
-            )
+            own_computing = cohort.computing(self._slowness(cohort)[:, None] * computing)
+            own_transfer = self._bytes_per_second / self._links(cohort)[:, None] * transfer
+            jitter = {"speed_sigma": self._jitter_sigma, "link_sigma": 0.0}
+            return chances(computing_seconds=own_computing, transfer_seconds=own_transfer, **jitter)
+        spread = {"speed_sigma": math.hypot(self.speed_sigma, self._jitter_sigma), "link_sigma": self._link_sigma}
         usual, slowed = (
-            theory.log_normal_reach(
-                computing_seconds=cohort.computing(np.tile(factor * computing, (len(cohort.clients), 1))),
-                transfer_seconds=transfer,
-                speed_sigma=math.hypot(self.speed_sigma, self._jitter_sigma),
-                link_sigma=self._link_sigma,
-                deadline_seconds=deadline_seconds,
-            )
-            for factor in (1.0, self.slowdown)
+            chances(computing_seconds=cohort.computing(seconds), transfer_seconds=transfer, **spread)
+            for seconds in (np.tile(factor * computing, (len(cohort.clients), 1)) for factor in (1.0, self.slowdown))
         )
         return np.asarray((1 - self.stragglers) * usual + self.stragglers * slowed, dtype=np.float64)
 
@@ -126,19 +120,14 @@ class Physical(Devices):
         """Return when the median device completes each layer of each step, shape (local steps, layers)."""
         return self._in_steps(workload, workload.costs.forward + workload.backward[::-1].cumsum()[::-1])
 
-    def _forward(self, workload: Workload) -> Floats:
-        """Return when the median device completes the forward pass of each step, shape (local steps, 1)."""
-        return self._in_steps(workload, np.array([workload.costs.forward]))
-
     def _in_steps(self, workload: Workload, done: Floats) -> Floats:
         """Return when the median device has done that many operations of each step, shape (local steps, operations)."""
         whole = workload.whole or workload.costs
         all_layers = np.asarray(whole.backward)[::-1].cumsum()[-1]
         step = (workload.costs.forward + workload.backward[::-1].cumsum()[-1]) / (whole.forward + all_layers)
         share = done / (whole.forward + all_layers)
-        return np.asarray(
-            self.step_seconds * (np.arange(workload.local_steps)[:, None] * step + share), dtype=np.float64
-        )
+        steps = np.arange(workload.local_steps)[:, None] * step + share
+        return np.asarray(self.step_seconds * steps, dtype=np.float64)
 
     def _with_off_times(self, busy: Floats, cohort: Cohort) -> Floats:
         """Stretch times of being busy by the times for which the device is off."""

@@ -5,9 +5,11 @@ plain engine on a few clients.
 """
 
 from salf.engines.accelerator import CPU as CPU
+from salf.engines.accelerator import DEVICE_NAMES as DEVICE_NAMES
 from salf.engines.accelerator import draw_states as draw_states
 from salf.engines.accelerator import find_device as find_device
 from salf.engines.accelerator import fork_rng as fork_rng
+from salf.engines.accelerator import is_device_name as is_device_name
 from salf.engines.accelerator import title_of as title_of
 from salf.engines.accelerator import wait_for as wait_for
 from salf.engines.choice import EngineName as EngineName

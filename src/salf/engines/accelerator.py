@@ -10,7 +10,7 @@ from torch import Tensor
 from salf.errors import InvalidSetting
 
 CPU = torch.device("cpu")
-NAMES = ("cpu", "cuda", "cuda:N")
+DEVICE_NAMES = ("cpu", "cuda", "cuda:N")
 # An accelerator has memory to spare and is fast in few large passes: engines use this many times as much there.
 ACCELERATOR_MEMORY = 8
 
@@ -31,7 +31,7 @@ def find_device(name: str) -> torch.device:
     device(type='cpu')
     """
     if not is_device_name(name):
-        raise InvalidSetting(f"device is '{name}'; choose one of {', '.join(NAMES)}")
+        raise InvalidSetting(f"device is '{name}'; choose one of {', '.join(DEVICE_NAMES)}")
     kind, _, number = name.partition(":")
     if kind == "cpu":
         return CPU

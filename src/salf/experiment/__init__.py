@@ -9,6 +9,6 @@ from salf.experiment.experiment import EvaluateSettings as EvaluateSettings
 from salf.experiment.experiment import Expected as Expected
 from salf.experiment.experiment import Experiment as Experiment
 from salf.experiment.files import preset_names as preset_names
-from salf.experiment.origins import reasons_in as reasons_in
+from salf.experiment.files import reasons_in as reasons_in
 from salf.experiment.registration import register as register
-from salf.experiment.wording import did_you_mean as did_you_mean
+from salf.values import did_you_mean as did_you_mean

@@ -3,10 +3,10 @@
 Files hold differences from the defaults. Presets are files that are installed with the package.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
@@ -15,37 +15,36 @@ from pydantic_core import PydanticKnownError, PydanticSerializationError, to_jso
 from salf.aggregation import ServerOptimizer
 from salf.data import NAMES
 from salf.devices import AnyDevices, UniformDepthDevices
-from salf.engines import EngineName, OptimizerSettings
-from salf.engines import accelerator as accelerators
+from salf.engines import DEVICE_NAMES, EngineName, OptimizerSettings, is_device_name
 from salf.errors import InvalidSetting
-from salf.experiment.files import preset_names, read
+from salf.experiment.files import NOT_REPRODUCIBLE, preset_names, read
 from salf.experiment.messages import describe
-from salf.experiment.origins import NOT_REPRODUCIBLE, origins
-from salf.experiment.overrides import override
-from salf.experiment.sections import Section, complete
-from salf.experiment.wording import one_of
+from salf.experiment.sections import Section, complete, origins, override
 from salf.methods import METHODS, AnyMethod, Salf, is_asynchronous
 from salf.models import Mlp, Model
-from salf.values import Count, validated
+from salf.values import Count, one_of, validated
 
 
-def _one_of(names: Collection[str]) -> BeforeValidator:
-    """Return a validator that accepts only these names."""
+def _check(names: Iterable[str], accepts: Callable[[Any], bool]) -> Callable[[object], object]:
+    """Return a validator that accepts some names.
+
+    Args:
+        names: What is listed in the error.
+        accepts: Whether a name is one of them.
+    """
 
     def check(name: object) -> object:
-        if name not in names:
+        if not accepts(name):
             raise PydanticKnownError("literal_error", {"expected": ", ".join(f"'{known}'" for known in names)})
         return name
 
-    return BeforeValidator(check)
+    return check
 
 
-def _device(name: str) -> str:
-    """Accept names of devices; whether this machine has the device is checked when a run begins."""
-    if not accelerators.is_device_name(name):
-        expected = ", ".join(f"'{known}'" for known in accelerators.NAMES)
-        raise PydanticKnownError("literal_error", {"expected": expected})
-    return name
+DataName = Annotated[str, BeforeValidator(_check((*NAMES, "tensors"), (*NAMES, "tensors").__contains__))]
+MethodName = Annotated[str, BeforeValidator(_check(METHODS, METHODS.__contains__))]
+# Whether this machine has the device is checked when a run begins.
+DeviceName = Annotated[str, AfterValidator(_check(DEVICE_NAMES, is_device_name))]
 
 
 @validated
@@ -62,7 +61,7 @@ class DataSettings:
         size_sigma: The log-normal spread of client sizes, of `partition="iid"` and "label-order".
     """
 
-    name: Annotated[str, _one_of((*NAMES, "tensors"))] = "digits"
+    name: DataName = "digits"
     root: Path | None = None
     clients: Count = 30
     partition: Literal["iid", "shards", "dirichlet", "label-order"] = "iid"
@@ -133,15 +132,15 @@ class Experiment:
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     rounds: Count = 100
     engine: EngineName = "auto"
-    device: Annotated[str, AfterValidator(_device)] = "cpu"
-    data: DataSettings = Field(default_factory=DataSettings)
-    model: Model = Field(default_factory=Mlp)
-    client: ClientSettings = Field(default_factory=ClientSettings)
-    devices: AnyDevices = Field(default_factory=UniformDepthDevices)
-    method: AnyMethod = Field(default_factory=Salf)
-    server: ServerOptimizer = Field(default_factory=ServerOptimizer)
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
-    expected: dict[Annotated[str, _one_of(METHODS)], Expected] = Field(default_factory=dict)
+    device: DeviceName = "cpu"
+    data: DataSettings = field(default_factory=DataSettings)
+    model: Model = field(default_factory=Mlp)
+    client: ClientSettings = field(default_factory=ClientSettings)
+    devices: AnyDevices = field(default_factory=UniformDepthDevices)
+    method: AnyMethod = field(default_factory=Salf)
+    server: ServerOptimizer = field(default_factory=ServerOptimizer)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    expected: dict[MethodName, Expected] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.client.cohort is not None and self.client.cohort > self.data.clients:
@@ -171,10 +170,8 @@ class Experiment:
         """
         settings, origin = read(path_or_preset)
         settings.setdefault("name", Path(path_or_preset).stem)
-        if not dotted_overrides:
-            return cls.parse(settings, origin)
         problems = override(settings, dotted_overrides, Section({"": cls}))
-        return cls._validate(settings, f"{origin} with overrides", problems)
+        return cls._validate(settings, f"{origin} with overrides" if dotted_overrides else origin, problems)
 
     @classmethod
     def parse(cls, settings: Mapping[str, object], origin: str) -> "Experiment":
@@ -194,8 +191,10 @@ class Experiment:
             text = to_json(whole, inf_nan_mode="constants")
             experiment = TypeAdapter(cls).validate_json(text, strict=True, context=given)
         except ValidationError as error:
-            problems = [*problems, *describe(error, whole, root)]
-        except (InvalidSetting, PydanticSerializationError) as error:
+            problems = [*problems, *(describe(problem, whole, root) for problem in error.errors())]
+        except PydanticSerializationError as error:
+            problems = [*problems, f"{error}; choose text that UTF-8 can hold"]
+        except InvalidSetting as error:
             problems = [*problems, str(error)]
         if experiment is None or problems:
             raise InvalidSetting(f"{origin}: {'; '.join(problems)}")

@@ -2,14 +2,15 @@
 
 import tomllib
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from salf.errors import InvalidSetting
-from salf.experiment.wording import did_you_mean
+from salf.values import did_you_mean
 
+_PRESETS = files("salf.experiment") / "presets"
 _LONGEST_PATH = 200
+NOT_REPRODUCIBLE = "This file alone does not reproduce the run:"
 
 
 def preset_names() -> tuple[str, ...]:
@@ -18,11 +19,7 @@ def preset_names() -> tuple[str, ...]:
     >>> "digits" in preset_names()
     True
     """
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _presets().iterdir()))
-
-
-def _presets() -> Traversable:
-    return files("salf.experiment") / "presets"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _PRESETS.iterdir()))
 
 
 def read(path_or_preset: str | Path) -> tuple[dict[str, Any], str]:
@@ -43,7 +40,7 @@ def read(path_or_preset: str | Path) -> tuple[dict[str, Any], str]:
 def _read_text(path_or_preset: str | Path) -> tuple[str, str]:
     names = preset_names()
     if isinstance(path_or_preset, str) and path_or_preset in names:
-        return (_presets() / f"{path_or_preset}.toml").read_text(encoding="utf-8"), f"preset '{path_or_preset}'"
+        return (_PRESETS / f"{path_or_preset}.toml").read_text(encoding="utf-8"), f"preset '{path_or_preset}'"
     path = Path(path_or_preset)
     try:
         return path.read_text(encoding="utf-8-sig"), str(path)  # some editors begin a file with a byte-order mark
@@ -65,3 +62,14 @@ def _unreadable(given: str, path: Path, error: OSError | ValueError) -> str:
         reason = error.strerror if isinstance(error, OSError) else error
         return f"cannot read the experiment file {name}: {reason}; check the path and its permissions"
     return f"there is no preset '{name}'{did_you_mean(given, names)}; {remedy}"
+
+
+def reasons_in(toml: str) -> tuple[str, ...]:
+    r"""Return why an experiment's file does not reproduce its run, from the comments of `Experiment.to_toml`.
+
+    >>> reasons_in(f"# {NOT_REPRODUCIBLE}\n# - data was given in Python\n\nseed = 1")
+    ('data was given in Python',)
+    """
+    first, _, rest = toml.partition("\n")
+    lines = rest.partition("\n\n")[0].splitlines() if first == f"# {NOT_REPRODUCIBLE}" else []
+    return tuple(line.removeprefix("# - ") for line in lines)

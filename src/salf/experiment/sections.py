@@ -1,16 +1,20 @@
-"""What may stand in each table of an experiment file, read off the dataclasses that validate it."""
+"""The tables of an experiment file: what may stand in each, overrides by dotted names, and values from Python.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+All is read off the dataclasses that validate the tables.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import chain
 from typing import Any, get_args
 
+import numpy as np
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from salf.errors import InvalidSetting
 from salf.registry import Choice, Registry
-
-Table = dict[str, Any]
+from salf.values import written
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ class Section:
         found = (fields_of(cls)[key] for cls in chain(first, self.classes.values()) if key in fields_of(cls))
         field = next(found, None)
         return None if field is None else section_of(field)
+
+    def at(self, path: Sequence[str]) -> "Section | None":
+        """Return the section under several keys, one in another; None if there is none."""
+        section: Section | None = self
+        for key in path:
+            section = None if section is None else section.inner(key)
+        return section
 
     def all_keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the dotted names of everything that may be set."""
@@ -91,7 +102,9 @@ def section_of(field: FieldInfo) -> Section | None:
     return Section({"": field.annotation}) if is_dataclass(field.annotation) else None
 
 
-def complete(table: Mapping[str, object], section: Section, given: dict[str, object], prefix: str = "") -> Table:
+def complete(
+    table: Mapping[str, object], section: Section, given: dict[str, object], prefix: str = ""
+) -> dict[str, Any]:
     """Return the settings with every section's choice filled in, and written in full.
 
     Args:
@@ -100,7 +113,7 @@ def complete(table: Mapping[str, object], section: Section, given: dict[str, obj
         given: Receives those values that no table describes, each under the name that stands in for it.
         prefix: What stands before the keys in error messages.
     """
-    filled: Table = dict(table)
+    filled = dict[str, Any](table)
     if section.tag:
         filled.setdefault(section.tag, section.default)
     for key, value in table.items():
@@ -115,3 +128,99 @@ def complete(table: Mapping[str, object], section: Section, given: dict[str, obj
             stand_in = f"given:{len(given)}"
             filled[key], given[stand_in] = {inner.tag: stand_in}, value
     return filled
+
+
+def override(settings: dict[str, Any], overrides: Mapping[str, object], root: Section) -> list[str]:
+    """Set dotted keys in place; return what is wrong with the keys.
+
+    A key that chooses, such as `method.name`, keeps only those settings of the file that the new choice knows. It is
+    applied before all other keys, so that no other override of the same call is lost.
+
+    Args:
+        settings: The tables to change.
+        overrides: New values by dotted keys; a table sets what is in it, and no more.
+        root: What may stand in `settings`.
+    """
+    problems: list[str] = []
+    leaves: list[tuple[tuple[str, ...], object]] = []
+    for key, value in overrides.items():
+        path = tuple(key.split("."))
+        if not all(path):
+            problems.append(f"'{key}' is not the name of a setting; write it with dots, such as data.clients")
+        else:
+            leaves += _leaves(path, value, root)
+    for path, value in sorted(leaves, key=lambda leaf: _rank(leaf[0], root)):
+        problems += _set(settings, path, value, root)
+    return problems
+
+
+def _leaves(path: tuple[str, ...], value: object, root: Section) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield single settings, as a file could hold them, and values that only Python can hold as they are."""
+    section, key = root.at(path), ".".join(path)
+    if section is not None and section.keeps(key, value):
+        yield path, value
+        return
+    plain = value if section is not None and isinstance(value, Mapping) else _plain(key, value)
+    if section is not None and isinstance(plain, Mapping):
+        for name, inner in plain.items():
+            yield from _leaves((*path, str(name)), inner, root)
+    elif section is not None and section.brief and isinstance(plain, str):
+        yield (*path, section.tag), plain
+    else:
+        yield path, plain
+
+
+def _plain(key: str, value: object) -> object:
+    """Turn a value into what a file could hold."""
+    try:
+        return to_jsonable_python(value, inf_nan_mode="constants", fallback=_number_or_text)
+    except ValueError as error:
+        raise InvalidSetting(f"{key} is {written(value)}, which no file can hold ({error}); choose another") from error
+
+
+def _number_or_text(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else repr(value)
+
+
+def _rank(path: Sequence[str], root: Section) -> float:
+    """Sort keys that choose before the others, and the outer ones among them first."""
+    section = root.at(path[:-1])
+    return len(path) if section is not None and path[-1] == section.tag else np.inf
+
+
+def _set(settings: dict[str, Any], path: Sequence[str], value: object, root: Section) -> list[str]:
+    """Set one key; return what is wrong with it."""
+    *above, last = path
+    section: Section | None = root
+    table = settings
+    for place, key in enumerate(above, start=1):
+        section = None if section is None else section.inner(key)
+        below = table.setdefault(key, {})
+        if isinstance(below, str) and section is not None and section.brief:
+            below = table[key] = {section.tag: below}
+        if not isinstance(below, dict):
+            holder = ".".join(path[:place])
+            what = "a value, not a section" if section is None else "an instance given in Python"
+            return [f"'{'.'.join(path)}' cannot be set, because {holder} is {what}; set {holder} instead"]
+        table = below
+    if section is not None and last == section.tag and isinstance(value, str) and value in section.classes:
+        for key in table.keys() - set(section.keys(value)):
+            del table[key]
+    table[last] = value
+    return []
+
+
+def origins(settings: object, prefix: str = "") -> Iterator[str]:
+    """Yield a phrase for each value in validated settings that another process cannot read from a file."""
+    if not is_dataclass(settings):
+        return
+    known = getattr(settings, "__pydantic_fields__", {})
+    for field in fields(settings):
+        value, key = getattr(settings, field.name), f"{prefix}{field.name}"
+        inner = tuple(origins(value, f"{key}."))
+        for entry in known[field.name].metadata if field.name in known else ():
+            if isinstance(entry, Choice):
+                origin = entry.registry.origin(value)
+                if origin and not (inner and entry.registry.is_registered(value)):
+                    yield f"{key} {origin}"
+        yield from inner

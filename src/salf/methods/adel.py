@@ -1,22 +1,20 @@
 """Deadlines that change over the rounds, and batches that equalize the clients' chances."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
 
 from salf import theory
-from salf.aggregation import AnyRule, Corrected, Rule
 from salf.errors import InvalidSetting
-from salf.methods.layerwise import LayerWise, share_finished
+from salf.methods.layerwise import ChosenRule, share_finished
 from salf.methods.method import RunContext
 from salf.participation import ObservedReach
 from salf.values import Floats, NonNegative, Positive, validated
 
 
 @validated
-class AdelFL(LayerWise):
+class AdelFL(ChosenRule):
     """ADEL-FL (Goren et al., arXiv 2505.23973): deadlines that minimise the convergence bound, and batches to match.
 
     The deadlines T_1 … T_R take `total_seconds` together, by default as long as constant deadlines would. They minimise
@@ -30,7 +28,6 @@ class AdelFL(LayerWise):
     """
 
     name: Literal["adel"] = "adel"
-    rule: AnyRule = Field(default_factory=Corrected)
     total_seconds: Positive | None = None
     deadlines: tuple[Positive, ...] = ()
     smoothness: Positive = 1.0
@@ -47,11 +44,6 @@ class AdelFL(LayerWise):
                 "choose at most the smoothness"
             )
 
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The chosen rule."""
-        return self.weighted(self.rule)
-
     def prepare(self, run_context: RunContext) -> Self:
         """Fill in the deadlines.
 
@@ -64,9 +56,11 @@ class AdelFL(LayerWise):
         layers = run_context.workload.costs.num_layers
         layer_passes = run_context.batch_size * layers * run_context.workload.local_steps  # of single examples
         step = min(run_context.step_size, 0.5 / self.strong_convexity)
+        shared = {field.name for field in fields(theory.Constants)} - {"num_clients"}
+        assumed = {name: getattr(self, name) for name in shared}
         try:
             schedule = theory.adaptive_deadlines(
-                constants=self._constants(len(run_context.speeds)),
+                constants=theory.Constants(num_clients=len(run_context.speeds), **assumed),
                 num_layers=layers,
                 rounds=rounds,
                 total_seconds=self.total_seconds or usual * rounds,
@@ -78,16 +72,6 @@ class AdelFL(LayerWise):
         except ValueError as error:
             raise InvalidSetting(f"method.total_seconds is {self.total_seconds}: {error}") from error
         return replace(self, deadlines=tuple(schedule.deadlines_seconds.tolist()))
-
-    def _constants(self, num_clients: int) -> theory.Constants:
-        return theory.Constants(
-            smoothness=self.smoothness,
-            strong_convexity=self.strong_convexity,
-            gradient_variance=self.gradient_variance,
-            second_moment=self.second_moment,
-            heterogeneity=self.heterogeneity,
-            num_clients=num_clients,
-        )
 
     def in_round(self, round: int, usual_seconds: float, observed: ObservedReach) -> Self:
         """Return the method with the deadline of a round."""

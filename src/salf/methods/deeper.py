@@ -6,11 +6,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from salf.aggregation import AnyRule, Corrected, Rule
 from salf.devices import CompletionTimes, Workload
-from salf.methods.layerwise import LayerWise
+from salf.methods.layerwise import ChosenRule
 from salf.methods.method import Scheduling
 from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
@@ -20,7 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @validated
-class ReachingDeeper(LayerWise):
+class ReachingDeeper(ChosenRule):
     """SALF in which slow clients skip the training of output layers in every second round, to get nearer to the input.
 
     To reach a layer, backpropagation needs only the input gradients of the layers behind it, about half of their work.
@@ -31,13 +29,7 @@ class ReachingDeeper(LayerWise):
     """
 
     name: Literal["deeper"] = "deeper"
-    rule: AnyRule = Field(default_factory=Corrected)
     covered: Fraction = 0.5
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The chosen rule."""
-        return self.weighted(self.rule)
 
     @property
     def skips_layers(self) -> bool:
@@ -71,13 +63,8 @@ class _AlternatingRound:
         clients = np.arange(len(given))
         whole = np.stack([times.whole for times in options])[given, clients]
         own = trained[given]
-        return RoundSchedule(
-            steps[given, clients] * own,
-            finished[given, clients] * own,
-            min(seconds, float(whole.max())),
-            seconds,
-            given,
-        )
+        ends = min(seconds, float(whole.max()))
+        return RoundSchedule(steps[given, clients] * own, finished[given, clients] * own, ends, seconds, given)
 
     def _options(self, ordinary: Bools, sent: Bools) -> Ints:
         """Return each client's option.

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from typing_extensions import TypeIs
 
-from salf.aggregation import ClientResult, Rule, ServerModel
+from salf.aggregation import ClientResult, Contributors, Rule, ServerModel
 from salf.devices import Cohort, CompletionTimes, Devices, Workload
 from salf.methods.schedules import RoundSchedule
 from salf.participation import ObservedReach
@@ -179,9 +179,17 @@ class SynchronousMethod(Method, ABC):
 
 @validated
 class DeadlineMethod(SynchronousMethod, ABC):
-    """A synchronous method with a `deadline` in seconds; None stands for the usual time of the devices."""
+    """A synchronous method with a `deadline` in seconds; None stands for the usual time of the devices.
+
+    By default, a layer becomes its mean over the clients that trained it by the deadline.
+    """
 
     deadline: Positive | None = None
+
+    @property
+    def aggregation_rule(self) -> Rule:
+        """The mean over the clients that trained a layer."""
+        return Contributors(weight_by_examples=self.weight_by_examples)
 
     def deadline_seconds(self, usual_seconds: float) -> float:
         """Return the deadline that applies, given the usual time of the experiment's devices."""
@@ -196,6 +204,10 @@ class AsynchronousMethod(Method, ABC):
     """
 
     deadline: Positive | None = None
+
+    def round_seconds(self, usual_seconds: float) -> float:
+        """Return how long a round lasts, given the usual time of the experiment's devices."""
+        return self.deadline or usual_seconds
 
     @abstractmethod
     def receive(self, server: ServerModel, result: ClientResult, statistics: Collection[str]) -> ServerModel:

@@ -1,7 +1,7 @@
 """When a round ends, and how many steps of each layer count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,19 +36,15 @@ def until_deadline(times: CompletionTimes, seconds: float) -> RoundSchedule:
     >>> until_deadline(CompletionTimes(ready, ready, np.array([3.0])), seconds=2.5).steps
     array([[0, 1, 1]])
     """
-    return RoundSchedule(
-        steps=times.steps_by(seconds),
-        finished=times.steps_ready_by(seconds),
-        seconds=min(seconds, float(times.whole.max())),
-        deadline_seconds=seconds,
-    )
+    ends = min(seconds, float(times.whole.max()))
+    return RoundSchedule(times.steps_by(seconds), times.steps_ready_by(seconds), ends, deadline_seconds=seconds)
 
 
 def whole_steps_by(times: CompletionTimes, seconds: float) -> RoundSchedule:
     """Count the steps that clients have finished through all layers by a deadline."""
     partial = until_deadline(times, seconds)
-    steps = np.broadcast_to(partial.steps.min(axis=1, keepdims=True), partial.steps.shape)
-    return RoundSchedule(steps.copy(), partial.finished, partial.seconds, seconds)
+    whole = partial.steps.min(axis=1, keepdims=True)
+    return replace(partial, steps=np.broadcast_to(whole, partial.steps.shape).copy())
 
 
 def largest_workloads_by(options: Sequence[CompletionTimes], seconds: float) -> RoundSchedule:
@@ -75,11 +71,6 @@ def wait_for_first(times: CompletionTimes, count: int) -> RoundSchedule:
     answering = np.isfinite(times.whole)
     first = np.zeros_like(answering)
     first[np.argsort(times.whole, kind="stable")[:count]] = True
-    counted = first & answering
+    steps = times.steps_ready_by(np.inf) * (first & answering)[:, None]
     seconds = float(np.where(answering, times.whole, times.give_up_seconds)[first].max())
-    return RoundSchedule(
-        steps=times.steps_ready_by(np.inf) * counted[:, None],
-        finished=times.steps_ready_by(seconds),
-        seconds=seconds,
-        deadline_seconds=None,
-    )
+    return RoundSchedule(steps, times.steps_ready_by(seconds), seconds, deadline_seconds=None)

@@ -80,7 +80,12 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
         self._classes = {name: cls for name, cls in self._classes.items() if cls in self._portable}
 
     def name_of(self, value: Value) -> str:
-        """Return the registered name of a value's class, or its `module:QualName` if it is not registered."""
+        """Return the registered name of a value's class, or its `module:QualName` if it is not registered.
+
+        >>> from salf.methods import METHODS, Salf
+        >>> METHODS.name_of(Salf())
+        'salf'
+        """
         return str(getattr(value, self.tag)) if self.is_registered(value) else _path(type(value))
 
     def is_table(self, value: Value) -> bool:
@@ -93,7 +98,10 @@ class Registry(Mapping[str, type[Value]], Generic[Value]):
             return False
 
     def origin(self, value: Value) -> str:
-        """Say how a value came into an experiment, if another process cannot read it from a file; else return ""."""
+        """Say how a value came into an experiment, if another process cannot read it from a file; else return "".
+
+        A value of a registered class counts as read from a file only if its table describes it in full.
+        """
         if not self.is_table(value):
             return f"was given in Python: {_path(type(value))}"
         return "" if type(value) in self._portable else f"is registered in Python: {_path(type(value))}"
@@ -202,10 +210,14 @@ class Choice:
         return adapter.validate_json(to_json(table, inf_nan_mode="constants"), strict=True, context=info.context)
 
     def table_of(self, value: object) -> dict[str, object]:
-        """Return the table of settings that describes a value as well as a file can."""
+        """Return the table of settings that describes a value as well as a file can.
+
+        The table of a value that pydantic cannot describe holds the name of its class only. Fields without a form in a
+        file are described by their type.
+        """
         table = to_jsonable_python(value, exclude_none=True, inf_nan_mode="constants", fallback=_described)
-        table[self.registry.tag] = self.registry.name_of(value)
-        return dict(table)
+        settings = table if isinstance(table, dict) else {}  # of a class that pydantic cannot describe
+        return {**settings, self.registry.tag: self.registry.name_of(value)}
 
 
 def _path(cls: type) -> str:

@@ -133,7 +133,7 @@ class AsynchronousRounds:
         self._federation, self._method = federation, method
         workload, self._layers = federation.workload, federation.layers
         self._steps = np.full((1, len(self._layers)), workload.local_steps, dtype=np.int64)
-        self._seconds = method.deadline or federation.experiment.devices.typical_seconds(workload)
+        self._seconds = method.round_seconds(federation.experiment.devices.typical_seconds(workload))
         floating = {name for name, tensor in federation.model.state_dict().items() if tensor.is_floating_point()}
         self._statistics = frozenset(name for layer in self._layers for name in layer.buffers if name in floating)
 

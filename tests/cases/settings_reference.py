@@ -1,8 +1,12 @@
-"""The reference of all settings: the keys of an experiment file, read off the classes that validate it."""
+"""The reference of all settings, docs/settings.md, read off the classes that validate an experiment file.
+
+python tests/cases/settings_reference.py > docs/settings.md
+"""
 
 import inspect
 import json
 import re
+import sys
 from abc import ABC
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args, get_origin
@@ -12,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from salf.experiment.experiment import Experiment
 from salf.experiment.sections import Section, fields_of
+from salf.values import allowed_by
 
 _INTRODUCTION = """# Settings
 
@@ -156,10 +161,8 @@ def _names(cls: type, key: str) -> str:
     try:
         TypeAdapter(cls).validate_python({key: ""})
     except ValidationError as error:
-        details = [problem.get("ctx", {}) for problem in error.errors() if problem["loc"] == (key,)]
-        return ", ".join(
-            _quoted(name.strip("'")) for found in details for name in found.get("expected", "").split(", ") if name
-        )
+        allowed = (name for problem in error.errors() if problem["loc"] == (key,) for name in allowed_by(problem))
+        return ", ".join(map(_quoted, allowed))
     return ""
 
 
@@ -191,3 +194,7 @@ def _quoted(value: object) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_reference())
