@@ -143,7 +143,7 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
         (InverseProbability(), {}, "InverseProbability needs reach"),
         (InverseProbability(), {"reach": [[1.0, 1.0]]}, "reach has 1 rows, but update 2 arrived"),
         (InverseProbability(), {"reach": [0.0, 1.0]}, "never reaches"),
-        (Memory(), {"clients": [3]}, "clients names 1 clients, but update 2 arrived"),
+        (Memory(), {"clients": [3]}, "clients has 1 rows, but update 2 arrived"),
     ],
 )
 def test_wrong_arguments_are_explained(rule: Rule, options: dict[str, Any], message: str) -> None:

@@ -60,9 +60,9 @@ class WrongInTotal(Contributors):
 
 
 def test_weights_must_be_positive() -> None:
-    with pytest.raises(InvalidSetting, match=r"Wrong.layer_weights gives -1.0; return numbers above 0"):
+    with pytest.raises(InvalidSetting, match=r"Wrong.layer_weights gives -1.0; give numbers above 0"):
         aggregate(STATE, [UPDATE], LAYERS, Wrong())
-    with pytest.raises(InvalidSetting, match=r"WrongInTotal.client_weights gives nan; return numbers above 0"):
+    with pytest.raises(InvalidSetting, match=r"WrongInTotal.client_weights gives nan; give numbers above 0"):
         aggregate(STATE, [UPDATE], LAYERS, WrongInTotal())
 
 

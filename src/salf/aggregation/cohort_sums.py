@@ -54,7 +54,7 @@ class CohortSums:
         """Return the weights a_u of clients with so many examples, shape (clients,)."""
         found = self._rule.client_weights(np.asarray(num_examples, dtype=np.float64))
         if not (np.isfinite(found) & (found > 0)).all():
-            raise InvalidSetting(f"{_name(self._rule)}.client_weights gives {_first(found)}; return numbers above 0")
+            raise InvalidSetting(f"{_name(self._rule)}.client_weights gives {_first(found)}; give numbers above 0")
         return found
 
     def importance_weights(self, steps: Ints) -> Floats | None:
@@ -119,11 +119,7 @@ class CohortSums:
         """Return the number of the client at one place of the cohort."""
         if self._clients is None:
             return row
-        if not 0 <= row < len(self._clients):
-            raise InvalidSetting(
-                f"clients names {len(self._clients)} clients, but update {row + 1} arrived; "
-                "name every client that was asked"
-            )
+        _check_row("clients", len(self._clients), row)
         return self._clients[row]
 
     def count_clients(self, num_clients: int | None) -> int:
@@ -166,7 +162,7 @@ class CohortSums:
         sent = steps > 0
         found = np.where(sent, found, 0.0)
         if not (np.isfinite(found) & (found > 0))[sent].all():
-            raise InvalidSetting(f"{_name(rule)}.layer_weights gives {_first(found[sent])}; return numbers above 0")
+            raise InvalidSetting(f"{_name(rule)}.layer_weights gives {_first(found[sent])}; give numbers above 0")
         return found
 
     def _reach_of(self, rows: Sequence[int], steps: Ints) -> Floats | None:
@@ -178,12 +174,8 @@ class CohortSums:
                     f"{_name(self._rule)} needs reach; pass the probability that each client reaches each layer"
                 )
             return None
-        if reach.ndim == 2:
-            beyond = next((row for row in rows if not 0 <= row < len(reach)), None)
-            if beyond is not None:
-                raise InvalidSetting(
-                    f"reach has {len(reach)} rows, but update {beyond + 1} arrived; give one row for each client"
-                )
+        for row in rows if reach.ndim == 2 else ():
+            _check_row("reach", len(reach), row)
         own = reach[np.asarray(rows)] if reach.ndim == 2 else np.broadcast_to(reach, steps.shape)
         impossible = np.argwhere((own <= 0) & (steps > 0))
         if needed and len(impossible):
@@ -215,6 +207,12 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> Floats | None:
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InvalidSetting("reach holds values that are not probabilities; give numbers between 0 and 1")
     return chances
+
+
+def _check_row(name: str, size: int, row: int) -> None:
+    """Raise `InvalidSetting` unless an argument with so many rows has this row."""
+    if not 0 <= row < size:
+        raise InvalidSetting(f"{name} has {size} rows, but update {row + 1} arrived; give one row for each client")
 
 
 def _name(rule: Rule) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from salf import seeds
-from salf.aggregation import Aggregation, Contributors, Rule
+from salf.aggregation import Aggregation, Contributors, Rule, Weights
 from salf.engines.accelerator import fork_rng
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.tasks import REMEDY, Engine, Tasks, train_round
-from salf.engines.training import Training
+from salf.engines.tasks import REMEDY, Engine, Tasks, Training, train_round
 from salf.errors import InvalidSetting, UnsuitableModel
 
 EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
@@ -159,8 +157,8 @@ def _check(name: str, training: Training, rule: Rule) -> None:
         raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}{REMEDY}"]) from error
     weights = sample.model.state_dict()
     for layer in training.layers:
-        moved = _difference(layer.parameters, (found, expected), weights)
-        seen = _difference(layer.buffers, (found, expected), None)
+        moved = _difference(layer.parameters, found, expected, weights)
+        seen = _difference(layer.buffers, found, expected, None)
         if max(moved, seen) > _TOLERANCE[precision]:
             raise UnsuitableModel(failed, [f"layer '{layer.name}' differs from what the plain engine computes{REMEDY}"])
 
@@ -185,27 +183,24 @@ def _sample(training: Training, *, double: bool) -> Training:
     return replace(training, model=model, inputs=inputs, labels=training.labels[index])
 
 
-def _difference(
-    names: tuple[str, ...], states: Sequence[Mapping[str, Tensor]], since: Mapping[str, Tensor] | None
-) -> float:
+def _difference(names: tuple[str, ...], found: Weights, expected: Weights, since: Weights | None) -> float:
     """Return the largest difference between two states, beyond rounding.
 
     Args:
         names: The tensors to compare.
-        states: The two states.
+        found: One state.
+        expected: The other state.
         since: If given, differences are relative to the largest change since this state, else to the largest value.
     """
-    one, other = states
-    found, size = 0.0, 0.0
+    error, size = 0.0, 0.0
     for name in names:
-        rounding = 0.0
-        moved = other[name].double()
+        right, rounding, start = expected[name].double(), 0.0, torch.zeros(())
         if since is not None:
-            moved = moved - since[name].double()
-            rounding = 8 * torch.finfo(since[name].dtype).eps * float(since[name].double().abs().max())
-        size = max(size, float(moved.abs().max()))
-        found = max(found, float((one[name].double() - other[name].double()).abs().max()) - rounding)
-    return 0.0 if found <= 0 else found / size if size else np.inf
+            start = since[name].double()
+            rounding = 8 * torch.finfo(since[name].dtype).eps * float(start.abs().max())
+        size = max(size, float((right - start).abs().max()))
+        error = max(error, float((found[name].double() - right).abs().max()) - rounding)
+    return 0.0 if error <= 0 else error / size if size else np.inf
 
 
 def _sample_tasks(training: Training) -> Tasks:
