@@ -38,7 +38,7 @@ def test_a_rule_gets_reach_in_rows_whatever_its_form() -> None:
 
 
 def test_a_rule_that_needs_reach_is_not_applied_without_it() -> None:
-    with pytest.raises(InvalidSetting, match="Trusting needs reach; pass the probability"):
+    with pytest.raises(InvalidSetting, match="Trusting needs reach; pass each client"):
         aggregate(STATE, [UPDATE], LAYERS, Trusting())
 
 

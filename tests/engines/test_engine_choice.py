@@ -100,7 +100,7 @@ def test_what_cannot_be_done_at_once_is_done_one_client_after_another(kind: str)
 @pytest.mark.parametrize(
     ("model", "steps", "rule", "message"),
     [
-        ("mlp", 2, Corrected(), "computes one local step, not client.local_steps = 2"),
+        ("mlp", 2, Corrected(), "computes one step, not client.local_steps = 2"),
         ("residual", 1, Memory(), "the rule Memory needs each client's own update"),
     ],
 )

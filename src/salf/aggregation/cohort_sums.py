@@ -71,7 +71,7 @@ class CohortSums:
         """
         if self.needs_individual_updates:
             raise InvalidSetting(
-                f"the rule {_name(self._rule)} needs each client's own update; use Aggregation.add in place of sums"
+                f"{_name(self._rule)} needs each client's own update; use Aggregation.add in place of sums"
             )
         if not self._weighs_layers:
             return None
@@ -131,13 +131,9 @@ class CohortSums:
         if asked > _MOST_CLIENTS:
             raise InvalidSetting(f"num_clients is {asked}; give at most 2^53")
         if asked < self.received:
-            raise InvalidSetting(
-                f"{self.received} updates came from num_clients={asked} clients; set it to the number of clients asked"
-            )
+            raise InvalidSetting(f"{self.received} updates came for num_clients={asked}; set it to the clients asked")
         if known is not None and known != asked:
-            raise InvalidSetting(
-                f"reach has {known} rows for num_clients={asked} clients; give one row for each client that was asked"
-            )
+            raise InvalidSetting(f"reach has {known} rows for num_clients={asked} clients; give one row for each")
         return asked
 
     def empty_probabilities(self, asked: int) -> list[float]:
@@ -170,9 +166,7 @@ class CohortSums:
         reach, needed = self._reach, self._rule.needs_reach
         if reach is None:
             if needed and steps.any():
-                raise InvalidSetting(
-                    f"{_name(self._rule)} needs reach; pass the probability that each client reaches each layer"
-                )
+                raise InvalidSetting(f"{_name(self._rule)} needs reach; pass each client's chance to reach each layer")
             return None
         for row in rows if reach.ndim == 2 else ():
             _check_row("reach", len(reach), row)
@@ -180,9 +174,9 @@ class CohortSums:
         impossible = np.argwhere((own <= 0) & (steps > 0))
         if needed and len(impossible):
             place, layer = impossible[0].tolist()
+            name = self._layers[layer].name
             raise InvalidSetting(
-                f"client {rows[place]} sent layer '{self._layers[layer].name}', which by reach it never reaches "
-                "(π = 0); give a reach above 0"
+                f"client {rows[place]} sent layer '{name}', which by reach it never reaches; give a reach above 0"
             )
         return own
 
@@ -201,9 +195,7 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> Floats | None:
     except (ValueError, TypeError) as error:
         raise InvalidSetting(f"reach cannot be used: {error}; give an array or a depth distribution") from error
     if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:
-        raise InvalidSetting(
-            f"reach has shape {chances.shape}; give ({num_layers},) or (clients, {num_layers}) for {num_layers} layers"
-        )
+        raise InvalidSetting(f"reach has shape {chances.shape}; give ({num_layers},) or (clients, {num_layers})")
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InvalidSetting("reach holds values that are not probabilities; give numbers between 0 and 1")
     return chances

@@ -88,13 +88,11 @@ def _check_name(name: EngineName, *, skips_layers: bool) -> None:
     """Raise `InvalidSetting` for an engine that no simulation of this method can use."""
     if name == "flower":
         raise InvalidSetting(
-            "engine is 'flower', whose clients run under Flower; use salf run --engine flower, or in Python "
-            "salf.flower.run_on_flower(experiment)"
+            "engine is 'flower'; use salf run --engine flower, or salf.flower.run_on_flower(experiment)"
         )
     if skips_layers and name == "fused":
         raise InvalidSetting(
-            "engine is 'fused', which computes layers from the output on, but this method leaves out some of them; "
-            "choose 'auto' or 'plain'"
+            f"engine is 'fused', which computes layers from the output on, but the method skips some{REMEDY}"
         )
 
 
@@ -115,25 +113,19 @@ def _computes_individual_updates(training: Training) -> bool:
         return False
 
 
-def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
-    """Return the engine called `name`. Raises `InvalidSetting` if it cannot compute the run."""
-    if name == "stacked":
+def _build(engine_name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
+    """Return the engine called `engine_name`. Raises `InvalidSetting` if it cannot compute the run."""
+    if engine_name == "stacked":
         return StackedEngine(training)
     if training.local_steps > 1:
         raise InvalidSetting(
-            f"the fused engine computes one local step, not client.local_steps = {training.local_steps}{REMEDY}"
+            f"the fused engine computes one step, not client.local_steps = {training.local_steps}{REMEDY}"
         )
-    engine = FusedEngine(training)
+    engine, name = FusedEngine(training), type(rule).__name__
     if rule.needs_individual_updates and not engine.clients_apart:
-        raise InvalidSetting(
-            f"of this model the fused engine computes sums, but the rule {type(rule).__name__} needs each client's own "
-            f"update{REMEDY}"
-        )
+        raise InvalidSetting(f"the fused engine only sums this model's updates, but {name} needs each client's{REMEDY}")
     if rule.weighs_layers and not engine.layers_apart:
-        raise InvalidSetting(
-            "one operation of the model belongs to several layers, in which the fused engine cannot weigh clients in "
-            f"different ways for the rule {type(rule).__name__}{REMEDY}"
-        )
+        raise InvalidSetting(f"one operation of the model belongs to several layers, which {name} weighs apart{REMEDY}")
     return engine
 
 

@@ -61,14 +61,12 @@ class PlainEngine:
         with fork_rng(self._training.inputs.device, task.seed):
             for step in range(int(task.steps.max())):
                 self._take_step(task, step, weights)
+
+        def delta_of(name: str) -> Tensor:
+            return self._parameters[name].detach() - weights[name]
+
         with torch.no_grad():
-            return update_of(
-                self._training.layers,
-                task.steps,
-                task.num_examples,
-                lambda name: self._parameters[name].detach() - weights[name],
-                self._copy_buffer,
-            )
+            return update_of(self._training.layers, task.steps, task.num_examples, delta_of, self._copy_buffer)
 
     def _load(self, weights: Weights) -> None:
         with torch.no_grad():

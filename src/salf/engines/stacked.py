@@ -144,12 +144,9 @@ class StackedEngine:
 
     def _update(self, place: int, steps: Ints, num_examples: int, deltas: Weights, buffers: Weights) -> Update:
         """Return the update of the client at `place` in the stack."""
+        layers = self._training.layers
         return update_of(
-            self._training.layers,
-            steps,
-            num_examples,
-            lambda name: deltas[name][place],
-            lambda name: buffers[name][place],
+            layers, steps, num_examples, lambda name: deltas[name][place], lambda name: buffers[name][place]
         )
 
 

@@ -139,13 +139,8 @@ class Tasks:
 
     def select(self, places: Ints) -> "Tasks":
         """Return the tasks of the clients in some of the rows."""
-        return replace(
-            self,
-            clients=self.clients[places],
-            steps=self.steps[places],
-            batches=self.batches[places],
-            num_examples=self.num_examples[places],
-        )
+        arrays = ("clients", "steps", "batches", "num_examples")
+        return replace(self, **{name: getattr(self, name)[places] for name in arrays})
 
     def task(self, place: int) -> ClientTask:
         """Return the task of the client in one row."""

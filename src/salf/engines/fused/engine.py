@@ -67,10 +67,9 @@ class FusedEngine:
     at_once = True
 
     def __init__(self, training: Training, memory_bytes: int = MEMORY_BYTES) -> None:
-        if training.optimizer.optimizer != "sgd":
-            raise InvalidSetting(
-                f"client.optimizer is {training.optimizer.optimizer}, but the fused engine sums gradients; use sgd"
-            )
+        kind = training.optimizer.optimizer
+        if kind != "sgd":
+            raise InvalidSetting(f"client.optimizer is {kind}, but the fused engine sums gradients; use sgd")
         inputs, layers = training.inputs, training.layers
         traced = trace_rows(training.model, inputs[[0, min(1, len(inputs) - 1), 0]])
         self._most_examples = _most_examples(traced, inputs, memory_bytes)
@@ -88,9 +87,8 @@ class FusedEngine:
             for norm in self._pass.norms.values()
         ]
         channels = [module.out_channels for module in training.model.modules() if isinstance(module, nn.Conv2d)]
-        self._channels_last = (
-            inputs.is_cpu and self._inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
-        )
+        large = min(channels, default=0) >= _CHANNELS_LAST_FROM
+        self._channels_last = large and inputs.is_cpu and self._inputs.ndim == 4
 
     def train_cohort(self, weights: Weights, tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add the clients' updates; return which were accepted, shape (clients,).

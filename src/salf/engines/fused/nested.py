@@ -31,9 +31,9 @@ from salf.engines.fused.rows import (
     number_of,
     refs_in,
 )
-from salf.engines.fused.tracing import Traced
+from salf.engines.fused.tracing import Traced, unsuitable
 from salf.engines.tasks import REMEDY
-from salf.errors import InvalidSetting, UnsuitableModel
+from salf.errors import InvalidSetting
 from salf.layers import Layers
 
 _Arguments = TypeVar("_Arguments", bound="fx.node.Argument")
@@ -105,7 +105,7 @@ class NestedPass:
     ) -> list[dict[str, Tensor]]:
         """Refuse: raise `InvalidSetting`."""
         raise InvalidSetting(
-            f"of this model the fused engine computes sums, but the rule needs each client's own update{REMEDY}"
+            f"the fused engine only sums this model's updates, but the rule needs each client's{REMEDY}"
         )
 
     def _run(self, inputs: Tensor, clients: SortedClients) -> Tensor:
@@ -180,10 +180,7 @@ class _Compiler:
         uses = frozenset({*own.values(), *(layer for ref in refs if not ref.has_rows for layer in ref.uses)})
         if not any(ref.has_rows for ref in refs) and not has_rows(shape):
             if len(uses) > 1:
-                raise UnsuitableModel(
-                    "the model cannot be trained for many clients in one pass",
-                    [f"'{node.name}' depends on several layers{REMEDY}"],
-                )
+                raise unsuitable(self._live, f"'{node.name}' depends on several layers")
             self._uses[node] = uses
             return batch_independent(lambda live: self._function(node, live=live), arguments, named, uses)
         self.layers_apart &= len(uses) <= 1

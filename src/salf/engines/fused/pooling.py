@@ -58,7 +58,11 @@ class FastPool:
         """Return the gradient with respect to `x`, given the gradient with respect to the result `pooled`."""
         if x.is_cpu:
             return _grad_input(x, pooled, gradient, self._side)
-        return _accelerator_grad_input(x, gradient, self._side)
+        # On an accelerator two calls into torch cost less than many short ones.
+        _, places = functional.max_pool2d(x, self._side, return_indices=True)
+        window, nothing, one = [self._side] * 2, [0, 0], [1, 1]
+        result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, _CEIL_MODE, places)
+        return result
 
 
 class FastMaxPool2d(nn.MaxPool2d):
@@ -145,14 +149,6 @@ def _grad_input(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tens
         torch.mul(rest, (values == largest).to(rest.dtype), out=target)
         rest -= target
     last[1].copy_(rest)  # where none of the others is the largest, the last is
-    return result
-
-
-def _accelerator_grad_input(x: Tensor, gradient: Tensor, side: int) -> Tensor:
-    """Return the same on an accelerator, where two calls into torch cost less than many short ones."""
-    _, places = functional.max_pool2d(x, side, return_indices=True)
-    window, nothing, one = [side, side], [0, 0], [1, 1]
-    result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, _CEIL_MODE, places)
     return result
 
 

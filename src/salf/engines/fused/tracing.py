@@ -79,20 +79,21 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
             draws = not all(map(torch.equal, before, draw_states(examples.device)))
     except Exception as error:  # whatever the user's code raises when it is traced
         text = " ".join(str(error).split())[:200]
-        raise _unsuitable(model, f"its operations cannot be listed ({type(error).__name__}: {text})") from error
+        raise unsuitable(model, f"its operations cannot be listed ({type(error).__name__}: {text})") from error
     if draws:
-        raise _unsuitable(model, "it draws random numbers")
+        raise unsuitable(model, "it draws random numbers")
     shapes: dict[fx.Node, Shape] = {}
     for node in graph.nodes:
         shape = _compare(two[node], three[node])
         from_rows = any(_holds(shapes[source], Layout) for source in node.all_input_nodes)
         if shape is None or (from_rows and _holds(shape, Shared)):
-            raise _unsuitable(model, f"'{node.name}' does not treat each example of a batch by itself")
+            raise unsuitable(model, f"'{node.name}' does not treat each example of a batch by itself")
         shapes[node] = shape
     return Traced(twin, graph, shapes, _bytes(three.values()) - _bytes(two.values()))
 
 
-def _unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
+def unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
+    """Return the error of a model that the fused engine cannot train, with its remedy."""
     return UnsuitableModel(f"{type(model).__name__} cannot be trained for many clients in one pass", [reason + REMEDY])
 
 
