@@ -133,7 +133,7 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
         (Corrected(), {"num_clients": 1}, "2 updates came for num_clients=1"),
         (Corrected(), {"reach": [[1.0, 1.0]] * 3, "num_clients": 4}, "reach has 3 rows for num_clients=4 clients"),
         (Corrected(), {"reach": [[1.0, 1.0]]}, "2 updates came for num_clients=1"),
-        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\); give \(2,\) or \(clients, 2\) for 2 layers"),
+        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\); give \(2,\) or \(clients, 2\)"),
         (Corrected(), {"reach": 0.5}, r"reach has shape \(\)"),
         (Corrected(), {"reach": [[[0.5, 0.5]]]}, r"reach has shape \(1, 1, 2\)"),
         (Corrected(), {"reach": [[0.5, 0.5], [0.5]]}, "reach cannot be used"),

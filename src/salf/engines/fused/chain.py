@@ -189,7 +189,7 @@ def _op_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_
 
 def _weighted(name: str, module: nn.Linear | nn.Conv2d, owner: Mapping[str, int]) -> Weighted | None:
     names = f"{name}.weight", None if module.bias is None else f"{name}.bias"
-    if len({owner[own] for own in names if own in owner}) > 1:
+    if len({owner[own] for own in names if own is not None and own in owner}) > 1:
         return None
     if isinstance(module, nn.Linear):
         return Dense(names, owner)

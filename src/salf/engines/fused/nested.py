@@ -26,12 +26,10 @@ from salf.engines.fused.rows import (
     Rows,
     SortedClients,
     has_counts,
-    has_rows,
-    is_tensor,
     number_of,
     refs_in,
 )
-from salf.engines.fused.tracing import Traced, unsuitable
+from salf.engines.fused.tracing import Layout, Shared, Traced, holds, unsuitable
 from salf.engines.tasks import REMEDY
 from salf.errors import InvalidSetting
 from salf.layers import Layers
@@ -169,7 +167,7 @@ class _Compiler:
         self._uses[node] = NO_LAYERS
         if node.op == "output":
             return _output(cast("Ref", self._referred(node.args[0])))
-        if node.op == "placeholder" or not is_tensor(shape):
+        if node.op == "placeholder" or not holds(shape, Layout, Shared):
             return _always(None)
         if node.op == "get_attr":
             return self._attribute(node)
@@ -178,7 +176,7 @@ class _Compiler:
         refs = tuple(refs_in((arguments, named)))
         own = self._layers_of_module(node)
         uses = frozenset({*own.values(), *(layer for ref in refs if not ref.has_rows for layer in ref.uses)})
-        if not any(ref.has_rows for ref in refs) and not has_rows(shape):
+        if not any(ref.has_rows for ref in refs) and not holds(shape, Layout):
             if len(uses) > 1:
                 raise unsuitable(self._live, f"'{node.name}' depends on several layers")
             self._uses[node] = uses
@@ -265,7 +263,7 @@ class _Compiler:
 
     def _refer(self, node: fx.Node) -> object:
         shape = self._shapes[node]
-        return Ref(self._place[node], shape, self._uses[node]) if is_tensor(shape) else number_of(shape)
+        return Ref(self._place[node], shape, self._uses[node]) if holds(shape, Layout, Shared) else number_of(shape)
 
 
 def _always(result: object) -> Step:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from salf.engines.fused.tracing import Constant, Count, Layout, Shape, Shared
+from salf.engines.fused.tracing import Constant, Count, Layout, Shape, holds
 
 # Returns the gradient of the clients' loss with respect to the model's outputs, given these.
 GradOutput = Callable[[Tensor], Tensor]
@@ -124,7 +124,7 @@ class Ref:
     @property
     def has_rows(self) -> bool:
         """Whether the result depends on the examples."""
-        return has_rows(self.shape)
+        return holds(self.shape, Layout)
 
 
 def bind(argument: object, choose: Callable[[Ref], object], examples: int) -> object:
@@ -156,16 +156,6 @@ def refs_in(argument: object) -> Iterator[Ref]:
 def has_counts(argument: object) -> bool:
     """Say whether an argument depends on the number of examples."""
     return any(isinstance(part, Count) for part in _parts(argument))
-
-
-def has_rows(shape: Shape) -> bool:
-    """Say whether a result depends on the examples."""
-    return any(map(has_rows, shape)) if isinstance(shape, tuple) else isinstance(shape, Layout)
-
-
-def is_tensor(shape: Shape) -> bool:
-    """Say whether a result is a tensor, or holds one."""
-    return any(map(is_tensor, shape)) if isinstance(shape, tuple) else isinstance(shape, (Layout, Shared))
 
 
 def number_of(shape: Shape) -> object:
