@@ -70,9 +70,7 @@ class CohortSums:
             InvalidSetting: The rule needs individual updates, or `reach` where it is missing or contradicts `steps`.
         """
         if self.needs_individual_updates:
-            raise InvalidSetting(
-                f"{_name(self._rule)} needs each client's own update; use Aggregation.add in place of sums"
-            )
+            raise InvalidSetting(f"{_name(self._rule)} needs each client's own update; use Aggregation.add")
         if not self._weighs_layers:
             return None
         found = self._layer_weights(np.ones((len(steps), 1)), steps, range(len(steps)))
@@ -187,11 +185,9 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> Floats | None:
         return None
     try:
         # Arrays first: to find out whether something is of a protocol takes as long as a small layer's pass.
-        if isinstance(reach, np.ndarray) or not isinstance(reach, DepthDistribution):
-            given = reach
-        else:
-            given = reach_probability(depth=reach, num_layers=num_layers)
-        chances = np.asarray(given, dtype=np.float64)
+        if not isinstance(reach, np.ndarray) and isinstance(reach, DepthDistribution):
+            reach = reach_probability(depth=reach, num_layers=num_layers)
+        chances = np.asarray(reach, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise InvalidSetting(f"reach cannot be used: {error}; give an array or a depth distribution") from error
     if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:

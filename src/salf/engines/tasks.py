@@ -145,14 +145,9 @@ class Tasks:
     def task(self, place: int) -> ClientTask:
         """Return the task of the client in one row."""
         own, client = self.batches[place], int(self.clients[place])
-        return ClientTask(
-            client,
-            self.steps[place],
-            own[:, own[0] >= 0],
-            int(self.num_examples[place]),
-            seeds.integer(self.seed, "model", self.round, client),
-            self.proximal,
-        )
+        batches, num_examples = own[:, own[0] >= 0], int(self.num_examples[place])
+        seed = seeds.integer(self.seed, "model", self.round, client)
+        return ClientTask(client, self.steps[place], batches, num_examples, seed, self.proximal)
 
 
 class Engine(Protocol):
