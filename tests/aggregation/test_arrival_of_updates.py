@@ -130,10 +130,10 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (Corrected(), {"num_clients": 1}, "2 updates came from num_clients=1 clients"),
+        (Corrected(), {"num_clients": 1}, "2 updates came for num_clients=1"),
         (Corrected(), {"reach": [[1.0, 1.0]] * 3, "num_clients": 4}, "reach has 3 rows for num_clients=4 clients"),
-        (Corrected(), {"reach": [[1.0, 1.0]]}, "2 updates came from num_clients=1 clients"),
-        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\); give \(2,\) or \(clients, 2\) for 2 layers"),
+        (Corrected(), {"reach": [[1.0, 1.0]]}, "2 updates came for num_clients=1"),
+        (Corrected(), {"reach": [1.0]}, r"reach has shape \(1,\); give \(2,\) or \(clients, 2\)"),
         (Corrected(), {"reach": 0.5}, r"reach has shape \(\)"),
         (Corrected(), {"reach": [[[0.5, 0.5]]]}, r"reach has shape \(1, 1, 2\)"),
         (Corrected(), {"reach": [[0.5, 0.5], [0.5]]}, "reach cannot be used"),
@@ -143,7 +143,7 @@ WHOLE = Update({"a": torch.ones(1), "b": torch.ones(1)}, 1, 1)
         (InverseProbability(), {}, "InverseProbability needs reach"),
         (InverseProbability(), {"reach": [[1.0, 1.0]]}, "reach has 1 rows, but update 2 arrived"),
         (InverseProbability(), {"reach": [0.0, 1.0]}, "never reaches"),
-        (Memory(), {"clients": [3]}, "clients names 1 clients, but update 2 arrived"),
+        (Memory(), {"clients": [3]}, "clients has 1 rows, but update 2 arrived"),
     ],
 )
 def test_wrong_arguments_are_explained(rule: Rule, options: dict[str, Any], message: str) -> None:

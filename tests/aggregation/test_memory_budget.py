@@ -70,7 +70,7 @@ def test_the_oldest_is_forgotten_first(rounds: list[Mapping[int, bool]], budget:
 
 def test_a_budget_for_less_than_a_round_is_refused() -> None:
     updates = [conveying(1.0, whole=True), conveying(2.0, whole=True)]
-    with pytest.raises(InvalidSetting, match=r"budget_bytes is 39, less than what the clients of one round send"):
+    with pytest.raises(InvalidSetting, match=r"budget_bytes is 39, less than one round's updates; raise it"):
         aggregate(STATE, updates, LAYERS, Memory(budget_bytes=39))
     aggregate(STATE, updates, LAYERS, Memory(budget_bytes=40))
 

@@ -38,7 +38,7 @@ def test_a_rule_gets_reach_in_rows_whatever_its_form() -> None:
 
 
 def test_a_rule_that_needs_reach_is_not_applied_without_it() -> None:
-    with pytest.raises(InvalidSetting, match="Trusting needs reach; pass the probability"):
+    with pytest.raises(InvalidSetting, match="Trusting needs reach; pass each client"):
         aggregate(STATE, [UPDATE], LAYERS, Trusting())
 
 
@@ -60,9 +60,9 @@ class WrongInTotal(Contributors):
 
 
 def test_weights_must_be_positive() -> None:
-    with pytest.raises(InvalidSetting, match=r"Wrong.layer_weights gives -1.0; return numbers above 0"):
+    with pytest.raises(InvalidSetting, match=r"Wrong.layer_weights gives -1.0; give numbers above 0"):
         aggregate(STATE, [UPDATE], LAYERS, Wrong())
-    with pytest.raises(InvalidSetting, match=r"WrongInTotal.client_weights gives nan; return numbers above 0"):
+    with pytest.raises(InvalidSetting, match=r"WrongInTotal.client_weights gives nan; give numbers above 0"):
         aggregate(STATE, [UPDATE], LAYERS, WrongInTotal())
 
 

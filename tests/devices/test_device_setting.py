@@ -43,8 +43,7 @@ def test_without_cuda_nothing_begins(name: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InvalidSetting) as caught:
         next(simulate(Experiment.load("digits", device=name)))
     assert str(caught.value) == (
-        f"device is '{name}', but torch finds no CUDA device here; choose 'cpu', or install a driver and a build of "
-        "torch for CUDA"
+        f"device is '{name}', but torch finds no CUDA device here; choose 'cpu', or install torch for CUDA"
     )
 
 

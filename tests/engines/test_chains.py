@@ -227,7 +227,7 @@ def test_what_is_no_chain_is_left_to_autograd(name: str) -> None:
     subject = prepared(NO_CHAINS[name])
     assert chain_of(subject) is None
     assert_equals_plain(subject, Contributors())
-    with pytest.raises(InvalidSetting, match="computes sums"):
+    with pytest.raises(InvalidSetting, match="only sums"):
         assert_equals_plain(subject, Memory())
 
 

@@ -100,8 +100,8 @@ def test_what_cannot_be_done_at_once_is_done_one_client_after_another(kind: str)
 @pytest.mark.parametrize(
     ("model", "steps", "rule", "message"),
     [
-        ("mlp", 2, Corrected(), "computes one local step, not client.local_steps = 2"),
-        ("residual", 1, Memory(), "the rule Memory needs each client's own update"),
+        ("mlp", 2, Corrected(), "computes one step, not client.local_steps = 2"),
+        ("residual", 1, Memory(), "Memory needs each client's; choose"),
     ],
 )
 def test_an_engine_is_not_forced_upon_a_run_it_cannot_compute(model: str, steps: int, rule: Rule, message: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from salf.aggregation.client_memory import ClientMemory, Recollection
 from salf.aggregation.cohort_sums import CohortSums, Reach
 from salf.aggregation.rules import LayerShare, Rule
-from salf.aggregation.sums import LayerSum, mean_of
+from salf.aggregation.sums import mean_of
 from salf.errors import InvalidSetting, check_type
 from salf.layers import Layer, Layers
 from salf.update import Update, all_finite, check_update
@@ -182,10 +182,10 @@ class Aggregation:
         for layer in overflowed:
             for name in (*layer.parameters, *layer.buffers):
                 changed.pop(name, None)
-        first = {name: self._layers.aliases.get(name, name) for name in self._state}
-        new = {
-            name: changed[first[name]] if first[name] in changed else old.clone() for name, old in self._state.items()
-        }
+        aliases, new = self._layers.aliases, {}
+        for name, old in self._state.items():
+            moved = changed.get(aliases.get(name, name))
+            new[name] = old.clone() if moved is None else moved
         contributors = tuple(total.contributors for total in self.sums.layer_sums)
         memory = self._known if self._memory is None else self._memory.memory
         return Aggregated(new, contributors, memory, tuple(layer.name for layer in overflowed), tuple(empty))
@@ -204,20 +204,14 @@ class Aggregation:
             if total.contributors < self._rule.min_contributors:
                 idle |= total.scaled() | total.buffers
                 continue
-            factor = self._factor(moved, LayerShare(asked, total.contributors, moved.weight, weight_all, chance))
+            factor = self._rule.factor(LayerShare(asked, total.contributors, moved.weight, weight_all, chance))
+            if self._rule.normalise == "steps":
+                factor *= moved.weighted_steps / moved.weight
             deltas |= {name: moved.deltas.pop(name) for name in layer.parameters}
-            factors += [factor] * len(layer.parameters)
-            means |= {
-                name: mean_of(self._state[name], value, total.buffer_weight) for name, value in total.buffers.items()
-            }
+            factors += [factor * moved.scale] * len(layer.parameters)
+            for name, value in total.buffers.items():
+                means[name] = mean_of(self._state[name], value, total.buffer_weight)
         return self._added(deltas, factors) | means, idle
-
-    def _factor(self, moved: LayerSum, share: LayerShare) -> float:
-        """Return the number by which a layer's sum is multiplied."""
-        factor = self._rule.factor(share)
-        if self._rule.normalise == "steps":
-            factor *= moved.weighted_steps / moved.weight
-        return factor * moved.scale
 
     def _added(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
         """Return old + factor · sum for some parameters, in their own type; the sums are used up."""
@@ -225,10 +219,7 @@ class Aggregation:
         if values:
             torch._foreach_mul_(values, factors)
             torch._foreach_add_(values, old)
-        return {
-            name: value if value.dtype is before.dtype else value.to(before.dtype)
-            for name, value, before in zip(sums, values, old, strict=True)
-        }
+        return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
     def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of `names` that were sent, on the device of the state."""

@@ -1,6 +1,6 @@
 """What each client last sent for each layer, within a budget: what the rule `Memory` aggregates."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from types import MappingProxyType
@@ -53,14 +53,10 @@ class Recollection:
     def __init__(self, known: ClientMemory, budget_bytes: int) -> None:
         self._memory = dict(known)
         self._budget_bytes = budget_bytes
-        entries = [
-            (last.turn, client, layer, last.num_bytes)
-            for client, layers in known.items()
-            for layer, last in layers.items()
-        ]
-        self.turn = 1 + max((turn for turn, *_ in entries), default=0)
-        self._num_bytes = sum(size for *_, size in entries)
-        self._oldest = entries
+        lasts = [(client, layer, last) for client, layers in known.items() for layer, last in layers.items()]
+        self.turn = 1 + max((last.turn for *_, last in lasts), default=0)
+        self._num_bytes = sum(last.num_bytes for *_, last in lasts)
+        self._oldest = [(last.turn, client, layer, last.num_bytes) for client, layer, last in lasts]
         heapify(self._oldest)
 
     @property
@@ -80,16 +76,11 @@ class Recollection:
         Raises:
             InvalidSetting: The budget does not hold the updates of this round.
         """
-        sent = {
-            layer.name: Remembered(
-                {name: update.deltas[name].clone() for name in layer.parameters},
-                weight,
-                update.steps_of(layer.name),
-                self.turn,
-            )
-            for layer, weight in zip(layers, weights, strict=True)
-            if update.conveys(layer)
-        }
+        sent: dict[str, Remembered] = {}
+        for layer, weight in zip(layers, weights, strict=True):
+            if update.conveys(layer):
+                deltas = {name: update.deltas[name].clone() for name in layer.parameters}
+                sent[layer.name] = Remembered(deltas, weight, update.steps_of(layer.name), self.turn)
         known = self._memory.get(client, {})
         replaced = sum(known[layer].num_bytes for layer in sent if layer in known)
         self._num_bytes += sum(last.num_bytes for last in sent.values()) - replaced
@@ -100,17 +91,12 @@ class Recollection:
     def sum_of(self, layer: Layer, progress: Callable[[int], tuple[float, float]]) -> LayerSum:
         """Sum what every client last sent for a layer; `progress` is `CohortSums.progress`."""
         total = LayerSum()
-        for last in self._last_of(layer.name):
-            taken, divisor = progress(last.steps)
-            total.add(last.deltas, last.weight / divisor, last.weight, taken)
-        return total
-
-    def _last_of(self, layer: str) -> Iterator[Remembered]:
-        """Yield what every client last sent for a layer, in the order of the clients' numbers."""
         for client in sorted(self._memory):
-            last = self._memory[client].get(layer)
+            last = self._memory[client].get(layer.name)
             if last is not None:
-                yield last
+                taken, divisor = progress(last.steps)
+                total.add(last.deltas, last.weight / divisor, last.weight, taken)
+        return total
 
     def _forget_oldest(self) -> None:
         while self._oldest:
@@ -121,6 +107,5 @@ class Recollection:
                 self._num_bytes -= size
                 return
         raise InvalidSetting(
-            f"the rule's budget_bytes is {self._budget_bytes}, less than what the clients of one round send "
-            f"({self._num_bytes} bytes and more); raise it, or ask fewer clients in each round"
+            f"budget_bytes is {self._budget_bytes}, less than one round's updates; raise it, or ask fewer clients"
         )

@@ -54,7 +54,7 @@ class CohortSums:
         """Return the weights a_u of clients with so many examples, shape (clients,)."""
         found = self._rule.client_weights(np.asarray(num_examples, dtype=np.float64))
         if not (np.isfinite(found) & (found > 0)).all():
-            raise InvalidSetting(f"{_name(self._rule)}.client_weights gives {_first(found)}; return numbers above 0")
+            raise InvalidSetting(f"{_name(self._rule)}.client_weights gives {_first(found)}; give numbers above 0")
         return found
 
     def importance_weights(self, steps: Ints) -> Floats | None:
@@ -70,9 +70,7 @@ class CohortSums:
             InvalidSetting: The rule needs individual updates, or `reach` where it is missing or contradicts `steps`.
         """
         if self.needs_individual_updates:
-            raise InvalidSetting(
-                f"the rule {_name(self._rule)} needs each client's own update; use Aggregation.add in place of sums"
-            )
+            raise InvalidSetting(f"{_name(self._rule)} needs each client's own update; use Aggregation.add")
         if not self._weighs_layers:
             return None
         found = self._layer_weights(np.ones((len(steps), 1)), steps, range(len(steps)))
@@ -119,11 +117,7 @@ class CohortSums:
         """Return the number of the client at one place of the cohort."""
         if self._clients is None:
             return row
-        if not 0 <= row < len(self._clients):
-            raise InvalidSetting(
-                f"clients names {len(self._clients)} clients, but update {row + 1} arrived; "
-                "name every client that was asked"
-            )
+        _check_row("clients", len(self._clients), row)
         return self._clients[row]
 
     def count_clients(self, num_clients: int | None) -> int:
@@ -135,13 +129,9 @@ class CohortSums:
         if asked > _MOST_CLIENTS:
             raise InvalidSetting(f"num_clients is {asked}; give at most 2^53")
         if asked < self.received:
-            raise InvalidSetting(
-                f"{self.received} updates came from num_clients={asked} clients; set it to the number of clients asked"
-            )
+            raise InvalidSetting(f"{self.received} updates came for num_clients={asked}; set it to the clients asked")
         if known is not None and known != asked:
-            raise InvalidSetting(
-                f"reach has {known} rows for num_clients={asked} clients; give one row for each client that was asked"
-            )
+            raise InvalidSetting(f"reach has {known} rows for num_clients={asked} clients; give one row for each")
         return asked
 
     def empty_probabilities(self, asked: int) -> list[float]:
@@ -166,7 +156,7 @@ class CohortSums:
         sent = steps > 0
         found = np.where(sent, found, 0.0)
         if not (np.isfinite(found) & (found > 0))[sent].all():
-            raise InvalidSetting(f"{_name(rule)}.layer_weights gives {_first(found[sent])}; return numbers above 0")
+            raise InvalidSetting(f"{_name(rule)}.layer_weights gives {_first(found[sent])}; give numbers above 0")
         return found
 
     def _reach_of(self, rows: Sequence[int], steps: Ints) -> Floats | None:
@@ -174,23 +164,17 @@ class CohortSums:
         reach, needed = self._reach, self._rule.needs_reach
         if reach is None:
             if needed and steps.any():
-                raise InvalidSetting(
-                    f"{_name(self._rule)} needs reach; pass the probability that each client reaches each layer"
-                )
+                raise InvalidSetting(f"{_name(self._rule)} needs reach; pass each client's chance to reach each layer")
             return None
-        if reach.ndim == 2:
-            beyond = next((row for row in rows if not 0 <= row < len(reach)), None)
-            if beyond is not None:
-                raise InvalidSetting(
-                    f"reach has {len(reach)} rows, but update {beyond + 1} arrived; give one row for each client"
-                )
+        for row in rows if reach.ndim == 2 else ():
+            _check_row("reach", len(reach), row)
         own = reach[np.asarray(rows)] if reach.ndim == 2 else np.broadcast_to(reach, steps.shape)
         impossible = np.argwhere((own <= 0) & (steps > 0))
         if needed and len(impossible):
             place, layer = impossible[0].tolist()
+            name = self._layers[layer].name
             raise InvalidSetting(
-                f"client {rows[place]} sent layer '{self._layers[layer].name}', which by reach it never reaches "
-                "(π = 0); give a reach above 0"
+                f"client {rows[place]} sent layer '{name}', which by reach it never reaches; give a reach above 0"
             )
         return own
 
@@ -201,20 +185,22 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> Floats | None:
         return None
     try:
         # Arrays first: to find out whether something is of a protocol takes as long as a small layer's pass.
-        if isinstance(reach, np.ndarray) or not isinstance(reach, DepthDistribution):
-            given = reach
-        else:
-            given = reach_probability(depth=reach, num_layers=num_layers)
-        chances = np.asarray(given, dtype=np.float64)
+        if not isinstance(reach, np.ndarray) and isinstance(reach, DepthDistribution):
+            reach = reach_probability(depth=reach, num_layers=num_layers)
+        chances = np.asarray(reach, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise InvalidSetting(f"reach cannot be used: {error}; give an array or a depth distribution") from error
     if chances.ndim not in (1, 2) or chances.shape[-1] != num_layers:
-        raise InvalidSetting(
-            f"reach has shape {chances.shape}; give ({num_layers},) or (clients, {num_layers}) for {num_layers} layers"
-        )
+        raise InvalidSetting(f"reach has shape {chances.shape}; give ({num_layers},) or (clients, {num_layers})")
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InvalidSetting("reach holds values that are not probabilities; give numbers between 0 and 1")
     return chances
+
+
+def _check_row(name: str, size: int, row: int) -> None:
+    """Raise `InvalidSetting` unless an argument with so many rows has this row."""
+    if not 0 <= row < size:
+        raise InvalidSetting(f"{name} has {size} rows, but update {row + 1} arrived; give one row for each client")
 
 
 def _name(rule: Rule) -> str:

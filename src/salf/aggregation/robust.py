@@ -184,12 +184,6 @@ def check_rule(rule: Rule, centre: Centre) -> None:
     """Raise `InvalidSetting` unless a centre can replace the mean of a rule, which must weigh contributors equally."""
     name = type(centre).__name__
     if rule.weighs_layers or rule.needs_individual_updates or rule.memory_bytes is not None:
-        raise InvalidSetting(
-            f"{name} weighs all contributors equally, which {type(rule).__name__} does not; use Corrected, "
-            "Contributors or Everyone with it, or ClippedLayers"
-        )
+        raise InvalidSetting(f"{name} weighs all contributors equally, unlike {type(rule).__name__}; use Corrected")
     if not rule.weighs_equally or rule.normalise is not None:
-        raise InvalidSetting(
-            f"{name} weighs all contributors equally; leave weight_by_examples and normalise of the rule at their "
-            "defaults, or use ClippedLayers"
-        )
+        raise InvalidSetting(f"{name} weighs all contributors equally; leave weight_by_examples and normalise alone")

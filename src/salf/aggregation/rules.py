@@ -235,11 +235,6 @@ class Memory(Rule):
 
 
 # Every rule by its name; `salf.register` and installed packages add theirs.
-RULES: Registry[Rule] = Registry(
-    (Rule,),
-    (Corrected, Contributors, Everyone, InverseProbability, Memory),
-    what="rule",
-    tag="name",
-    group="salf.rules",
-)
+_BUILT_IN = (Corrected, Contributors, Everyone, InverseProbability, Memory)
+RULES: Registry[Rule] = Registry((Rule,), _BUILT_IN, what="rule", tag="name", group="salf.rules")
 AnyRule = Annotated[Rule, Choice(RULES, brief=True)]

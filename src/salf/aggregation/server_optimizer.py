@@ -49,9 +49,7 @@ class ServerOptimizer:
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(
-                f"server.momentum is {self.momentum}, an option of sgd; set server.beta1 for {self.optimizer}"
-            )
+            raise ValueError(f"server.momentum is {self.momentum}, an option of sgd; set server.beta1 in its place")
 
     @property
     def averages(self) -> bool:

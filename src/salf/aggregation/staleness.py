@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from salf.aggregation.sums import is_continuous
 from salf.update import all_finite
 
 Weights = Mapping[str, Tensor]
@@ -56,7 +57,7 @@ class Buffer:
         sums = {}
         for name, new in result.model.items():
             known = self.sums.get(name)
-            if not _is_continuous(new):
+            if not is_continuous(new):
                 sums[name] = new if known is None else torch.maximum(known, new)
                 continue
             own = _wide(new) if name in statistics else _wide(new) - _wide(result.start[name])
@@ -82,7 +83,7 @@ class Buffer:
         moved = {}
         for name, old in weights.items():
             total = self.sums[name]
-            if not _is_continuous(old):
+            if not is_continuous(old):
                 moved[name] = torch.maximum(old, total)
             elif name in statistics:
                 moved[name] = (total / self.scale).to(old.dtype)
@@ -115,7 +116,7 @@ def mix(weights: Weights, model: Weights, share: float) -> Weights:
     """
     mixed = {
         name: torch.lerp(_wide(old), _wide(model[name]), share).to(old.dtype)
-        if _is_continuous(old)
+        if is_continuous(old)
         else torch.maximum(old, model[name])
         for name, old in weights.items()
     }
@@ -125,10 +126,6 @@ def mix(weights: Weights, model: Weights, share: float) -> Weights:
 def _within_range(after: Weights, before: Weights) -> Weights:
     """Return the weights `after` a move, or those `before` it if a value is no longer finite."""
     return after if all_finite([*after.values()]) else before
-
-
-def _is_continuous(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _wide(tensor: Tensor) -> Tensor:

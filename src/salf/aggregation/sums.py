@@ -111,7 +111,7 @@ class LayerSum:
         return self.deltas
 
     def _add_buffer(self, name: str, value: Tensor, weight: float) -> None:
-        if value.is_floating_point() or value.is_complex():
+        if is_continuous(value):
             _accumulate(self.buffers, name, value, weight)
         else:
             known = self.buffers.get(name)
@@ -134,4 +134,9 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
 
 def mean_of(old: Tensor, total: Tensor, weight: float) -> Tensor:
     """Return a buffer's mean in the type of its old value; `total` itself for whole numbers, whose maximum it is."""
-    return (total / weight).to(old.dtype) if old.is_floating_point() or old.is_complex() else total
+    return (total / weight).to(old.dtype) if is_continuous(old) else total
+
+
+def is_continuous(tensor: Tensor) -> bool:
+    """Say whether a tensor can be averaged: whether it does not hold whole numbers or truth values."""
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -20,10 +20,10 @@ from salf.engines.plain import PlainEngine as PlainEngine
 from salf.engines.stacked import StackedEngine as StackedEngine
 from salf.engines.tasks import ClientTask as ClientTask
 from salf.engines.tasks import Engine as Engine
+from salf.engines.tasks import Loss as Loss
+from salf.engines.tasks import OptimizerSettings as OptimizerSettings
 from salf.engines.tasks import Tasks as Tasks
+from salf.engines.tasks import Training as Training
 from salf.engines.tasks import add_each as add_each
+from salf.engines.tasks import cross_entropy_of as cross_entropy_of
 from salf.engines.tasks import train_round as train_round
-from salf.engines.training import Loss as Loss
-from salf.engines.training import OptimizerSettings as OptimizerSettings
-from salf.engines.training import Training as Training
-from salf.engines.training import cross_entropy_of as cross_entropy_of

@@ -37,8 +37,7 @@ def find_device(name: str) -> torch.device:
         return CPU
     if not torch.cuda.is_available():
         raise InvalidSetting(
-            f"device is '{name}', but torch finds no CUDA device here; choose 'cpu', or install a driver and a build "
-            "of torch for CUDA"
+            f"device is '{name}', but torch finds no CUDA device here; choose 'cpu', or install torch for CUDA"
         )
     count = torch.cuda.device_count()
     place = int(number) if number else torch.cuda.current_device()

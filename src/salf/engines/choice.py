@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from salf import seeds
-from salf.aggregation import Aggregation, Contributors, Rule
+from salf.aggregation import Aggregation, Contributors, Rule, Weights
 from salf.engines.accelerator import fork_rng
 from salf.engines.fused import FusedEngine
 from salf.engines.plain import PlainEngine
 from salf.engines.stacked import StackedEngine
-from salf.engines.tasks import REMEDY, Engine, Tasks, train_round
-from salf.engines.training import Training
+from salf.engines.tasks import REMEDY, Engine, Tasks, Training, train_round
 from salf.errors import InvalidSetting, UnsuitableModel
 
 EngineName = Literal["auto", "plain", "fused", "stacked", "flower"]
@@ -90,13 +88,11 @@ def _check_name(name: EngineName, *, skips_layers: bool) -> None:
     """Raise `InvalidSetting` for an engine that no simulation of this method can use."""
     if name == "flower":
         raise InvalidSetting(
-            "engine is 'flower', whose clients run under Flower; use salf run --engine flower, or in Python "
-            "salf.flower.run_on_flower(experiment)"
+            "engine is 'flower'; use salf run --engine flower, or salf.flower.run_on_flower(experiment)"
         )
     if skips_layers and name == "fused":
         raise InvalidSetting(
-            "engine is 'fused', which computes layers from the output on, but this method leaves out some of them; "
-            "choose 'auto' or 'plain'"
+            f"engine is 'fused', which computes layers from the output on, but the method skips some{REMEDY}"
         )
 
 
@@ -117,25 +113,19 @@ def _computes_individual_updates(training: Training) -> bool:
         return False
 
 
-def _build(name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
-    """Return the engine called `name`. Raises `InvalidSetting` if it cannot compute the run."""
-    if name == "stacked":
+def _build(engine_name: str, training: Training, rule: Rule) -> FusedEngine | StackedEngine:
+    """Return the engine called `engine_name`. Raises `InvalidSetting` if it cannot compute the run."""
+    if engine_name == "stacked":
         return StackedEngine(training)
     if training.local_steps > 1:
         raise InvalidSetting(
-            f"the fused engine computes one local step, not client.local_steps = {training.local_steps}{REMEDY}"
+            f"the fused engine computes one step, not client.local_steps = {training.local_steps}{REMEDY}"
         )
-    engine = FusedEngine(training)
+    engine, name = FusedEngine(training), type(rule).__name__
     if rule.needs_individual_updates and not engine.clients_apart:
-        raise InvalidSetting(
-            f"of this model the fused engine computes sums, but the rule {type(rule).__name__} needs each client's own "
-            f"update{REMEDY}"
-        )
+        raise InvalidSetting(f"the fused engine only sums this model's updates, but {name} needs each client's{REMEDY}")
     if rule.weighs_layers and not engine.layers_apart:
-        raise InvalidSetting(
-            "one operation of the model belongs to several layers, in which the fused engine cannot weigh clients in "
-            f"different ways for the rule {type(rule).__name__}{REMEDY}"
-        )
+        raise InvalidSetting(f"one operation of the model belongs to several layers, which {name} weighs apart{REMEDY}")
     return engine
 
 
@@ -159,8 +149,8 @@ def _check(name: str, training: Training, rule: Rule) -> None:
         raise UnsuitableModel(failed, [f"{type(error).__name__}: {text}{REMEDY}"]) from error
     weights = sample.model.state_dict()
     for layer in training.layers:
-        moved = _difference(layer.parameters, (found, expected), weights)
-        seen = _difference(layer.buffers, (found, expected), None)
+        moved = _difference(layer.parameters, found, expected, weights)
+        seen = _difference(layer.buffers, found, expected, None)
         if max(moved, seen) > _TOLERANCE[precision]:
             raise UnsuitableModel(failed, [f"layer '{layer.name}' differs from what the plain engine computes{REMEDY}"])
 
@@ -185,27 +175,24 @@ def _sample(training: Training, *, double: bool) -> Training:
     return replace(training, model=model, inputs=inputs, labels=training.labels[index])
 
 
-def _difference(
-    names: tuple[str, ...], states: Sequence[Mapping[str, Tensor]], since: Mapping[str, Tensor] | None
-) -> float:
+def _difference(names: tuple[str, ...], found: Weights, expected: Weights, since: Weights | None) -> float:
     """Return the largest difference between two states, beyond rounding.
 
     Args:
         names: The tensors to compare.
-        states: The two states.
+        found: One state.
+        expected: The other state.
         since: If given, differences are relative to the largest change since this state, else to the largest value.
     """
-    one, other = states
-    found, size = 0.0, 0.0
+    error, size = 0.0, 0.0
     for name in names:
-        rounding = 0.0
-        moved = other[name].double()
+        right, rounding, start = expected[name].double(), 0.0, torch.zeros(())
         if since is not None:
-            moved = moved - since[name].double()
-            rounding = 8 * torch.finfo(since[name].dtype).eps * float(since[name].double().abs().max())
-        size = max(size, float(moved.abs().max()))
-        found = max(found, float((one[name].double() - other[name].double()).abs().max()) - rounding)
-    return 0.0 if found <= 0 else found / size if size else np.inf
+            start = since[name].double()
+            rounding = 8 * torch.finfo(since[name].dtype).eps * float(start.abs().max())
+        size = max(size, float((right - start).abs().max()))
+        error = max(error, float((found[name].double() - right).abs().max()) - rounding)
+    return 0.0 if error <= 0 else error / size if size else np.inf
 
 
 def _sample_tasks(training: Training) -> Tasks:

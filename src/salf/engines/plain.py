@@ -1,7 +1,7 @@
 """The plain engine: one client after another, on one copy of the model. The other engines must agree with it."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from salf.aggregation import Aggregation
+from salf.aggregation import Aggregation, Weights
 from salf.client import truncated_gradients
 from salf.engines.accelerator import fork_rng
-from salf.engines.tasks import ClientTask, Tasks, add_each
-from salf.engines.training import Training
-from salf.layers import Layer
+from salf.engines.tasks import ClientTask, Tasks, Training, add_each, update_of
 from salf.update import Update
 
 
@@ -47,33 +45,30 @@ class PlainEngine:
         trained = [self._parameters[name] for layer in training.layers for name in layer.parameters]
         self._optimizer = training.optimizer.build(trained)
 
-    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Weights, tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add each client's update; return which were accepted, shape (clients,)."""
         return add_each(running, tasks, lambda place: self._train(weights, tasks.task(place)))
 
-    def updates(self, weights: Mapping[str, Tensor], tasks: Iterable[ClientTask]) -> Iterator[Update]:
+    def updates(self, weights: Weights, tasks: Iterable[ClientTask]) -> Iterator[Update]:
         """Yield each task's update, in their order; an empty one for a client that finishes no layer."""
         for task in tasks:
             yield self._train(weights, task)
 
-    def _train(self, weights: Mapping[str, Tensor], task: ClientTask) -> Update:
+    def _train(self, weights: Weights, task: ClientTask) -> Update:
         if not task.steps.any():
             return Update({}, {}, task.num_examples)
         self._load(weights)
         with fork_rng(self._training.inputs.device, task.seed):
             for step in range(int(task.steps.max())):
                 self._take_step(task, step, weights)
-        sent = [layer for layer, steps in zip(self._training.layers, task.steps, strict=True) if steps]
-        names = [name for layer in sent for name in layer.parameters]
-        with torch.no_grad():
-            deltas = [self._parameters[name].detach() - weights[name] for name in names]
-        buffers = self._copy_buffers(sent)
-        steps = {
-            layer.name: int(count) for layer, count in zip(self._training.layers, task.steps, strict=True) if count
-        }
-        return Update(dict(zip(names, deltas, strict=True)), steps, task.num_examples, buffers)
 
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        def delta_of(name: str) -> Tensor:
+            return self._parameters[name].detach() - weights[name]
+
+        with torch.no_grad():
+            return update_of(self._training.layers, task.steps, task.num_examples, delta_of, self._copy_buffer)
+
+    def _load(self, weights: Weights) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
@@ -81,30 +76,28 @@ class PlainEngine:
                 self._model.get_buffer(name).copy_(weights.get(name, initial))
         self._optimizer.state.clear()
 
-    def _take_step(self, task: ClientTask, step: int, anchor: Mapping[str, Tensor]) -> None:
+    def _take_step(self, task: ClientTask, step: int, anchor: Weights) -> None:
         """Take one optimizer step over the layers that take it; the others keep their weights and their buffers."""
         trained = task.steps > step
         depth = len(trained) - int(trained.argmax())
         untrained = [layer for layer, own in zip(self._training.layers, trained, strict=True) if not own]
         passed_through = {name for layer in untrained for name in layer.parameters}
         index = torch.as_tensor(task.batches[step], device=self._training.inputs.device)
-        kept = self._copy_buffers(untrained)
-        loss = self._training.loss_of(task.client)(
-            self._model(self._training.inputs[index]), self._training.labels[index]
-        )
+        kept = {name: self._copy_buffer(name) for layer in untrained for name in layer.buffers}
+        outputs = self._model(self._training.inputs[index])
+        loss = self._training.loss_of(task.client)(outputs, self._training.labels[index])
         for name, gradient in truncated_gradients(loss, self._parameters, self._training.layers, depth).items():
             if name in passed_through:
                 continue
             parameter = self._parameters[name]
-            parameter.grad = gradient
-            if task.proximal:
-                parameter.grad = gradient + task.proximal * (parameter.detach() - anchor[name])
+            pull = task.proximal * (parameter.detach() - anchor[name]) if task.proximal else None
+            parameter.grad = gradient if pull is None else gradient + pull
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, value in kept.items():
                 self._model.get_buffer(name).copy_(value)
 
-    def _copy_buffers(self, layers: Iterable[Layer]) -> dict[str, Tensor]:
+    def _copy_buffer(self, name: str) -> Tensor:
         # Looked up each time: a module may replace a buffer instead of writing into it.
-        return {name: self._model.get_buffer(name).detach().clone() for layer in layers for name in layer.buffers}
+        return self._model.get_buffer(name).detach().clone()

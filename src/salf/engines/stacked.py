@@ -13,10 +13,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from salf.aggregation import Aggregation
+from salf.aggregation import Aggregation, Weights
 from salf.engines.accelerator import ACCELERATOR_MEMORY, fork_rng
-from salf.engines.tasks import Tasks, add_each
-from salf.engines.training import Training
+from salf.engines.tasks import Tasks, Training, add_each, update_of
 from salf.update import Update
 from salf.values import Ints
 
@@ -62,7 +61,7 @@ class StackedEngine:
         self._client_bytes = _COPIES_OF_WEIGHTS * sum(value.nbytes for value in self._model.parameters())
         self._example_bytes = _kept_bytes(model, inputs[:2].clone()) // len(inputs[:2])
 
-    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Weights, tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add the clients' updates; return which were accepted, shape (clients,)."""
         updates: dict[int, Update] = {}
         busy = np.flatnonzero(tasks.steps.any(axis=1))
@@ -71,7 +70,7 @@ class StackedEngine:
             updates |= self._train(weights, tasks, own)
         return add_each(running, tasks, lambda place: updates.pop(place, None))  # freed one by one
 
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Weights) -> None:
         """Use the global weights for parameters that no client trains."""
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
@@ -87,7 +86,7 @@ class StackedEngine:
             for first in range(0, len(alike), most):
                 yield alike[first : first + most]
 
-    def _train(self, weights: Mapping[str, Tensor], tasks: Tasks, own: Ints) -> dict[int, Update]:
+    def _train(self, weights: Weights, tasks: Tasks, own: Ints) -> dict[int, Update]:
         """Train some clients together; return their updates by position."""
         count = len(own)
         batches = tasks.batches[own]
@@ -118,7 +117,7 @@ class StackedEngine:
         }
 
     def _keep(
-        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], stays: npt.NDArray[np.bool_]
+        self, parameters: Weights, buffers: Weights, stays: npt.NDArray[np.bool_]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return each tensor that some client does not reach in this step, its value, and which clients keep it."""
         marked = torch.from_numpy(stays).to(self._training.inputs.device)
@@ -129,7 +128,7 @@ class StackedEngine:
             for tensor in (*(parameters[name] for name in layer.parameters), *(buffers[name] for name in layer.buffers))
         ]
 
-    def _forward(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def _forward(self, parameters: Weights, buffers: Weights, inputs: Tensor) -> Tensor:
         """Return the outputs of each client's model for its own inputs, shape (clients, batch, classes)."""
 
         def one(own: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -143,20 +142,15 @@ class StackedEngine:
             outputs: Tensor = torch.func.vmap(one)(dict(parameters), dict(buffers), inputs)
         return outputs
 
-    def _update(
-        self, place: int, steps: Ints, num_examples: int, deltas: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-    ) -> Update:
+    def _update(self, place: int, steps: Ints, num_examples: int, deltas: Weights, buffers: Weights) -> Update:
         """Return the update of the client at `place` in the stack."""
-        sent = [layer for layer, count in zip(self._training.layers, steps, strict=True) if count]
-        return Update(
-            {name: deltas[name][place] for layer in sent for name in layer.parameters},
-            {layer.name: int(count) for layer, count in zip(self._training.layers, steps, strict=True) if count},
-            num_examples,
-            {name: buffers[name][place] for layer in sent for name in layer.buffers},
+        layers = self._training.layers
+        return update_of(
+            layers, steps, num_examples, lambda name: deltas[name][place], lambda name: buffers[name][place]
         )
 
 
-def _add_proximal(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], proximal: float) -> None:
+def _add_proximal(parameters: Mapping[str, nn.Parameter], weights: Weights, proximal: float) -> None:
     """Add the gradient of μ/2 ‖w − w_t‖² to each client's gradient."""
     for name, parameter in parameters.items():
         if parameter.grad is not None:

@@ -1,21 +1,90 @@
-"""What an engine computes: the tasks of a round's clients, and the protocol of all engines."""
+"""What an engine computes: what the clients train, the tasks of a round's clients, and the protocol of all engines."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor, nn
 
 from salf import seeds
-from salf.aggregation import Aggregated, Aggregation
+from salf.aggregation import Aggregated, Aggregation, Weights
 from salf.errors import InvalidUpdate
+from salf.layers import Layers
 from salf.update import Update
-from salf.values import Ints
+from salf.values import STRICT, Ints, LayerCosts
 
 # How errors of the fast engines end: what to set `engine` to.
 REMEDY = "; choose 'auto' or 'plain'"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy_of(client: int) -> Loss:  # noqa: ARG001 - the same loss for every client
+    """Return the cross-entropy, which every client minimizes by default."""
+    return nn.functional.cross_entropy
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class OptimizerSettings:
+    """How a client optimizes: one of the optimizers of `torch.optim`, which starts without state in every round.
+
+    Attributes:
+        optimizer: Which one.
+        lr: The step size.
+        momentum: The momentum of "sgd", from 0 to below 1.
+        weight_decay: The decay λ of the weights, as `torch.optim` defines it for each optimizer.
+
+    >>> OptimizerSettings(lr=0.5, momentum=0.9).build([nn.Parameter(torch.zeros(1))]).defaults["momentum"]
+    0.9
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e30)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is an option of sgd, not of {self.optimizer}; set it to 0")
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer over `parameters`."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the clients of a run train, on what and how: all that an engine needs to be built.
+
+    Attributes:
+        model: The model; engines copy it.
+        layers: Its layers, input to output.
+        costs: What one example costs in each layer.
+        inputs: The training examples, shape (examples, …), on the device that computes.
+        labels: Their classes, shape (examples,).
+        optimizer: How a client optimizes.
+        batch_size: The largest batch that occurs.
+        local_steps: How many optimizer steps a client takes in a round.
+        loss_of: Gives, by a client's number, the loss that it minimizes; only the plain engine supports another than
+            the cross-entropy.
+    """
+
+    model: nn.Module
+    layers: Layers
+    costs: LayerCosts
+    inputs: Tensor
+    labels: Tensor
+    optimizer: OptimizerSettings
+    batch_size: int
+    local_steps: int
+    loss_of: Callable[[int], Loss] = cross_entropy_of
 
 
 @dataclass(frozen=True)
@@ -70,25 +139,15 @@ class Tasks:
 
     def select(self, places: Ints) -> "Tasks":
         """Return the tasks of the clients in some of the rows."""
-        return replace(
-            self,
-            clients=self.clients[places],
-            steps=self.steps[places],
-            batches=self.batches[places],
-            num_examples=self.num_examples[places],
-        )
+        arrays = ("clients", "steps", "batches", "num_examples")
+        return replace(self, **{name: getattr(self, name)[places] for name in arrays})
 
     def task(self, place: int) -> ClientTask:
         """Return the task of the client in one row."""
         own, client = self.batches[place], int(self.clients[place])
-        return ClientTask(
-            client,
-            self.steps[place],
-            own[:, own[0] >= 0],
-            int(self.num_examples[place]),
-            seeds.integer(self.seed, "model", self.round, client),
-            self.proximal,
-        )
+        batches, num_examples = own[:, own[0] >= 0], int(self.num_examples[place])
+        seed = seeds.integer(self.seed, "model", self.round, client)
+        return ClientTask(client, self.steps[place], batches, num_examples, seed, self.proximal)
 
 
 class Engine(Protocol):
@@ -107,7 +166,7 @@ class Engine(Protocol):
         """The engine that checks each client's update, for one that only computes their sum."""
         ...
 
-    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Weights, tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Let the clients train, and add what they send to a round's aggregation.
 
         Args:
@@ -122,7 +181,7 @@ class Engine(Protocol):
 
 
 def train_round(
-    engine: Engine, weights: Mapping[str, Tensor], tasks: Tasks, begin: Callable[[], Aggregation]
+    engine: Engine, weights: Weights, tasks: Tasks, begin: Callable[[], Aggregation]
 ) -> tuple[Aggregated, npt.NDArray[np.bool_]]:
     """Let the clients of a round train, and aggregate what they send.
 
@@ -165,3 +224,25 @@ def add_each(running: Aggregation, tasks: Tasks, update_of: Callable[[int], Upda
         except InvalidUpdate:
             accepted[position] = False
     return accepted
+
+
+def update_of(
+    layers: Layers,
+    steps: Ints,
+    num_examples: int,
+    delta_of: Callable[[str], Tensor],
+    buffer_of: Callable[[str], Tensor],
+) -> Update:
+    """Return a client's update: the layers that took a step.
+
+    Args:
+        layers: The model's layers.
+        steps: How many steps each of them took, shape (layers,).
+        num_examples: The size of the client's data set.
+        delta_of: Gives a parameter's change by its name.
+        buffer_of: Gives a buffer's value by its name.
+    """
+    sent = [(layer, int(count)) for layer, count in zip(layers, steps, strict=True) if count]
+    deltas = {name: delta_of(name) for layer, _ in sent for name in layer.parameters}
+    buffers = {name: buffer_of(name) for layer, _ in sent for name in layer.buffers}
+    return Update(deltas, {layer.name: count for layer, count in sent}, num_examples, buffers)

@@ -6,7 +6,7 @@ comes before. This avoids the overhead of a nested pass, which in small models e
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from itertools import pairwise, takewhile
 from typing import cast
 
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from salf.engines.fused.chain_ops import Convolution, Dense, Flattening, Op, Pooling, Recomputed, ReLU, Weighted
+from salf.engines.fused.chain_ops import Convolution, Dense, Op, Weighted, flattening, pooling, recomputed, relu
 from salf.engines.fused.client_norm import ClientNorm
-from salf.engines.fused.pooling import FastPool, has_fast_form
+from salf.engines.fused.pooling import FastPool, has_fast_form, is_stock_module
 from salf.engines.fused.rows import GradOutput, SortedClients
-from salf.engines.fused.stock import is_stock_module
 from salf.engines.fused.tracing import Layout, Traced
 from salf.layers import Layers
 
@@ -43,20 +42,20 @@ class ChainPass:
     layers_apart = True
     clients_apart = True
 
-    def __init__(self, ops: Sequence[Op], parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, ops: Sequence[Op | Weighted], parameters: Mapping[str, Tensor]) -> None:
         self.parameters = parameters
         self.norms: Mapping[str, ClientNorm] = {}
         self._weighted = [op for op in ops if isinstance(op, Weighted)]
         # Inference mode makes each call a little faster, but autograd does not work in it.
-        recomputes = any(isinstance(op, Recomputed) for op in ops)
-        self._without_gradient = torch.no_grad if recomputes else torch.inference_mode
-        self._flattenings = [*takewhile(lambda op: isinstance(op, Flattening), ops)]
+        needs_autograd = any(isinstance(op, Op) and op.needs_autograd for op in ops)
+        self._without_gradient = torch.no_grad if needs_autograd else torch.inference_mode
+        self._flattenings = [*takewhile(lambda op: isinstance(op, Op) and op.only_reshapes, ops)]
         # The other operations, each with the nearest layer before it, which needs the gradient of its input.
-        self._ops: list[tuple[Op, int | None]] = []
+        self._ops: list[tuple[Op | Weighted, int | None]] = []
         before: int | None = None
         for op in ops[len(self._flattenings) :]:
             self._ops.append((op, before))
-            before = _layer_of(op, otherwise=before)
+            before = before if op.layer is None else op.layer
 
     def prepared(self, inputs: Tensor) -> Tensor:
         """Return a data set's inputs as a pass takes them: flattened, if the chain begins with that.
@@ -138,13 +137,13 @@ def find_chain(traced: Traced, layers: Layers) -> ChainPass | None:
     if not by_rows or not all(map(_follows, nodes)) or len(output.all_input_nodes) != 1 or layers.aliases:
         return None
     owner = {name: index for index, layer in enumerate(layers) for name in layer.parameters}
-    ops: list[Op] = []
+    ops: list[Op | Weighted] = []
     for node in nodes:
         op = _op(node, traced.model, owner, after=ops[-1:])
         if op is None:
             return None
         ops.append(op)
-    order = [layer for layer in map(_layer_of, ops) if layer is not None]
+    order = [op.layer for op in ops if op.layer is not None]
     targets = [node.target for node in nodes if node.op == "call_module"]
     if order != sorted(order) or len(set(targets)) < len(targets):
         return None
@@ -157,32 +156,35 @@ def _follows(node: fx.Node) -> bool:
     return alone and (node.op != "call_module" or (len(node.args) == 1 and not node.kwargs))
 
 
-def _op(node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: Sequence[Op]) -> Op | None:
+def _op(
+    node: fx.Node, model: nn.Module, owner: Mapping[str, int], *, after: Sequence[Op | Weighted]
+) -> Op | Weighted | None:
     """Return the operation of a node that follows `after`; None for an unknown one."""
     # The result of a weighted operation is needed by the next operation only.
-    in_place = isinstance(after[-1] if after else None, Weighted)
+    in_place = bool(after) and isinstance(after[-1], Weighted)
     if node.op == "call_module":
         name = str(node.target)
         return _op_of_module(name, model.get_submodule(name), owner, in_place=in_place)
     if node.target in _RELUS:
-        return ReLU(in_place)
-    return Flattening(_flatten(node)) if node.target in _FLATTENS else None
+        return relu(in_place=in_place)
+    flatten: Callable[..., Tensor] = torch.flatten
+    return flattening(lambda x: flatten(x, *node.args[1:], **node.kwargs)) if node.target in _FLATTENS else None
 
 
-def _op_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_place: bool) -> Op | None:
+def _op_of_module(name: str, module: nn.Module, owner: Mapping[str, int], *, in_place: bool) -> Op | Weighted | None:
     """Return the operation of the module called `name`; None for an unknown one."""
     if not is_stock_module(module):
         return None
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         return _weighted(name, module, owner)
     if isinstance(module, nn.ReLU):
-        return ReLU(in_place)
+        return relu(in_place=in_place)
     if isinstance(module, nn.Flatten):
-        return Flattening(partial(torch.flatten, start_dim=module.start_dim, end_dim=module.end_dim))
+        return flattening(module.forward)
     if isinstance(module, nn.MaxPool2d) and has_fast_form(module):
-        return Pooling(FastPool(module))
+        return pooling(FastPool(module))
     writes = getattr(module, "inplace", False)
-    return None if writes or [*module.parameters(), *module.buffers()] else Recomputed(module)
+    return None if writes or [*module.parameters(), *module.buffers()] else recomputed(module)
 
 
 def _weighted(name: str, module: nn.Linear | nn.Conv2d, owner: Mapping[str, int]) -> Weighted | None:
@@ -193,17 +195,6 @@ def _weighted(name: str, module: nn.Linear | nn.Conv2d, owner: Mapping[str, int]
         return Dense(names, owner)
     padded_otherwise = isinstance(module.padding, str) or module.padding_mode != "zeros"
     return None if padded_otherwise else Convolution(names, owner, module)
-
-
-def _flatten(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """Return the function of a node that calls `torch.flatten`."""
-    flatten: Callable[..., Tensor] = torch.flatten
-    return lambda x: flatten(x, *node.args[1:], **node.kwargs)
-
-
-def _layer_of(op: Op, otherwise: int | None = None) -> int | None:
-    """Return the layer whose parameters an operation takes; `otherwise` if it takes none."""
-    return op.layer if isinstance(op, Weighted) and op.layer is not None else otherwise
 
 
 def _scaled(grad_output: Tensor, factor: Tensor) -> Tensor:

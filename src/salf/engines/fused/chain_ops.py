@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +22,53 @@ _FEW_COLUMNS, _SMALL = 16, 2**21
 _SMALL_GRADIENT = 2**15
 
 
-class Op(ABC):
-    """One operation of a chain: its result for all examples, and the gradient for the first of them."""
+@dataclass(frozen=True)
+class Op:
+    """An operation without parameters.
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the result for all examples, without gradient."""
+    Attributes:
+        forward: Computes the result for all examples, without gradient.
+        grad_input: As `Weighted.grad_input`.
+        only_reshapes: Whether it changes nothing but the shape of each example.
+        needs_autograd: Whether `grad_input` uses autograd.
+        layer: None: it belongs to no layer.
+    """
 
-    @abstractmethod
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient with respect to the first rows of `x`, as many as `grad_output` has.
-
-        Args:
-            x: What the operation was given, for all examples.
-            y: Its result, for all examples.
-            grad_output: The gradient with respect to the first rows of `y`; its memory may be used for the result.
-        """
+    forward: Callable[[Tensor], Tensor]
+    grad_input: Callable[[Tensor, Tensor, Tensor], Tensor]
+    only_reshapes: bool = False
+    needs_autograd: bool = False
+    layer: ClassVar[int | None] = None
 
 
-class Weighted(Op):
+def relu(*, in_place: bool) -> Op:
+    """Return a ReLU; `in_place` if no other operation needs its input."""
+    return Op(torch.relu_ if in_place else torch.relu, _relu_grad_input)
+
+
+def flattening(function: Callable[[Tensor], Tensor]) -> Op:
+    """Return `nn.Flatten`, or another function that only changes the shape of each example."""
+    return Op(function, lambda x, _, gradient: gradient.reshape(len(gradient), *x.shape[1:]), only_reshapes=True)
+
+
+def recomputed(function: Callable[[Tensor], Tensor]) -> Op:
+    """Return a function that is computed again, with autograd, in the backward pass of the examples in need of it."""
+
+    def grad_input(x: Tensor, _: Tensor, grad_output: Tensor) -> Tensor:
+        leaf = x[: len(grad_output)].detach().requires_grad_()
+        with torch.enable_grad():
+            result = function(leaf)
+        return torch.autograd.grad(result, leaf, grad_output)[0]
+
+    return Op(function, grad_input, needs_autograd=True)
+
+
+def pooling(pool: FastPool) -> Op:
+    """Return max pooling that has a fast form."""
+    return Op(pool, lambda x, y, gradient: pool.grad_input(x[: len(gradient)], y[: len(gradient)], gradient))
+
+
+class Weighted(ABC):
     """An operation with a weight and perhaps a bias.
 
     Args:
@@ -65,6 +93,20 @@ class Weighted(Op):
         """Compute with these weights from now on."""
         weight, bias = self._names
         self.weight, self.bias = weights[weight], None if bias is None else weights[bias]
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the result for all examples, without gradient."""
+
+    @abstractmethod
+    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
+        """Return the gradient with respect to the first rows of `x`, as many as `grad_output` has.
+
+        Args:
+            x: What the operation was given, for all examples.
+            y: Its result, for all examples.
+            grad_output: The gradient with respect to the first rows of `y`; its memory may be used for the result.
+        """
 
     @abstractmethod
     def grad_params(self, out: Mapping[str, Tensor], x: Tensor, grad_output: Tensor) -> None:
@@ -141,72 +183,13 @@ class Convolution(Weighted):
         return gradients
 
 
-@dataclass(frozen=True)
-class ReLU(Op):
-    """ReLU; `in_place` if no other operation needs its input."""
-
-    in_place: bool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the result."""
-        return x.relu_() if self.in_place else x.relu()
-
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient with respect to the first rows of `x`, in the memory of `grad_output`."""
-        own = y[: len(grad_output)]
-        if grad_output.numel() < _SMALL_GRADIENT:
-            return grad_output.mul_(own.sign())
-        result: Tensor = _threshold_backward(grad_output, own, 0, grad_input=grad_output)
-        return result
-
-
-@dataclass(frozen=True)
-class Flattening(Op):
-    """`nn.Flatten`, or another function that only changes the shape of each example."""
-
-    function: Callable[[Tensor], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the result."""
-        return self.function(x)
-
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient with respect to the first rows of `x`."""
-        return grad_output.reshape(len(grad_output), *x.shape[1:])
-
-
-@dataclass(frozen=True)
-class Recomputed(Op):
-    """A function without parameters, computed again in the backward pass, with autograd, for the examples in need."""
-
-    function: Callable[[Tensor], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the result."""
-        return self.function(x)
-
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient with respect to the first rows of `x`."""
-        leaf = x[: len(grad_output)].detach().requires_grad_()
-        with torch.enable_grad():
-            result = self.function(leaf)
-        (gradient,) = torch.autograd.grad(result, leaf, grad_output)
-        return gradient
-
-
-@dataclass(frozen=True)
-class Pooling(Op):
-    """Max pooling that has a fast form."""
-
-    pool: FastPool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the result."""
-        return self.pool(x)
-
-    def grad_input(self, x: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient with respect to the first rows of `x`."""
-        return self.pool.grad_input(x[: len(grad_output)], y[: len(grad_output)], grad_output)
+def _relu_grad_input(_: Tensor, y: Tensor, grad_output: Tensor) -> Tensor:
+    """Return the gradient with respect to the input of a ReLU, in the memory of `grad_output`."""
+    own = y[: len(grad_output)]
+    if grad_output.numel() < _SMALL_GRADIENT:
+        return grad_output.mul_(own.sign())
+    result: Tensor = _threshold_backward(grad_output, own, 0, grad_input=grad_output)
+    return result
 
 
 def _as_matrix(rows: Tensor) -> Tensor:

@@ -98,11 +98,9 @@ class SortedCohort:
         own = slice(first, last)
         reaching = [min(max(count - first, 0), last - first) for count in self.reaching]
         weights, importance = (None if of is None else of[own] for of in (self.own_weights, self.importance_weights))
-        batches = self.batches[own]
-        bounds = _bounds(batches, full=self.tasks.full)
-        return SortedCohort(
-            self.tasks, self.places[own], batches, bounds, reaching, weights, importance, self.weight_of_all
-        )
+        batches, places, tasks = self.batches[own], self.places[own], self.tasks
+        bounds = _bounds(batches, full=tasks.full)
+        return SortedCohort(tasks, places, batches, bounds, reaching, weights, importance, self.weight_of_all)
 
 
 def sort_cohort(tasks: Tasks, sums: CohortSums, *, alike: bool = True) -> SortedCohort:
@@ -126,16 +124,10 @@ def sort_by_depth(
     # Also by number, so that the order of the rows does not matter.
     order = np.lexsort((tasks.clients, -depths))[: reaching[-1]]
     batches = tasks.batches[:, 0].take(order, axis=0)
-    return SortedCohort(
-        tasks,
-        order,
-        batches,
-        _bounds(batches, full=tasks.full),
-        reaching,
-        None if weights is None else weights[order],
-        None if importance_weights is None else importance_weights[order],
-        float(len(depths) if weights is None else weights.sum()),
-    )
+    bounds = _bounds(batches, full=tasks.full)
+    weight_of_all = float(len(depths) if weights is None else weights.sum())
+    own, importance = (None if of is None else of[order] for of in (weights, importance_weights))
+    return SortedCohort(tasks, order, batches, bounds, reaching, own, importance, weight_of_all)
 
 
 def _reaching(steps: Ints, depths: Ints) -> list[int]:
@@ -149,8 +141,7 @@ def _reaching(steps: Ints, depths: Ints) -> list[int]:
     several = np.maximum.reduce(steps, axis=None, initial=0) > 1
     if several or np.add.reduce(steps).tolist() != reaching:
         raise InvalidSetting(
-            "the fused engine computes one step, of layers from the output on, but the tasks hold others; "
-            "use the plain engine"
+            "the fused engine computes one step, from the output on; use the plain engine for other tasks"
         )
     return reaching
 

@@ -1,7 +1,6 @@
 """The fused engine: one local step of all clients in one pass, in which each layer sees the examples that reach it."""
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from salf.aggregation import Aggregation, PartialSum
+from salf.aggregation import Aggregation, PartialSum, Weights
 from salf.engines.accelerator import ACCELERATOR_MEMORY
 from salf.engines.fused.chain import find_chain
 from salf.engines.fused.cohort import SortedCohort, sort_by_depth, sort_cohort
@@ -17,10 +16,8 @@ from salf.engines.fused.nested import NestedPass
 from salf.engines.fused.rows import GradOutput, SortedClients
 from salf.engines.fused.tracing import Traced, trace_rows
 from salf.engines.plain import PlainEngine
-from salf.engines.tasks import Tasks, add_each
-from salf.engines.training import Training
+from salf.engines.tasks import Tasks, Training, add_each, update_of
 from salf.errors import InvalidSetting
-from salf.layers import Layer
 from salf.update import Update
 
 _SINGLE_BYTES = torch.float32.itemsize
@@ -70,10 +67,9 @@ class FusedEngine:
     at_once = True
 
     def __init__(self, training: Training, memory_bytes: int = MEMORY_BYTES) -> None:
-        if training.optimizer.optimizer != "sgd":
-            raise InvalidSetting(
-                f"client.optimizer is {training.optimizer.optimizer}, but the fused engine sums gradients; use sgd"
-            )
+        kind = training.optimizer.optimizer
+        if kind != "sgd":
+            raise InvalidSetting(f"client.optimizer is {kind}, but the fused engine sums gradients; use sgd")
         inputs, layers = training.inputs, training.layers
         traced = trace_rows(training.model, inputs[[0, min(1, len(inputs) - 1), 0]])
         self._most_examples = _most_examples(traced, inputs, memory_bytes)
@@ -91,11 +87,10 @@ class FusedEngine:
             for norm in self._pass.norms.values()
         ]
         channels = [module.out_channels for module in training.model.modules() if isinstance(module, nn.Conv2d)]
-        self._channels_last = (
-            inputs.is_cpu and self._inputs.ndim == 4 and min(channels, default=0) >= _CHANNELS_LAST_FROM
-        )
+        large = min(channels, default=0) >= _CHANNELS_LAST_FROM
+        self._channels_last = large and inputs.is_cpu and self._inputs.ndim == 4
 
-    def train_cohort(self, weights: Mapping[str, Tensor], tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
+    def train_cohort(self, weights: Weights, tasks: Tasks, running: Aggregation) -> npt.NDArray[np.bool_]:
         """Add the clients' updates; return which were accepted, shape (clients,).
 
         Sums are added unchecked: `Aggregation.finish` finds those that are not finite.
@@ -107,29 +102,24 @@ class FusedEngine:
         running.sums.add_totals(len(tasks.clients), cohort.weight_of_all, self._totals(weights, cohort))
         return np.ones(len(tasks.clients), dtype=np.bool_)
 
-    def _updates(self, weights: Mapping[str, Tensor], tasks: Tasks) -> dict[int, Update]:
+    def _updates(self, weights: Weights, tasks: Tasks) -> dict[int, Update]:
         """Return the update of each client that finishes a layer, by its row in the tasks."""
         cohort, updates = sort_by_depth(tasks, np.ones(len(tasks.clients))), {}
         self._pass.load(weights)
         for part in cohort.parts(self._most_examples):
             found = self._pass.gradients_of_each(*self._arguments(part))
             for place, steps, moves in zip(part.places.tolist(), part.steps, found, strict=True):
-                layers = [layer for layer, reached in zip(self._layers, steps, strict=True) if reached]
-                updates[place] = self._update(weights, layers, moves, int(tasks.num_examples[place]))
+                delta_of = partial(self._decayed, moves, weights)
+                num_examples = int(tasks.num_examples[place])
+                updates[place] = update_of(self._layers, steps, num_examples, delta_of, weights.__getitem__)
         return updates
 
-    def _update(
-        self, weights: Mapping[str, Tensor], layers: Sequence[Layer], moves: Mapping[str, Tensor], num_examples: int
-    ) -> Update:
-        """Return a client's update, given −η ∇F of the layers that it reaches."""
+    def _decayed(self, moves: Weights, weights: Weights, name: str) -> Tensor:
+        """Return a parameter's change, given −η ∇F of a client."""
         decay = -self._optimizer.lr * self._optimizer.weight_decay
-        deltas = {name: moves[name] for layer in layers for name in layer.parameters}
-        if decay:
-            deltas = {name: own.add(weights[name], alpha=_alpha(decay, own)) for name, own in deltas.items()}
-        buffers = {name: weights[name] for layer in layers for name in layer.buffers}
-        return Update(deltas, {layer.name: 1 for layer in layers}, num_examples, buffers)
+        return moves[name].add(weights[name], alpha=_alpha(decay, moves[name])) if decay else moves[name]
 
-    def _totals(self, weights: Mapping[str, Tensor], cohort: SortedCohort) -> list[PartialSum | None]:
+    def _totals(self, weights: Weights, cohort: SortedCohort) -> list[PartialSum | None]:
         """Return the sum of the updates of each layer, None for a layer without contributors."""
         self._pass.load(weights)
         moves: dict[str, Tensor] = {}
@@ -172,18 +162,13 @@ class FusedEngine:
         }
 
     def _layer_totals(
-        self,
-        weights: Mapping[str, Tensor],
-        cohort: SortedCohort,
-        moves: Mapping[str, Tensor],
-        changed: Mapping[str, Tensor],
+        self, weights: Weights, cohort: SortedCohort, moves: Weights, changed: Weights
     ) -> list[PartialSum | None]:
         """Return the sum of each layer: the moves, with the decay of the weights, and all its buffers."""
         totals: list[PartialSum | None] = []
         scale, decays = cohort.scale(-self._optimizer.lr), self._decays(cohort)
-        for place, (layer, reaching, weight) in enumerate(
-            zip(self._layers, cohort.reaching, cohort.weight_reaching, strict=True)
-        ):
+        reach = zip(self._layers, cohort.reaching, cohort.weight_reaching, strict=True)
+        for place, (layer, reaching, weight) in enumerate(reach):
             if not reaching:
                 totals.append(None)
                 continue

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from salf.engines.fused.arguments import Ref, bind
-from salf.engines.fused.autograd import Context, as_function
-from salf.engines.fused.rows import BatchIndependent, Rows, SortedClients, cut, join
+from salf.engines.fused.rows import BatchIndependent, Ref, Rows, SortedClients, bind, cut, join
 from salf.engines.fused.tracing import Layout, Shape
 
 # The results of all nodes so far, by place; None for those that no later node needs.
@@ -81,21 +78,15 @@ class Call:
         return self.operation(live, clients, start)(*arguments, **named)
 
 
-@dataclass(frozen=True, eq=False)
-class Elementary:
-    """A call without parameters on the rows at `place` alone: both parts go through it unchanged."""
+def elementary(function: Callable[..., object], place: int) -> Step:
+    """Return a call without parameters on the rows at `place` alone: both parts go through it unchanged."""
 
-    function: Callable[..., object]
-    place: int
+    def step(values: Values, _: SortedClients) -> Rows:
+        rows = values[place]
+        head, tail = (None if part is None else function(part) for part in (rows.head, rows.tail))
+        return Rows(head, tail, rows.examples)
 
-    def __call__(self, values: Values, clients: SortedClients) -> Rows:
-        """Compute both parts."""
-        rows, function = values[self.place], self.function
-        return Rows(
-            None if rows.head is None else function(rows.head),
-            None if rows.tail is None else function(rows.tail),
-            rows.examples,
-        )
+    return step
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,63 +124,34 @@ class LayerModule:
         return Rows(join([self.live(cut(rows.head, 0, reached, ref.shape)), beyond], self.shape), tail, rows.examples)
 
 
-@dataclass(frozen=True, eq=False)
-class BatchIndependentCall:
-    """A call whose arguments do not depend on the examples.
+def batch_independent(
+    function: Callable[[bool], Callable[..., object]],
+    arguments: tuple[object, ...],
+    named: Mapping[str, object],
+    uses: frozenset[int],
+) -> Step:
+    """Return a call whose arguments do not depend on the examples, with and without gradient if it has parameters.
 
-    Attributes:
+    Args:
         function: Gives what it calls, with gradient or without.
         arguments: Its positional arguments.
         named: Its named arguments.
         uses: The layers whose parameters it takes.
     """
 
-    function: Callable[[bool], Callable[..., object]]
-    arguments: tuple[object, ...]
-    named: Mapping[str, object]
-    uses: frozenset[int]
-
-    def __call__(self, values: Values, clients: SortedClients) -> object:
-        """Compute it, with and without gradient if it depends on parameters."""
-        if not self.uses:
-            return self._compute(values, live=False)
-        return BatchIndependent(self._compute(values, live=True), self._compute(values, live=False))
-
-    def _compute(self, values: Values, *, live: bool) -> object:
+    def compute(values: Values, *, live: bool) -> object:
         def choose(ref: Ref) -> object:
             value = values[ref.place]
             return value if not isinstance(value, BatchIndependent) else value.live if live else value.frozen
 
-        arguments = [bind(argument, choose, 0) for argument in self.arguments]
-        return self.function(live)(*arguments, **{key: bind(value, choose, 0) for key, value in self.named.items()})
+        bound = [bind(argument, choose, 0) for argument in arguments]
+        return function(live)(*bound, **{key: bind(value, choose, 0) for key, value in named.items()})
 
+    def step(values: Values, _: SortedClients) -> object:
+        frozen = compute(values, live=False)
+        return BatchIndependent(compute(values, live=True), frozen) if uses else frozen
 
-@dataclass(frozen=True, eq=False)
-class Output:
-    """The end of the graph: the outputs for all examples."""
-
-    ref: Ref
-
-    def __call__(self, values: Values, clients: SortedClients) -> object:
-        """Return the head, grown to all examples."""
-        return values[self.ref.place].grown(clients.examples, self.ref.shape).head
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Context, x: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return x.clone()  # a view would not let the next operation work in place
-
-    @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return gradient * factor, None
-
-
-_scaled_gradient = as_function(_ScaledGradient)
+    return step
 
 
 def _scale_gradient(part: object, factor: Tensor, shape: Shape) -> object:
@@ -199,7 +161,10 @@ def _scale_gradient(part: object, factor: Tensor, shape: Shape) -> object:
     if not isinstance(shape, Layout) or not isinstance(part, Tensor) or not part.requires_grad:
         return part
     sizes = [-1 if dim == shape.dim else 1 for dim in range(part.ndim)]
-    return _scaled_gradient(part, factor.to(part.dtype).repeat_interleave(shape.rows).view(sizes))
+    own = factor.to(part.dtype).repeat_interleave(shape.rows).view(sizes)
+    copy = part.clone()  # a view would not let the next operation work in place
+    copy.register_hook(lambda gradient: gradient * own)  # type: ignore[no-untyped-call]  # untyped in torch
+    return copy
 
 
 def _frozen(value: object) -> object:

@@ -1,25 +1,35 @@
 """Max pooling without overlap, by comparing whole slices: many times faster than `max_pool2d` on a CPU."""
 
+from collections.abc import Callable
 from functools import reduce
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from salf.engines.fused.autograd import Context, as_function
-from salf.engines.fused.stock import is_stock_module
-
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LARGEST = 3
 _CEIL_MODE = False
 _max_pool2d_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 
 
+def is_stock_module(module: nn.Module) -> bool:
+    """Say whether a module is one of torch's, without hooks and with the `forward` of its class.
+
+    >>> module = nn.Linear(1, 1)
+    >>> handle = module.register_forward_hook(print)
+    >>> is_stock_module(nn.Linear(1, 1)), is_stock_module(module)
+    (True, False)
+    """
+    own = vars(module)
+    changed = "forward" in own or any(own[hooks] for hooks in _HOOKS)
+    return type(module).__module__.startswith("torch.nn.modules.") and not changed
+
+
 def has_fast_form(module: nn.Module) -> bool:
     """Say whether a module is max pooling over small squares that neither overlap nor reach outside the input."""
-    if not isinstance(module, nn.MaxPool2d) or not is_stock_module(module):
-        return False
-    if module.return_indices or module.ceil_mode:
+    if not isinstance(module, nn.MaxPool2d) or not is_stock_module(module) or module.return_indices or module.ceil_mode:
         return False
     sides = {_pair(module.kernel_size), _pair(module.stride)}
     plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
@@ -42,15 +52,17 @@ class FastPool:
         """Map (batch, channels, height, width) to (batch, channels, height // side, width // side)."""
         if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous():
             return functional.max_pool2d(x, self._side)
-        if not torch.is_grad_enabled():
-            return _largest(x, self._side)
-        return _pool(x, self._side)
+        return _pool(x, self._side) if torch.is_grad_enabled() else _largest(x, self._side)
 
     def grad_input(self, x: Tensor, pooled: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient with respect to `x`, given the gradient with respect to the result `pooled`."""
         if x.is_cpu:
             return _grad_input(x, pooled, gradient, self._side)
-        return _accelerator_grad_input(x, gradient, self._side)
+        # On an accelerator two calls into torch cost less than many short ones.
+        _, places = functional.max_pool2d(x, self._side, return_indices=True)
+        window, nothing, one = [self._side] * 2, [0, 0], [1, 1]
+        result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, _CEIL_MODE, places)
+        return result
 
 
 class FastMaxPool2d(nn.MaxPool2d):
@@ -74,15 +86,32 @@ def use_fast_pooling(model: nn.Module) -> nn.Module:
     return model
 
 
-class _PoolingContext(Context, Protocol):
+class _Context(Protocol):
+    """What `_FastPooling` keeps between its forward and its backward pass; torch leaves the type of it open.
+
+    Attributes:
+        side: The side of a window.
+        largest: The result of the forward pass.
+        writes: How often the memory of the result had been written to.
+    """
+
     side: int
     largest: Tensor
     writes: int
 
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of `save_for_backward`; torch refuses those that were written to since."""
+        ...
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors for the backward pass."""
+        ...
+
 
 class _FastPooling(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _PoolingContext, x: Tensor, side: int) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, side: int) -> Tensor:
         ctx.save_for_backward(x)
         largest = _largest(x, side)
         # Not saved for the backward pass: autograd would refuse it after the next operation has worked in place.
@@ -90,13 +119,13 @@ class _FastPooling(torch.autograd.Function):
         return largest
 
     @staticmethod
-    def backward(ctx: _PoolingContext, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         untouched = _writes(ctx.largest) == ctx.writes
         return _grad_input(x, ctx.largest if untouched else _largest(x, ctx.side), gradient, ctx.side), None
 
 
-_pool = as_function(_FastPooling)
+_pool = cast("Callable[..., Tensor]", _FastPooling.apply)
 
 
 def _writes(tensor: Tensor) -> int:
@@ -120,14 +149,6 @@ def _grad_input(x: Tensor, largest: Tensor, gradient: Tensor, side: int) -> Tens
         torch.mul(rest, (values == largest).to(rest.dtype), out=target)
         rest -= target
     last[1].copy_(rest)  # where none of the others is the largest, the last is
-    return result
-
-
-def _accelerator_grad_input(x: Tensor, gradient: Tensor, side: int) -> Tensor:
-    """Return the same on an accelerator, where two calls into torch cost less than many short ones."""
-    _, places = functional.max_pool2d(x, side, return_indices=True)
-    window, nothing, one = [side, side], [0, 0], [1, 1]
-    result: Tensor = _max_pool2d_backward(gradient, x, window, window, nothing, one, _CEIL_MODE, places)
     return result
 
 

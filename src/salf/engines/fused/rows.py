@@ -1,13 +1,13 @@
-"""Results of a nested pass, in two parts: the first takes part in backpropagation, the second does not."""
+"""Results of a nested pass in two parts, of which the first takes part in backpropagation, and references to them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from salf.engines.fused.tracing import Layout, Shape
+from salf.engines.fused.tracing import Constant, Count, Layout, Shape, holds
 
 # Returns the gradient of the clients' loss with respect to the model's outputs, given these.
 GradOutput = Callable[[Tensor], Tensor]
@@ -105,3 +105,73 @@ def join(parts: Sequence[object], shape: Shape) -> object:
 def _several(part: object) -> Sequence[object]:
     """Return the results of an operation that returns several."""
     return cast("Sequence[object]", part)
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """Stands in a node's arguments for the result of another node.
+
+    Attributes:
+        place: The place of that node in the graph.
+        shape: What the examples of a batch have to do with its result.
+        uses: The layers whose parameters it takes.
+    """
+
+    place: int
+    shape: Shape
+    uses: frozenset[int]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the result depends on the examples."""
+        return holds(self.shape, Layout)
+
+
+def bind(argument: object, choose: Callable[[Ref], object], examples: int) -> object:
+    """Replace references and counts in an argument.
+
+    Args:
+        argument: An argument of a node, or a container of several.
+        choose: Gives the value of a reference.
+        examples: The number of examples, which counts multiply.
+    """
+    if isinstance(argument, Ref):
+        return choose(argument)
+    if isinstance(argument, Count):
+        return argument.rows * examples
+    if isinstance(argument, (tuple, list)):
+        return type(argument)(bind(part, choose, examples) for part in argument)
+    if isinstance(argument, dict):
+        return {key: bind(part, choose, examples) for key, part in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(bind(part, choose, examples) for part in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+def refs_in(argument: object) -> Iterator[Ref]:
+    """Yield the references in an argument."""
+    return (part for part in _parts(argument) if isinstance(part, Ref))
+
+
+def has_counts(argument: object) -> bool:
+    """Say whether an argument depends on the number of examples."""
+    return any(isinstance(part, Count) for part in _parts(argument))
+
+
+def number_of(shape: Shape) -> object:
+    """Return a result that is no tensor: its value, or its count of rows."""
+    if isinstance(shape, tuple):
+        return tuple(map(number_of, shape))
+    return shape.value if isinstance(shape, Constant) else shape
+
+
+def _parts(argument: object) -> Iterator[object]:
+    if isinstance(argument, (tuple, list)):
+        for part in argument:
+            yield from _parts(part)
+    elif isinstance(argument, dict):
+        yield from _parts(tuple(argument.values()))
+    elif isinstance(argument, slice):
+        yield from _parts((argument.start, argument.stop, argument.step))
+    else:
+        yield argument

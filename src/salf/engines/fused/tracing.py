@@ -79,34 +79,29 @@ def trace_rows(model: nn.Module, examples: Tensor) -> Traced:
             draws = not all(map(torch.equal, before, draw_states(examples.device)))
     except Exception as error:  # whatever the user's code raises when it is traced
         text = " ".join(str(error).split())[:200]
-        raise _unsuitable(model, f"its operations cannot be listed ({type(error).__name__}: {text})") from error
+        raise unsuitable(model, f"its operations cannot be listed ({type(error).__name__}: {text})") from error
     if draws:
-        raise _unsuitable(model, "it draws random numbers")
+        raise unsuitable(model, "it draws random numbers")
     shapes: dict[fx.Node, Shape] = {}
     for node in graph.nodes:
         shape = _compare(two[node], three[node])
-        from_rows = any(_holds(shapes[source], Layout) for source in node.all_input_nodes)
-        if shape is None or (from_rows and _holds(shape, Shared)):
-            raise _unsuitable(model, f"'{node.name}' does not treat each example of a batch by itself")
+        from_rows = any(holds(shapes[source], Layout) for source in node.all_input_nodes)
+        if shape is None or (from_rows and holds(shape, Shared)):
+            raise unsuitable(model, f"'{node.name}' does not treat each example of a batch by itself")
         shapes[node] = shape
     return Traced(twin, graph, shapes, _bytes(three.values()) - _bytes(two.values()))
 
 
-def _unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
+def unsuitable(model: nn.Module, reason: str) -> UnsuitableModel:
+    """Return the error of a model that the fused engine cannot train, with its remedy."""
     return UnsuitableModel(f"{type(model).__name__} cannot be trained for many clients in one pass", [reason + REMEDY])
 
 
 def _watch(model: nn.Module, graph: fx.Graph, batch: Tensor) -> dict[fx.Node, object]:
     """Return the result of every node of the graph."""
-    results: dict[fx.Node, object] = {}
-
-    class ShapeRecorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            results[n] = super().run_node(n)
-            return results[n]
-
-    ShapeRecorder(model, garbage_collect_values=False, graph=graph).run(batch)
-    return results
+    interpreter = fx.Interpreter(model, garbage_collect_values=False, graph=graph)
+    interpreter.run(batch)
+    return interpreter.env
 
 
 def _compare(two: object, three: object) -> Shape | None:
@@ -127,9 +122,13 @@ def _compare(two: object, three: object) -> Shape | None:
     return Constant(two) if type(two) is type(three) and two == three else None
 
 
-def _holds(shape: Shape, kind: type) -> bool:
-    """Say whether a shape is of a kind, or contains one that is."""
-    return any(_holds(part, kind) for part in shape) if isinstance(shape, tuple) else isinstance(shape, kind)
+def holds(shape: Shape, *kinds: type) -> bool:
+    """Say whether a shape is of one of these kinds, or contains one that is.
+
+    >>> holds((Constant(1), Layout(dim=0, rows=1)), Layout), holds(Shared(), Layout)
+    (True, False)
+    """
+    return any(holds(part, *kinds) for part in shape) if isinstance(shape, tuple) else isinstance(shape, kinds)
 
 
 def _bytes(results: Iterable[object]) -> int:
