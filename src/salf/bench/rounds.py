@@ -14,7 +14,7 @@ from salf.aggregation import Aggregation, Contributors
 from salf.bench.case import Case, Figure, time_in_turn, timed
 from salf.data import Dataset
 from salf.devices import UniformDepthDevices
-from salf.engines import Tasks
+from salf.engines import CPU, EngineName, Tasks
 from salf.experiment import ClientSettings, DataSettings, EvaluateSettings, Experiment
 from salf.methods import Salf
 from salf.models import Cnn, Mlp, Model, ResidualNet, Transformer, Vgg, build
@@ -43,7 +43,7 @@ class Subject:
 
 
 _MLP = Subject(Mlp(hidden=(32, 16)), _MNIST, 30)
-_SUBJECTS = {
+SUBJECTS = {
     "mlp-30": _MLP,
     "mlp-1000": replace(_MLP, clients=1000),
     "cnn-30": Subject(Cnn(), _MNIST, 30),
@@ -60,7 +60,7 @@ def round_cases(device: torch.device) -> list[Case]:
     against = "against one centralised forward and backward pass over the same examples, gathered from the same data"
     kinds = (("fused", "fused engine", _fused_ratio, _FUSED), ("round", "simulated round", _round_ratio, _WHOLE))
     ratios = [
-        Case(f"{kind}/{name}", f"{what} {against}", most, "≤", "×", partial(measure, device, _SUBJECTS[name]))
+        Case(f"{kind}/{name}", f"{what} {against}", most, "≤", "×", partial(measure, device, SUBJECTS[name]))
         for kind, what, measure, targets in kinds
         for name, most in targets.items()
     ]
@@ -103,9 +103,11 @@ class RoundBench:
     Args:
         subject: What a round computes.
         device: Where everything is computed.
+        engine: What trains the clients.
+        method: salf by default.
 
     Attributes:
-        simulation: The simulation, by the method salf and the fused engine.
+        simulation: The simulation.
         state: The server's state before the next round.
         tasks: What the clients do in the first round.
         model: The model that the centralised pass trains.
@@ -117,14 +119,16 @@ class RoundBench:
         labels_at_hand: Their labels.
     """
 
-    def __init__(self, subject: Subject, device: torch.device) -> None:
+    def __init__(
+        self, subject: Subject, device: torch.device = CPU, *, engine: EngineName = "fused", method: Salf | None = None
+    ) -> None:
         count = max(2000, subject.clients * _BATCH)
         draw = torch.Generator().manual_seed(0)
         inputs, labels = torch.randn(count, *subject.shape, generator=draw), torch.arange(count) % _CLASSES
         dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
         client = ClientSettings(batch_size=_BATCH)
         settings = bench_settings(subject.model, subject.clients, device=device, client=client)
-        self.simulation = Simulation(replace(settings, engine="fused", method=Salf()), dataset=dataset)
+        self.simulation = Simulation(replace(settings, engine=engine, method=method or Salf()), dataset=dataset)
         self.state: ServerState = self.simulation.initial_state()
         self.tasks: Tasks = self.simulation.tasks(self.state)
         self.model = build(subject.model, dataset.input_shape, dataset.num_classes, seed=0).to(device).train()
@@ -139,8 +143,12 @@ class RoundBench:
     def train(self) -> None:
         """Train the clients of the first round, and nothing else."""
         with self.simulation.federation.suitable_threads():
-            running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
-            self.simulation.federation.engine.train_cohort(self.state.weights, self.tasks, running)
+            self.train_cohort()
+
+    def train_cohort(self) -> None:
+        """Do as `train`, on as many threads as torch has."""
+        running = Aggregation(self.state.weights, self.simulation.layers, Contributors())
+        self.simulation.federation.engine.train_cohort(self.state.weights, self.tasks, running)
 
     def centralised(self) -> None:
         """Gather the examples of all clients of a round, and compute one gradient from them."""

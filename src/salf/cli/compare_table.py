@@ -1,12 +1,12 @@
 """A comparison as a table with footnotes, and as one JSON object."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from rich.table import Table
 
-from salf.cli.console import plain_table
+from salf.cli.console import table_of
 from salf.cli.quantities import counted, megabytes, percent, seconds
 from salf.runs import Comparison, Summary, Tuning
 
@@ -15,30 +15,19 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return a table with one row per method; it fits 80 columns."""
     experiment, count = comparison.experiment, len(next(iter(comparison.runs.values())))
     extent = (counted(experiment.rounds, "round"), counted(experiment.data.clients, "client"), counted(count, "seed"))
-    headings = (
-        "method",
-        "final\naccuracy %",
-        f"accuracy %\nat {seconds(comparison.equal_time_s)}",
-        f"time to\n{percent(comparison.target)}",
-        "\nspeed-up",
-        "work\nkept",
-        "MB down\n/ up",
-        "\np",
-    )
-    table = plain_table(f"{experiment.name}: {', '.join(extent)}", headings)
-    for summary in comparison.summaries:
-        speed_up = comparison.speed_up(summary)
-        table.add_row(
-            summary.method,
-            _accuracy(summary.accuracy, summary.deviation),
-            _accuracy(summary.equal_time_accuracy, summary.equal_time_deviation),
-            _time_to_target(summary),
-            "–" if speed_up is None else f"{speed_up:.1f}×",
-            "–" if math.isnan(summary.work_kept) else f"{100 * summary.work_kept:.0f} %",
-            f"{megabytes(summary.bytes_down)}/{megabytes(summary.bytes_up)}",
-            "–" if summary.p_value is None else _p_value(summary.p_value),
-        )
-    return table
+    columns: dict[str, Callable[[Summary], str]] = {
+        "method": lambda one: one.method,
+        "final\naccuracy %": lambda one: _accuracy(one.accuracy, one.deviation),
+        f"accuracy %\nat {seconds(comparison.equal_time_s)}": lambda one: _accuracy(
+            one.equal_time_accuracy, one.equal_time_deviation
+        ),
+        f"time to\n{percent(comparison.target)}": _time_to_target,
+        "\nspeed-up": lambda one: "–" if (ratio := comparison.speed_up(one)) is None else f"{ratio:.1f}×",
+        "work\nkept": lambda one: "–" if math.isnan(one.work_kept) else f"{100 * one.work_kept:.0f} %",
+        "MB down\n/ up": lambda one: f"{megabytes(one.bytes_down)}/{megabytes(one.bytes_up)}",
+        "\np": lambda one: "–" if one.p_value is None else _p_value(one.p_value),
+    }
+    return table_of(f"{experiment.name}: {', '.join(extent)}", columns, comparison.summaries)
 
 
 def footnotes(comparison: Comparison) -> Iterator[str]:
@@ -100,7 +89,12 @@ def comparison_json(comparison: Comparison, tuning: Tuning | None) -> dict[str, 
         "target": comparison.target,
         "equal_time_s": comparison.equal_time_s,
         "methods": [_summary_json(comparison, summary) for summary in comparison.summaries],
-        "tuning": None if tuning is None else _tuning_json(tuning),
+        "tuning": tuning
+        and [
+            {"method": method, "lr": rate, "held_out_accuracy": accuracy}
+            for method, tried in tuning.accuracies.items()
+            for rate, accuracy in tried.items()
+        ],
     }
 
 
@@ -117,12 +111,3 @@ def _summary_json(comparison: Comparison, summary: Summary) -> dict[str, object]
         "time_to_target_s": summary.time_to_target,
         "speed_up": comparison.speed_up(summary),
     }
-
-
-def _tuning_json(tuning: Tuning) -> list[dict[str, object]]:
-    """Return one object for each learning rate that was tried."""
-    return [
-        {"method": method, "lr": rate, "held_out_accuracy": accuracy}
-        for method, tried in tuning.accuracies.items()
-        for rate, accuracy in tried.items()
-    ]

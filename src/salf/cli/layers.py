@@ -1,15 +1,15 @@
 """`salf layers`: the layers of a model, between which a deadline can cut."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import plain_table, print_json, show, tell
-from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
-from salf.cli.options import AsJson, Settings, parse_settings
+from salf.cli.console import print_json, show, table_of, tell
+from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, model_of
+from salf.cli.options import AsJson, Settings, names_in, parse_settings
 from salf.cli.quantities import counted, percent
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
@@ -39,14 +39,17 @@ def layers_command(
     network, example = _named_model(model, parse_settings(settings))
     if example_shape is not None:
         example = example_of(example_shape, integers=integers)
-    found = find_layers(network, example, groups_of(group))
+    found = find_layers(network, example, names_in(group) or None)
     costs = None if example is None else measure_costs(network, example, found)
+    rows = _layer_rows(network, found, costs)
     if as_json:
-        print_json(_layers_json(network, found, costs))
-    else:
-        show(_layers_table(network, found, costs))
-        if costs is None:
-            tell("The order is that of declaration; pass --example-shape 3,32,32 to observe it and count operations.")
+        forward, order = (None, "declared") if costs is None else (costs.forward, "observed")
+        aside = {"unused": [*found.unused], "aliases": {**found.aliases}, "order": order}
+        print_json({"layers": rows, "forward_flops": forward, **aside})
+        return
+    show(_layers_table(type(network).__name__, rows, found, costs))
+    if costs is None:
+        tell("The order is that of declaration; pass --example-shape 3,32,32 to observe it and count operations.")
 
 
 def _named_model(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
@@ -60,13 +63,13 @@ def _named_model(named: str, overrides: dict[str, object]) -> tuple[nn.Module, T
     return model_of(Experiment.load(named, **overrides))
 
 
-def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
+def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, Any]]:
     """Return the figures of each layer; shares are of the operations of the whole backward pass."""
     tensors = dict(network.state_dict(keep_vars=True))
-    rows: list[dict[str, object]] = []
+    rows = []
     for index, layer in enumerate(found):
         sizes = [tensors[name] for name in layer.parameters]
-        row: dict[str, object] = {
+        row: dict[str, Any] = {
             "layer": layer.name,
             "parameters": sum(tensor.numel() for tensor in sizes),
             "bytes": sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)),
@@ -80,34 +83,23 @@ def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> 
     return rows
 
 
-def _layers_json(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
-    """Return what JSON can hold of a model's layers."""
-    return {
-        "layers": _layer_rows(network, found, costs),
-        "forward_flops": None if costs is None else costs.forward,
-        "unused": list(found.unused),
-        "aliases": dict(found.aliases),
-        "order": "declared" if costs is None else "observed",
-    }
-
-
-def _layers_table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
+def _layers_table(model: str, rows: list[dict[str, Any]], found: Layers, costs: LayerCosts | None) -> Table:
     """Return the table of layers, without operations where no example was given."""
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
     counts = "" if costs is None else "backward FLOP: operations per example; complete after: of the backward pass"
     unused = f"no gradient reaches {', '.join(found.unused)}: clients never send them" if found.unused else ""
-    table = plain_table(
-        f"{type(network).__name__}: {counted(len(found), 'layer')}, input to output{forward}",
-        ["layer", "parameters", "bytes", *(["backward FLOP", "share", "complete after"] if costs is not None else [])],
-        caption="\n".join(filter(None, (counts, unused))),
-    )
-    for row in _layer_rows(network, found, costs):
-        cells = [str(row["layer"]), f"{row['parameters']:,}", f"{row['bytes']:,}"]
-        if costs is not None:
-            shares = [float(str(row[key])) for key in ("share", "complete_after")]
-            cells += [_engineering(float(str(row["backward_flops"]))), *(percent(share) for share in shares)]
-        table.add_row(*map(Text, cells))
-    return table
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "layer": lambda row: str(row["layer"]),
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "bytes": lambda row: f"{row['bytes']:,}",
+    }
+    if costs is not None:
+        columns["backward FLOP"] = lambda row: _engineering(row["backward_flops"])
+        columns["share"] = lambda row: percent(row["share"])
+        columns["complete after"] = lambda row: percent(row["complete_after"])
+    title = f"{model}: {counted(len(found), 'layer')}, input to output{forward}"
+    caption = "\n".join(filter(None, (counts, unused)))
+    return table_of(title, columns, rows, caption=caption)
 
 
 def _engineering(number: float) -> str:

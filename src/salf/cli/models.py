@@ -48,12 +48,3 @@ def example_of(shape: str, *, integers: bool) -> Tensor:
         raise InvalidSetting(
             f"--example-shape is '{shape}', which does not fit into memory; give a smaller one"
         ) from error
-
-
-def groups_of(text: str) -> list[str] | None:
-    """Return the module names in a list; None if it is empty.
-
-    >>> groups_of("body, head"), groups_of("")
-    (['body', 'head'], None)
-    """
-    return [name.strip() for name in text.split(",") if name.strip()] or None

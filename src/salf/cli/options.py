@@ -64,6 +64,15 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
     return settings
 
 
+def names_in(text: str) -> list[str]:
+    """Read names that are separated by commas.
+
+    >>> names_in("body, head"), names_in("")
+    (['body', 'head'], [])
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def positive_numbers(name: str, text: str, example: str) -> list[float]:
     """Read positive numbers that are separated by commas.
 

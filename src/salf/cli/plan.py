@@ -8,8 +8,8 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from salf.cli.console import print_json, show, tell
-from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
-from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
+from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, model_of
+from salf.cli.options import AsJson, Named, Settings, names_in, option, parse_settings, path_option, positive_numbers
 from salf.cli.plan_tables import advice, plan_json, plan_tables
 from salf.cli.quantities import counted
 from salf.devices import Workload
@@ -66,7 +66,7 @@ def plan_command(
     overrides = parse_settings(settings)
     chosen = Experiment.load(experiment, **overrides)
     network, example = _model(chosen, overrides, model, example_shape, integers=integers)
-    layers = find_layers(network, example, groups_of(group))
+    layers = find_layers(network, example, names_in(group) or None)
     workload = Workload(measure_costs(network, example, layers), chosen.client.local_steps)
     measured = None if times is None else read_times(times, layers.names, workload)
     fleet = _fleet(chosen, overrides, workload, measured)

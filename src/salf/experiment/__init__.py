@@ -12,3 +12,4 @@ from salf.experiment.files import preset_names as preset_names
 from salf.experiment.origins import reasons_in as reasons_in
 from salf.experiment.registration import register as register
 from salf.experiment.wording import did_you_mean as did_you_mean
+from salf.experiment.wording import shown as shown

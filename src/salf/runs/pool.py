@@ -22,8 +22,7 @@ from salf.errors import SalfError
 from salf.experiment import Experiment
 from salf.participation import StarvationWarning
 from salf.records import RoundRecord
-from salf.runs.finished import read_finished_run
-from salf.runs.run import Run, run_experiment
+from salf.runs.run import Run, read_finished_run, run_experiment
 from salf.runs.run_files import check_folder
 
 RunsObserver = Callable[[int], None] | None  # called with the number of rounds played
@@ -62,10 +61,9 @@ def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: RunsObse
     for one in assignments:
         if one.folder is not None:
             check_folder(one.folder, one.experiment, resume=one.resume)
-    finished = _read_all(assignments)
-    if finished is not None:
-        return finished
-    return _run_here(assignments, watch) if jobs == 1 else _run_in_processes(assignments, watch, jobs)
+    return _read_all(assignments) or (
+        _run_here(assignments, watch) if jobs == 1 else _run_in_processes(assignments, watch, jobs)
+    )
 
 
 def _read_all(assignments: Sequence[Assignment]) -> list[Run] | None:
@@ -101,7 +99,7 @@ def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jo
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_become_worker, initargs=(stop, done)) as pool:
         try:
             with _interrupts_ignored():
-                futures = [pool.submit(_run_in_worker, one) for one in assignments]
+                futures = [pool.submit(_run, one, _count_round) for one in assignments]
             _wait(futures, done, watch)
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
@@ -131,28 +129,17 @@ class _Stopped(Exception):
     """The comparison ended while this run was in progress."""
 
 
-@dataclass(frozen=True)
-class _SharedState:
-    """What a worker shares with the process that started it: the order to stop, and the rounds played by all."""
-
-    stop: Event
-    done: "Synchronized[int]"
-
-
-_shared: _SharedState | None = None  # set in worker processes, where initialisers can only leave it in a global
+# What a worker shares with the process that started it: the order to stop, and the rounds played by all.
+# It is set in worker processes, where initialisers can only leave it in a global.
+_shared: "tuple[Event, Synchronized[int]] | None" = None
 
 
 def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
     """Prepare a new process: it ignores Ctrl-C, computes on one thread, and counts its rounds for all."""
     global _shared  # noqa: PLW0603 - see its definition
-    _shared = _SharedState(stop, done)
+    _shared = stop, done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the workers stops them
     torch.set_num_threads(1)
-
-
-def _run_in_worker(assignment: Assignment) -> Run:
-    """Do a run in a worker process."""
-    return _run(assignment, _count_round)
 
 
 def _run(assignment: Assignment, watch: Callable[[RoundRecord], None]) -> Run:
@@ -173,10 +160,11 @@ def _count_round(_: RoundRecord) -> None:
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
-    if _shared.stop.is_set():
+    stop, done = _shared
+    if stop.is_set():
         raise _Stopped
-    with _shared.done.get_lock():
-        _shared.done.value += 1
+    with done.get_lock():
+        done.value += 1
 
 
 @contextmanager

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from salf.errors import InvalidSetting, RunFolderError
-from salf.experiment import Experiment, reasons_in
+from salf.experiment import Experiment, reasons_in, shown
 from salf.methods import METHODS
 from salf.records import RoundRecord, TimeLine
 from salf.report import ReportedRun, explanation_of, flatten
-from salf.runs.atomic import reason_of
+from salf.runs.atomic import ELSEWHERE, reading, reason_of
 
-ELSEWHERE = "start the run again in another folder"
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that do not change a run's results
 _MOST_NAMED = 5
-_LONGEST = 80  # characters of a value in an error message
 
 
 class RunFiles:
@@ -101,16 +99,12 @@ def read_records(folder: Path) -> list[RoundRecord]:
         RunFolderError: The file cannot be read, or is damaged.
     """
     file = RunFiles(folder).records
-    try:
+    with reading(file):
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         records = [RoundRecord.from_json(line.decode()) for line in lines]
-    except OSError as error:
-        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
-    for number, record in enumerate(records, start=1):
-        if record.round != number:
-            raise RunFolderError(f"{file} is damaged (line {number} is not of round {number}); {ELSEWHERE}")
+        for number, record in enumerate(records, start=1):
+            if record.round != number:
+                raise ValueError(f"line {number} is not of round {number}")
     return records
 
 
@@ -126,13 +120,9 @@ def read_run(folder: Path) -> ReportedRun:
     if not records:
         raise RunFolderError(f"no round of the run in {folder} has ended; wait for the first, then report it")
     file = RunFiles(folder).timeline
-    try:
+    with reading(file, "remove it, and the report shows no time-line"):
         timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
         return reported_run(settings, records, timeline)
-    except OSError as error:
-        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
-    except ValueError as error:
-        raise RunFolderError(f"{file} is damaged; remove it, and the report shows no time-line") from error
 
 
 def reported_run(settings: str, records: Sequence[RoundRecord], timeline: TimeLine | None) -> ReportedRun:
@@ -156,12 +146,10 @@ def _read_settings(folder: Path) -> str:
     file = RunFiles(folder).experiment
     if not read_reasons(folder):
         return read_experiment(folder).to_toml()
-    try:
+    with reading(file):
         text = file.read_text(encoding="utf-8")
         tomllib.loads(text)["method"]["name"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
-    return text
+        return text
 
 
 def read_reasons(folder: Path) -> tuple[str, ...]:
@@ -184,5 +172,4 @@ def _differences(known: str, wanted: str) -> list[str]:
 
 def _shown(value: object) -> str:
     """Write a setting's value, a long one cut short."""
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "not set" if value is None else shown(value)

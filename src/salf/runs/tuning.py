@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
-from salf.runs.comparison import check_methods, with_learning_rate
+from salf.runs.comparison import check_methods, variant
 from salf.runs.pool import Assignment, RunsObserver, run_all
-from salf.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -77,25 +76,11 @@ def tune(
     check_methods(methods, 1)
     wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
     if not rates or wrong or len(set(rates)) < len(rates):
-        raise InvalidSetting(
-            f"learning rates are {[*rates]}; choose different positive numbers, such as 0.03, 0.1, 0.3"
-        )
-    planned = [
-        replace(with_learning_rate(experiment.with_method(method), {method: rate}), seed=seed)
-        for method in methods
-        for rate in rates
-    ]
-    runs = run_all(
-        [Assignment(one, _folder(one, out), resume, validate=True) for one in planned], jobs=jobs, watch=watch
-    )
-    return Tuning({method: _final_accuracies(runs, method) for method in methods})
-
-
-def _folder(experiment: Experiment, out: Path | None) -> Path | None:
-    """Return where the run with this learning rate is kept."""
-    return None if out is None else out / experiment.method.name / "tuning" / f"lr-{experiment.client.lr!r}"
-
-
-def _final_accuracies(runs: Sequence[Run], method: str) -> dict[float, float]:
-    """Return the final accuracy of each learning rate that was tried with a method."""
-    return {run.experiment.client.lr: run.accuracy for run in runs if run.experiment.method.name == method}
+        raise InvalidSetting(f"learning rates are {[*rates]}; choose different positive numbers, such as 0.03, 0.1")
+    planned = [variant(experiment, method, seed, rate) for method in methods for rate in rates]
+    folders = [out and out / one.method.name / "tuning" / f"lr-{one.client.lr!r}" for one in planned]
+    assignments = [Assignment(one, folder, resume, validate=True) for one, folder in zip(planned, folders, strict=True)]
+    accuracies: dict[str, dict[float, float]] = {method: {} for method in methods}
+    for run in run_all(assignments, jobs=jobs, watch=watch):
+        accuracies[run.experiment.method.name][run.experiment.client.lr] = run.accuracy
+    return Tuning(accuracies)
