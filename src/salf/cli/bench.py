@@ -68,7 +68,15 @@ def bench_command(
 
 
 def _chosen_cases(only: str, device: torch.device) -> tuple[list[Case], list[str]]:
-    """Return the cases to measure on a device, and the names of chosen cases that are about the CPU."""
+    """Return the cases to measure on a device, and the names of chosen cases that are about the CPU.
+
+    Args:
+        only: The names, or beginnings of names, of what to measure, separated by commas; all if it is empty.
+        device: Where to compute.
+
+    Raises:
+        InvalidSetting: A name is none of a case, nor its beginning.
+    """
     cases = all_cases(device)
     wanted = names_in(only)
     known = [case.name for case in cases]
@@ -82,7 +90,16 @@ def _chosen_cases(only: str, device: torch.device) -> tuple[list[Case], list[str
 
 
 def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -> None:
-    """Write the results, and a plot of the growth with the number of clients if that was measured."""
+    """Write the results, and a plot of the growth with the number of clients if that was measured.
+
+    Args:
+        folder: Where to write bench.json, clients.png and clients.svg.
+        result: What `_bench_json` returned.
+        figures: The figure of each case, by its name.
+
+    Raises:
+        RunFolderError: A file cannot be written.
+    """
     write_atomically(folder / "bench.json", json_file(result))
     growth = figures.get("growth/mlp")
     if growth is not None:
@@ -95,7 +112,14 @@ def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -
 def _bench_json(
     cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device, left_out: Sequence[str]
 ) -> dict[str, object]:
-    """Return the machine and the figures as what JSON can hold."""
+    """Return the machine and the figures as what JSON can hold.
+
+    Args:
+        cases: What was measured.
+        figures: The figure of each case, by its name, in the same order.
+        device: Where it was computed.
+        left_out: The names of cases that were not measured there.
+    """
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -123,7 +147,13 @@ def _bench_json(
 
 
 def _bench_table(cases: Sequence[Case], figures: Mapping[str, Figure], device: torch.device) -> Table:
-    """Return the table of figures and targets."""
+    """Return the table of figures and targets.
+
+    Args:
+        cases: What was measured, a row each.
+        figures: The figure of each case, by its name.
+        device: Where it was computed; the title names any but the CPU.
+    """
     where = "" if device.type == "cpu" else f"{title_of(device)}, "
     threads = counted(torch.get_num_threads(), "thread")
     title = f"{where}{counted(os.cpu_count() or 1, 'core')}, {threads}, torch {torch.__version__}"

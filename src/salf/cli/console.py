@@ -33,7 +33,11 @@ _errors = Console(stderr=True, soft_wrap=True)
 
 @contextmanager
 def mistakes_reported() -> Iterator[None]:
-    """Turn a mistake of the user, or an error of the system, into one message and an exit code."""
+    """Turn a mistake of the user, or an error of the system, into one message and an exit code.
+
+    Exit codes: 2 for a mistake or an error of the system, 130 for an interrupt, 1 for an output that was closed. Any
+    other exception is a fault of salf, and passes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" shows "?"; nothing fails
@@ -83,7 +87,12 @@ def _as_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one message to standard error and exit."""
+    """Print one message to standard error and exit.
+
+    Args:
+        message: What is wrong and what to do, without a full stop.
+        code: The exit code of the process.
+    """
     _errors.print(Text.assemble(("salf:", "bold red"), " ", message))
     sys.exit(code)
 

@@ -1,21 +1,31 @@
-"""`salf layers`: the layers of a model, between which a deadline can cut."""
+"""`salf layers`: the layers of a model, between which a deadline can cut.
+
+Also the models that other commands name: those of experiments, and a user's own with an example of its input.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Table
 from torch import Tensor, nn
 
 from salf.cli.console import print_json, show, table_of, tell
-from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, model_of
-from salf.cli.options import AsJson, Settings, names_in, parse_settings
+from salf.cli.options import AsJson, Settings, names_in, option, parse_settings
 from salf.cli.quantities import counted, percent
+from salf.data import load
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.layers import Layers, find_layers, measure_costs
 from salf.models import Factory, build
 from salf.values import LayerCosts
+
+ExampleShape = Annotated[
+    str | None, option("N,…", "Shape of one example, without the batch dimension, such as 3,32,32.")
+]
+IntegerExample = Annotated[bool, typer.Option("--integers", help="Examples are integers, such as tokens.")]
+GroupedModules = Annotated[str, option("NAME,…", "Modules that count as one layer each, with everything inside.")]
 
 
 def layers_command(
@@ -53,18 +63,35 @@ def layers_command(
 
 
 def _named_model(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
-    """Build a user's model, or that of an experiment with an example of its data."""
+    """Build a user's model, or that of an experiment with an example of its data.
+
+    Args:
+        named: MODULE:CALLABLE or FILE.py:CALLABLE; or a preset or an experiment file.
+        overrides: Settings of the experiment; a model of the user's own has none.
+
+    Returns:
+        The model and an example, shape (2, …); None in place of the example for a model of the user's own.
+
+    Raises:
+        InvalidSetting: The model cannot be built, or settings are given for a model of the user's own.
+    """
     if ":" in named:
         if overrides:
             raise InvalidSetting(
-                f"--set changes the settings of an experiment, but {named} is a model of your own; remove --set"
+                f"--set changes an experiment's settings, but {named} is a model of your own; remove it"
             )
         return build(Factory(call=named), (), 2, seed=0), None
     return model_of(Experiment.load(named, **overrides))
 
 
 def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, Any]]:
-    """Return the figures of each layer; shares are of the operations of the whole backward pass."""
+    """Return the figures of each layer; shares are of the operations of the whole backward pass.
+
+    Args:
+        network: The model.
+        found: Its layers, input to output.
+        costs: Their operations; None if no example is known, and then rows have no figures of operations.
+    """
     tensors = dict(network.state_dict(keep_vars=True))
     rows = []
     for index, layer in enumerate(found):
@@ -84,7 +111,14 @@ def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> 
 
 
 def _layers_table(model: str, rows: list[dict[str, Any]], found: Layers, costs: LayerCosts | None) -> Table:
-    """Return the table of layers, without operations where no example was given."""
+    """Return the table of layers, without operations where no example was given.
+
+    Args:
+        model: The model's name, for the title.
+        rows: What `_layer_rows` returned.
+        found: The layers, of which the table needs the parameters that are not used.
+        costs: The operations, if they are known.
+    """
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
     counts = "" if costs is None else "backward FLOP: operations per example; complete after: of the backward pass"
     unused = f"no gradient reaches {', '.join(found.unused)}: clients never send them" if found.unused else ""
@@ -112,3 +146,39 @@ def _engineering(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.3g} {prefix}"
     return f"{number:.3g} "
+
+
+def model_of(experiment: Experiment) -> tuple[nn.Module, Tensor]:
+    """Build an experiment's model; return it with two examples of its data, shape (2, …).
+
+    Raises:
+        DataUnavailable: The data, which the shape of an input comes from, are not there.
+    """
+    dataset = load(experiment.data.name, experiment.data.root)
+    network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
+    return network, dataset.inputs[:2]
+
+
+def example_of(shape: str, *, integers: bool) -> Tensor:
+    """Make a batch of two examples, all zeros.
+
+    Args:
+        shape: The shape of one, such as "3,32,32".
+        integers: Whether values are of type int64 instead of float32.
+
+    Raises:
+        InvalidSetting: The shape is not one, or too large.
+
+    >>> tuple(example_of("3,32,32", integers=False).shape)
+    (2, 3, 32, 32)
+    """
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
+    try:
+        return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
+    except (RuntimeError, TypeError) as error:  # too much memory, or too large a number
+        raise InvalidSetting(f"--example-shape is '{shape}', which does not fit into memory; reduce it") from error

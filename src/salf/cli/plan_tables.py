@@ -14,13 +14,6 @@ from salf.planning import DeadlinePlan, Fleet, Outlook
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12
 _UNEQUAL = 0.25  # imbalance that brings a warning: a fifth of the clients never take part, the others equally
-# The keys of a deadline in JSON, where they are not the attributes of `Outlook`.
-_KEYS = {
-    "deadline_seconds": "deadline_s",
-    "kept": "work_kept",
-    "kept_by_dropping": "work_kept_by_dropping",
-    "round_seconds": "round_s",
-}
 Columns = Mapping[str, Callable[[Outlook], str | Text]]
 _SENT_CAPTION = (
     "layers sent: mean number per client\n"
@@ -78,7 +71,10 @@ def _sent_columns(layers: Sequence[str]) -> Columns:
 
 
 def _value_columns(plan: DeadlinePlan, own_deadline: float) -> Columns:
-    """Return the columns of what the sent layers are worth, and how long rounds last."""
+    """Return the columns of what the sent layers are worth, and how long rounds last.
+
+    Bound and estimate are relative to waiting for every client.
+    """
 
     def remark(one: Outlook) -> str | Text:
         own = "the experiment's" if one.deadline_seconds == own_deadline else ""
@@ -96,7 +92,12 @@ def _value_columns(plan: DeadlinePlan, own_deadline: float) -> Columns:
 
 
 def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
-    """Yield recommendations and warnings, a line each."""
+    """Yield recommendations and warnings, a line each.
+
+    Args:
+        layers: The layers' names, input to output.
+        plan: The plan; a warning is given if its best deadline leaves clients out.
+    """
     best, adaptive = plan.best, plan.adaptive
     yield (
         f"recommended: a deadline of {seconds(best.deadline_seconds)}, {counted(best.rounds, 'round')} of "
@@ -121,7 +122,15 @@ def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
 def plan_json(
     name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
 ) -> dict[str, object]:
-    """Return the plan as one object."""
+    """Return the plan as one object.
+
+    Args:
+        name: What is planned.
+        layers: The layers' names, input to output.
+        fleet: The clients and their devices.
+        own_deadline: The experiment's deadline, in seconds.
+        plan: The plan; all of its deadlines are included.
+    """
     task = plan.task
     return {
         "plan": name,
@@ -140,9 +149,14 @@ def plan_json(
 
 
 def _outlook_json(outlook: Outlook) -> dict[str, object]:
-    """Return one deadline; lists run over layers, input to output."""
+    """Return one deadline under its keys in JSON, such as `round_s` and `work_kept`.
+
+    Lists run over layers, input to output.
+    """
     return {
-        _KEYS.get(name, name): value.tolist() if isinstance(value, np.ndarray) else value
+        name.replace("seconds", "s").replace("kept", "work_kept"): value.tolist()
+        if isinstance(value, np.ndarray)
+        else value
         for name, value in vars(outlook).items()
     }
 

@@ -76,7 +76,16 @@ def run_command(
 
 
 def _overrides(settings: list[str] | None, method: str | None, engine: str | None) -> dict[str, object]:
-    """Return the settings that the command line overrides."""
+    """Return the settings that the command line overrides.
+
+    Args:
+        settings: The values of all `--set` options.
+        method: The value of `--method`.
+        engine: The value of `--engine`.
+
+    Raises:
+        InvalidSetting: An option and `--set` give different values.
+    """
     overrides = parse_settings(settings)
     for name, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
         if value is not None and overrides.setdefault(key, value) != value:
@@ -85,7 +94,16 @@ def _overrides(settings: list[str] | None, method: str | None, engine: str | Non
 
 
 def _experiment(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
-    """Load the named experiment; if only a folder to resume is given, the experiment of its run."""
+    """Load the named experiment; if only a folder to resume is given, the experiment of its run.
+
+    Args:
+        named: A preset or a TOML file; empty if none was named.
+        overrides: The settings that the command line overrides.
+        resume: The folder of the run to resume, if any.
+
+    Raises:
+        RunFolderError: The folder to resume holds no run.
+    """
     if resume is None:
         return Experiment.load(named or "digits", **overrides)
     known = read_experiment(resume)
@@ -102,7 +120,17 @@ def _resuming(folder: Path, tensorboard: Path | None, mlflow: str | None, as_jso
 
 
 def _run_on_engine(experiment: Experiment, folder: Path | None, resume: bool, watch: RecordObserver) -> Run:
-    """Run on Flower's simulation engine if the experiment says so, else on salf's own."""
+    """Run on Flower's simulation engine if the experiment says so, else on salf's own.
+
+    Args:
+        experiment: What to run.
+        folder: Where to keep the run; None keeps nothing.
+        resume: Whether to continue a run that is already there.
+        watch: Is called with every record.
+
+    Raises:
+        InvalidSetting: Flower is not installed.
+    """
     if experiment.engine != "flower":
         return run_experiment(experiment, folder, resume, watch=watch)
     try:
@@ -135,7 +163,10 @@ def _run_json(run: Run) -> dict[str, object]:
 
 
 def _tell_result(run: Run) -> None:
-    """Print the results in a few lines."""
+    """Print the results in a few lines.
+
+    The expected accuracy is named only for an experiment that is run as it is published.
+    """
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
     after = f" after {counted(last.round, 'round')}, {seconds(last.time_s)} of virtual time"

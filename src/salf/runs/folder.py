@@ -94,9 +94,8 @@ class RunFolder:
         self._data = Attachment(notes={"data": dataset.fingerprint()})
         state = self._load(initial) if self._files.checkpoint.exists() else initial
         if len(records) < state.round:
-            raise RunFolderError(
-                f"{self._files.records} has {len(records)} of the {state.round} rounds that were played; {ELSEWHERE}"
-            )
+            have = f"{len(records)} of the {state.round} rounds that were played"
+            raise RunFolderError(f"{self._files.records} has {have}; {ELSEWHERE}")
         kept = records[: state.round]
         write_atomically(self._files.records, "".join(f"{record.to_json()}\n" for record in kept).encode())
         return state, kept
@@ -142,15 +141,11 @@ class RunFolder:
         """Load the checkpoint, and check that it belongs to the data and the model."""
         state, known = load_checkpoint(self._files.checkpoint)
         if known.notes and known.notes != self._data.notes:
-            raise RunFolderError(
-                f"the checkpoint {self._files.checkpoint} was made on other data than is there now (were the files of "
-                "the data set changed?); restore those files, or start the run again in another folder"
-            )
+            changed = f"the checkpoint {self._files.checkpoint} was made on other data than is there now"
+            raise RunFolderError(f"{changed} (were the files of the data set changed?); restore them, or {ELSEWHERE}")
         if _shapes(state.weights) != _shapes(initial.weights):
-            raise RunFolderError(
-                f"the checkpoint {self._files.checkpoint} holds other weights than this experiment's model has (was "
-                f"the code that builds it changed?); {ELSEWHERE}"
-            )
+            changed = f"the checkpoint {self._files.checkpoint} holds other weights than this experiment's model has"
+            raise RunFolderError(f"{changed} (was the code that builds it changed?); {ELSEWHERE}")
         return state
 
     def _save(self) -> None:

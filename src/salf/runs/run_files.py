@@ -1,4 +1,7 @@
-"""The files of a run's folder, and how they are read."""
+"""The files of a run's folder, how they are read, and reports about them.
+
+A folder of a comparison holds one folder of a run per method and seed.
+"""
 
 import tomllib
 from collections.abc import Sequence
@@ -8,8 +11,8 @@ from salf.errors import InvalidSetting, RunFolderError
 from salf.experiment import Experiment, reasons_in, shown
 from salf.methods import METHODS
 from salf.records import RoundRecord, TimeLine
-from salf.report import ReportedRun, explanation_of, flatten
-from salf.runs.atomic import ELSEWHERE, reading, reason_of
+from salf.report import Figures, ReportedRun, explanation_of, figures_of, flatten, group_runs, render_report
+from salf.runs.atomic import ELSEWHERE, reading, reason_of, write_atomically
 
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that do not change a run's results
 _MOST_NAMED = 5
@@ -173,3 +176,46 @@ def _differences(known: str, wanted: str) -> list[str]:
 def _shown(value: object) -> str:
     """Write a setting's value, a long one cut short."""
     return "not set" if value is None else shown(value)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders of runs, each once.
+
+    Args:
+        folders: Folders of runs, or of comparisons, whose runs are in `METHOD/seed-N`.
+
+    Raises:
+        RunFolderError: A folder holds neither.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        try:
+            single = RunFiles(folder).experiment.exists()
+            runs = [folder] if single else sorted(path.parent for path in folder.glob("*/seed-*/experiment.toml"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot look into the folder {folder}: {reason_of(error)}; choose another") from error
+        if not runs:
+            raise RunFolderError(
+                f"{folder} holds neither a run (experiment.toml) nor a comparison (METHOD/seed-N/experiment.toml); "
+                "name a folder that salf run --out or salf compare made"
+            )
+        found |= {run.resolve(): run for run in runs}
+    return [*found.values()]
+
+
+def write_page(runs: Sequence[Path], file: Path) -> list[Figures]:
+    """Write one page about the runs in these folders.
+
+    Args:
+        runs: Folders of runs.
+        file: Where to write the page, which is HTML.
+
+    Returns:
+        The figures in the page, one per group of runs that differ in their seed only.
+
+    Raises:
+        RunFolderError: A run cannot be read, the runs do not belong on one page, or the page cannot be written.
+    """
+    reported = [read_run(run) for run in runs]
+    write_atomically(file, render_report(reported).encode())
+    return [figures_of(group) for group in group_runs(reported)]
