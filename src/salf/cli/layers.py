@@ -116,7 +116,7 @@ def _layers_table(model: str, rows: list[dict[str, Any]], found: Layers, costs: 
     Args:
         model: The model's name, for the title.
         rows: What `_layer_rows` returned.
-        found: The layers, of which the table needs the parameters that are not used.
+        found: The layers; the caption names parameters that are not used.
         costs: The operations, if they are known.
     """
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"

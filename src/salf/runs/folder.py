@@ -63,6 +63,7 @@ class RunFolder:
         self._records: BinaryIO | None = None
         self._unsaved: ServerState | None = None
         check_folder(path, experiment, resume=resume)
+        make_folder(path)
         make_folder(self._files.checkpoint.parent)
         self._lock = lock_folder(path)
         try:
