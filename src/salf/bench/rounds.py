@@ -166,7 +166,7 @@ class RoundBench:
     def _train_centrally(self) -> None:
         """Compute one gradient from all gathered examples."""
         self.model.zero_grad(set_to_none=True)
-        _backward_pass(self.model, self.at_hand, self.labels_at_hand)
+        backward_pass(self.model, self.at_hand, self.labels_at_hand)
 
     def copies(self) -> None:
         """Train a copy of the model for each client, as simulators commonly do."""
@@ -175,16 +175,17 @@ class RoundBench:
             twin = copy.deepcopy(self.model)
             optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
             index = torch.from_numpy(own[0]).to(self.device)
-            _backward_pass(twin, self.inputs[index], self.labels[index])
+            backward_pass(twin, self.inputs[index], self.labels[index])
             optimizer.step()
             with torch.no_grad():
                 for name, value in twin.named_parameters():
                     weights[name] += value / len(self.tasks.batches)
 
 
-def _backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    """Compute the gradients of the mean loss."""
-    nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+def backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    """Compute the gradients of the mean loss of a batch."""
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch - its `backward` is untyped
 
 
 def _fused_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:

@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from rich.table import Table
@@ -103,8 +103,8 @@ def _keep_figures(folder: Path, result: object, figures: Mapping[str, Figure]) -
     write_atomically(folder / "bench.json", json_file(result))
     growth = figures.get("growth/mlp")
     if growth is not None:
-        clients, taken = growth.details["clients"], growth.details["seconds"]
-        plot = plot_growth(clients, taken, "MLP, batch 16, one local step")  # type: ignore[arg-type]
+        details: Any = growth.details
+        plot = plot_growth(details["clients"], details["seconds"], "MLP, batch 16, one local step")
         for suffix in (".png", ".svg"):
             save_figure(plot, folder / f"clients{suffix}")
 

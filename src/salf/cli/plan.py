@@ -164,13 +164,13 @@ def _task(
     if budget is not None and not 0 < budget < math.inf:
         raise InvalidSetting(f"--budget is {budget:g}; give a positive number of seconds")
     values = {**ASSUMED, **known}
-    error = values.pop("initial_error")
+    initial_error = values.pop("initial_error")
     try:
         constants = Constants(num_clients=fleet.asked, **values)
-    except ValueError as error_found:
-        raise InvalidSetting(f"--constant: {error_found}") from error_found
+    except ValueError as error:
+        raise InvalidSetting(f"--constant: {error}") from error
     time = rounds * fleet.rounds.round_seconds(deadline) if budget is None else budget
-    return Task(constants, error, time, steps)
+    return Task(constants, initial_error, time, steps)
 
 
 def _constants(pairs: Sequence[str]) -> dict[str, float]:
