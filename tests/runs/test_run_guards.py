@@ -133,7 +133,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     interrupted(tmp_path / "run")
     other = digits.test_inputs.clone()
     other[7, 0, 3, 3] += 1
-    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore those files, or"):
+    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore them, or"):
         run_experiment(tiny(), tmp_path / "run", resume=True, dataset=replace(digits, test_inputs=other))
     checkpoint = tmp_path / "run" / "checkpoint" / "state.safetensors"
     state, attached = load_checkpoint(checkpoint)

@@ -98,7 +98,8 @@ def reading(file: Path, remedy: str = ELSEWHERE) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); {remedy}") from error
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(f"{file} is damaged ({reason}); {remedy}") from error
 
 
 def _sync_names(folder: Path) -> None:
