@@ -174,7 +174,7 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint" / "state.safetensors"
     good = checkpoint.read_bytes()
     checkpoint.write_bytes(good[:100])
-    assert f"the checkpoint {checkpoint} is damaged" in refusal("run", "--resume", tmp_path)
+    assert f"{checkpoint} is damaged" in refusal("run", "--resume", tmp_path)
     checkpoint.write_bytes(good)
     (tmp_path / "records.jsonl").write_text("[]\n")
     assert "records.jsonl is damaged (this is not the record of a round)" in refusal("run", "--resume", tmp_path)

@@ -64,7 +64,7 @@ def test_layers_of_whole_numbers_in_groups_and_what_is_left_out(models: Path) ->
         ("nothing", [], "nothing"),
         ("plain", ["--example-shape", "0"], "--example-shape is '0'; give whole numbers of at least 1"),
         ("plain", ["--example-shape", "8,"], "--example-shape is '8,'; give whole numbers of at least 1"),
-        ("plain", ["--example-shape", "9" * 30], "does not fit into memory; give a smaller one"),
+        ("plain", ["--example-shape", "9" * 30], "does not fit into memory; reduce it"),
         ("plain", ["--example-shape", "5"], "Sequential"),
         ("plain", ["--group", "nowhere"], "nowhere"),
         ("Shift", ["--example-shape", "4,4"], "Shift"),

@@ -70,7 +70,7 @@ def test_a_folder_without_a_time_line_is_reported_without(tmp_path: Path) -> Non
     [
         ("records.jsonl", "{}\n", "records.jsonl is damaged (this is not the record of a round)"),
         ("records.jsonl", None, "no round of the run in"),
-        ("timeline.json", "[1]", "timeline.json is damaged; remove it, and the report shows no time-line"),
+        ("timeline.json", "[1]", "; remove it, and the report shows no time-line"),
         ("experiment.toml", "rounds = -1", "cannot be read"),
         ("experiment.toml", None, "holds neither a run (experiment.toml) nor a comparison"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from command_cases import refusal, salf, tiny_run
 from rich.console import Console
 
-from salf.cli.compare_table import comparison_table, footnotes
+from salf.cli.compare import comparison_table, footnotes
 from salf.experiment.experiment import Experiment
 from salf.records.rounds import RoundRecord
 from salf.runs.comparison import Comparison

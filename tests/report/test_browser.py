@@ -9,7 +9,7 @@ from report_cases import keep_runs, reported
 
 from salf.methods import METHODS
 from salf.report import render_report
-from salf.runs.reports import write_page
+from salf.runs.run_files import write_page
 
 pytestmark = [
     pytest.mark.slow,

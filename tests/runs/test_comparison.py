@@ -18,8 +18,7 @@ from salf.errors import DataUnavailable, InvalidSetting, RunFolderError, SalfErr
 from salf.experiment.experiment import Experiment
 from salf.records.rounds import RoundRecord, time_to_accuracy
 from salf.runs.comparison import Comparison, Summary, compare
-from salf.runs.finished import read_finished_run
-from salf.runs.run import Run, run_experiment
+from salf.runs.run import Run, read_finished_run, run_experiment
 
 METHODS = ["fedavg", "salf"]
 

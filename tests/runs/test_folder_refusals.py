@@ -21,9 +21,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     good = file.read_bytes()
     for damaged in (b"", good[:9], good[:-7], b"\0" * len(good), good[:40] + b"\xff" * 20 + good[60:]):
         file.write_bytes(damaged)
-        assert f"the checkpoint {file} is damaged" in refused_resumption(tmp_path)
+        assert f"{file} is damaged" in refused_resumption(tmp_path)
     file.write_bytes(good.replace(b'\\"round\\"', b'\\"rownd\\"'))
-    assert f"the checkpoint {file} is damaged ('round')" in refused_resumption(tmp_path)
+    assert f"{file} is damaged ('round')" in refused_resumption(tmp_path)
     write_atomically(file, save({"weights/x": torch.zeros(2)}))
     assert "is not a checkpoint of this version of salf" in refused_resumption(tmp_path)
     file.unlink()

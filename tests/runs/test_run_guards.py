@@ -20,8 +20,7 @@ from salf.errors import RunFolderError
 from salf.records.rounds import RoundRecord
 from salf.runs import lock_folder, read_experiment
 from salf.runs.checkpoint import load_checkpoint, save_checkpoint
-from salf.runs.folder import RunFolder
-from salf.runs.locks import LOCK_NAME
+from salf.runs.folder import LOCK_NAME, RunFolder
 from salf.runs.run import run_experiment
 
 PARTS = ("inputs", "labels", "test_inputs", "test_labels")
@@ -87,11 +86,11 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path: Path) -> None:
 def test_a_folder_is_free_again_however_it_was_left(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for resume in (False, True):
-        with RunFolder.open(tmp_path / "run", tiny(), resume=resume):
+        with RunFolder(tmp_path / "run", tiny(), resume=resume):
             assert "another process is at work" in refusal("run", "--resume", tmp_path / "run")
     with pytest.raises(RunFolderError, match="already holds a run"):
-        RunFolder.open(tmp_path / "run", tiny(), resume=False)
-    with pytest.raises(ZeroDivisionError), RunFolder.open(tmp_path / "run", tiny(), resume=True):
+        RunFolder(tmp_path / "run", tiny(), resume=False)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "run", tiny(), resume=True):
         raise ZeroDivisionError
     assert salf("run", "--resume", tmp_path / "run").code == 0
 
@@ -134,7 +133,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     interrupted(tmp_path / "run")
     other = digits.test_inputs.clone()
     other[7, 0, 3, 3] += 1
-    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore those files, or"):
+    with pytest.raises(RunFolderError, match=r"was made on other data than is there now .*; restore them, or"):
         run_experiment(tiny(), tmp_path / "run", resume=True, dataset=replace(digits, test_inputs=other))
     checkpoint = tmp_path / "run" / "checkpoint" / "state.safetensors"
     state, attached = load_checkpoint(checkpoint)

@@ -8,10 +8,9 @@ from command_cases import plain, salf, settings, tiny
 
 from salf.data import load
 from salf.errors import InvalidSetting
-from salf.runs.comparison import compare
+from salf.runs.comparison import Tuning, compare, tune
 from salf.runs.run import run_experiment
 from salf.runs.run_files import read_experiment, read_records
-from salf.runs.tuning import Tuning, tune
 
 
 def test_the_best_rate_of_each_method_is_compared(tmp_path: Path) -> None:

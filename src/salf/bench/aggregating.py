@@ -28,40 +28,47 @@ def aggregation_cases(device: torch.device) -> list[Case]:
 
 def _aggregation_speed(device: torch.device, seconds: float) -> Figure:
     """Compare with copying the same bytes into memory that exists."""
-    state, layers, update = _parts(device)
-    room = {name: torch.empty_like(value) for name, value in state.items()}
+    parts = _parts(device)
+    update = parts[-1]
+    room = {name: torch.empty_like(value) for name, value in update.deltas.items()}
 
     def copy_all() -> None:
         for _ in range(_UPDATES):
             for name, value in update.deltas.items():
                 room[name].copy_(value)
 
-    def aggregate_all() -> None:
-        running = Aggregation(state, layers, Corrected())
-        for _ in range(_UPDATES):
-            running.add(update)
-        running.finish(_UPDATES)
-
-    return time_in_turn(copy_all, aggregate_all, seconds, device)
+    return time_in_turn(copy_all, partial(_aggregate, *parts, _UPDATES), seconds, device)
 
 
 def _aggregation_memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
     """Measure the most memory that torch holds: for the aggregation, the state that it starts from, and one update."""
-    state, layers, update = _parts(device)
-    model_bytes = sum(value.nbytes for value in state.values())
-
-    def aggregate_some() -> Aggregated:
-        running = Aggregation(state, layers, Corrected())
-        for _ in range(_UPDATES // 10):
-            running.add(update)
-        return running.finish(_UPDATES // 10)
-
-    highest = _most_allocated(aggregate_some) if device.type == "cpu" else _most_allocated_on(aggregate_some, device)
+    parts = _parts(device)
+    model_bytes = sum(value.nbytes for value in parts[0].values())
+    aggregate = partial(_aggregate, *parts, _UPDATES // 10)
+    highest = _most_allocated(aggregate) if device.type == "cpu" else _most_allocated_on(aggregate, device)
     return Figure((highest + 2 * model_bytes) / model_bytes, {"model_bytes": model_bytes, "allocated_bytes": highest})
 
 
+def _aggregate(state: dict[str, Tensor], layers: Layers, update: Update, times: int) -> Aggregated:
+    """Aggregate one update again and again.
+
+    Args:
+        state: The state that the aggregation starts from.
+        layers: The layers of the model.
+        update: What every client sends.
+        times: How many clients there are.
+    """
+    running = Aggregation(state, layers, Corrected())
+    for _ in range(times):
+        running.add(update)
+    return running.finish(times)
+
+
 def _most_allocated(act: Callable[[], object]) -> int:
-    """Return the most bytes on the CPU that torch holds during a call, of those it allocates in it."""
+    """Return the most bytes on the CPU that torch holds during a call, of those it allocates in it.
+
+    Torch's profiler reports every allocation and release.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to stderr when it starts and stops
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         result = act()
@@ -83,7 +90,10 @@ def _most_allocated_on(act: Callable[[], object], device: torch.device) -> int:
 
 
 def _parts(device: torch.device) -> tuple[dict[str, Tensor], Layers, Update]:
-    """Return a model's state, its layers and a client's update, all random."""
+    """Return a model's state, its layers and a client's update, all random.
+
+    The model has 11 layers of one million parameters each.
+    """
     names = [f"layer{number}" for number in range(_LAYERS)]
     state = {f"{name}.weight": torch.randn(_WIDTH, _WIDTH, device=device) for name in names}
     layers = Layers(tuple(Layer(name, (f"{name}.weight",)) for name in names))

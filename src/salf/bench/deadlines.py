@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from salf.bench.case import Case, Figure, time_in_turn, timed
-from salf.client import Work, deadline
+from salf.bench.rounds import backward_pass
+from salf.client import deadline
 from salf.layers import Layers, find_layers
 from salf.models import Vgg, build
 
@@ -29,7 +30,19 @@ def deadline_cases(device: torch.device) -> list[Case]:
 
 
 class DeadlineLoop:
-    """A training loop on VGG11, on a device, with and without a deadline."""
+    """A training loop on VGG11, with and without a deadline.
+
+    Args:
+        device: Where the model is trained.
+
+    Attributes:
+        model: The network, which is trained already for a few steps.
+        optimizer: SGD with momentum.
+        inputs: One batch of random images, shape (16, 3, 32, 32).
+        labels: Their random classes, shape (16,).
+        layers: The network's layers.
+        step_seconds: The median time of a step without a deadline.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.model: nn.Module = build(Vgg(), (3, 32, 32), 10, seed=0).to(device)
@@ -44,21 +57,26 @@ class DeadlineLoop:
         """Train for some steps."""
         for _ in range(steps):
             self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(self.inputs), self.labels).backward()  # type: ignore[no-untyped-call]
+            backward_pass(self.model, self.inputs, self.labels)
             self.optimizer.step()
 
-    def block(self, steps: int, seconds: float) -> Work:
-        """Train for some steps under a deadline in seconds, and make the update."""
+    def block(self, steps: int, seconds: float) -> tuple[float, int]:
+        """Train under a deadline, and make the update.
+
+        Args:
+            steps: How many steps to try.
+            seconds: The deadline.
+
+        Returns:
+            How many seconds training took, and how many layers the update has.
+        """
         with deadline(self.model, self.optimizer, seconds, layers=self.layers) as work:
             self.train(steps)
         work.update(_ROWS)
-        return work
+        return work.seconds, work.depth
 
 
-@cache
-def _loop(device: torch.device) -> DeadlineLoop:
-    """Return the loop on a device, which both cases share."""
-    return DeadlineLoop(device)
+_loop = cache(DeadlineLoop)  # both cases share the loop on a device
 
 
 def _cost(device: torch.device, seconds: float) -> Figure:
@@ -68,7 +86,15 @@ def _cost(device: torch.device, seconds: float) -> Figure:
 
 
 def _punctuality(device: torch.device, seconds: float) -> Figure:
-    """Try nine deadlines, with equally many blocks each; the figure is the worst share of punctual blocks."""
+    """Try nine deadlines, with equally many blocks each.
+
+    Args:
+        device: Where the model is trained.
+        seconds: About how long to measure; 20 to 100 blocks for each deadline.
+
+    Returns:
+        The worst share of punctual blocks, in per cent; for each deadline, the share and the mean depth of the update.
+    """
     loop = _loop(device)
     for _ in range(3):
         loop.block(1, 1000.0)
@@ -76,10 +102,7 @@ def _punctuality(device: torch.device, seconds: float) -> Figure:
     shares, depths = {}, {}
     for tenth in range(9, 0, -1):
         limit = loop.step_seconds * tenth / 10
-        works = []
-        for _ in range(count):
-            work = loop.block(3, limit)
-            works.append((work.seconds / limit, work.depth))
-        shares[f"{tenth}0 %"] = fmean(ratio <= _LATE for ratio, _ in works)
-        depths[f"{tenth}0 %"] = fmean(depth for _, depth in works)
+        results = [loop.block(3, limit) for _ in range(count)]
+        shares[f"{tenth}0 %"] = fmean(seconds_taken / limit <= _LATE for seconds_taken, _ in results)
+        depths[f"{tenth}0 %"] = fmean(depth for _, depth in results)
     return Figure(100 * min(shares.values()), {"share": shares, "depth": depths, "blocks": count})

@@ -57,10 +57,9 @@ def _play_rounds(clients: int, asked: int, model: Model, side: int, examples: in
     """Play the rounds on random images; return the most memory that was held, in bytes."""
     inputs, labels = torch.randn(examples, 1, side, side), torch.arange(examples) % 10
     dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-    settings = ClientSettings(batch_size=_BATCH, cohort=asked)
-    experiment = replace(bench_settings(model, clients, device=device, client=settings), rounds=_ROUNDS)
-    experiment = replace(experiment, evaluate=EvaluateSettings(every=_ROUNDS))
-    simulation = Simulation(experiment, dataset=dataset)
+    client, evaluate = ClientSettings(batch_size=_BATCH, cohort=asked), EvaluateSettings(every=_ROUNDS)
+    settings = bench_settings(model, clients, device=device, client=client)
+    simulation = Simulation(replace(settings, rounds=_ROUNDS, evaluate=evaluate), dataset=dataset)
     state = simulation.initial_state()
     for _ in range(_ROUNDS):
         state, _record = simulation.play(state)
@@ -84,6 +83,9 @@ def _round_memory(device: torch.device, seconds: float) -> Figure:  # noqa: ARG0
 
 
 def _registered_memory(seconds: float) -> Figure:  # noqa: ARG001 - memory takes no time
-    """Measure how much more memory clients take that are registered but not asked."""
+    """Measure how much more memory clients take that are registered but not asked.
+
+    Two processes play the same rounds, one with 100 000 registered clients, the other with the 100 that are asked.
+    """
     many, few = (largest_memory(clients, _ASKED, Mlp(), 4, _REGISTERED) for clients in (_REGISTERED, _ASKED))
     return Figure((many - few) / _MIB, {"bytes": many, "against_bytes": few})

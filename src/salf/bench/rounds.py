@@ -58,19 +58,14 @@ _WHOLE = {"mlp-30": 1.5, "mlp-1000": 1.1}
 def round_cases(device: torch.device) -> list[Case]:
     """Return the cases of the fused engine, of whole rounds, and of the plain loop on a device."""
     against = "against one centralised forward and backward pass over the same examples, gathered from the same data"
-    fused = [
-        Case(f"fused/{name}", f"fused engine {against}", most, "≤", "×", partial(_fused_ratio, device, SUBJECTS[name]))
-        for name, most in _FUSED.items()
-    ]
-    whole = [
-        Case(
-            f"round/{name}", f"simulated round {against}", most, "≤", "×", partial(_round_ratio, device, SUBJECTS[name])
-        )
-        for name, most in _WHOLE.items()
+    kinds = (("fused", "fused engine", _fused_ratio, _FUSED), ("round", "simulated round", _round_ratio, _WHOLE))
+    ratios = [
+        Case(f"{kind}/{name}", f"{what} {against}", most, "≤", "×", partial(measure, device, SUBJECTS[name]))
+        for kind, what, measure, targets in kinds
+        for name, most in targets.items()
     ]
     what = "plain loop of model copies against the fused engine"
-    loop = Case("loop/mlp-30", what, 20, "≥", "×", partial(_copies_ratio, device))
-    return [*fused, *whole, loop]
+    return [*ratios, Case("loop/mlp-30", what, 20, "≥", "×", partial(_copies_ratio, device))]
 
 
 def growth_case(device: torch.device) -> Case:
@@ -107,33 +102,36 @@ class RoundBench:
 
     Args:
         subject: What a round computes.
+        device: Where everything is computed.
         engine: What trains the clients.
         method: salf by default.
+
+    Attributes:
+        simulation: The simulation.
+        state: The server's state before the next round.
+        tasks: What the clients do in the first round.
+        model: The model that the centralised pass trains.
         device: Where everything is computed.
+        index: The places of the examples of all clients in the first round, client by client.
+        inputs: All inputs, shape (examples, …).
+        labels: All labels, shape (examples,).
+        at_hand: The inputs of the first round, gathered.
+        labels_at_hand: Their labels.
     """
 
     def __init__(
-        self,
-        subject: Subject,
-        *,
-        engine: EngineName = "fused",
-        method: Salf | None = None,
-        device: torch.device = CPU,
+        self, subject: Subject, device: torch.device = CPU, *, engine: EngineName = "fused", method: Salf | None = None
     ) -> None:
         count = max(2000, subject.clients * _BATCH)
         draw = torch.Generator().manual_seed(0)
-        inputs = torch.randn(count, *subject.shape, generator=draw)
-        labels = torch.arange(count) % _CLASSES
+        inputs, labels = torch.randn(count, *subject.shape, generator=draw), torch.arange(count) % _CLASSES
         dataset = Dataset.from_tensors(inputs, labels, inputs[:_BATCH], labels[:_BATCH])
-        settings = bench_settings(
-            subject.model, subject.clients, device=device, client=ClientSettings(batch_size=_BATCH)
-        )
-        experiment = replace(settings, engine=engine, method=method or Salf())
-        self.simulation = Simulation(experiment, dataset=dataset)
+        client = ClientSettings(batch_size=_BATCH)
+        settings = bench_settings(subject.model, subject.clients, device=device, client=client)
+        self.simulation = Simulation(replace(settings, engine=engine, method=method or Salf()), dataset=dataset)
         self.state: ServerState = self.simulation.initial_state()
         self.tasks: Tasks = self.simulation.tasks(self.state)
-        shape, classes = dataset.input_shape, dataset.num_classes
-        self.model = build(subject.model, shape, classes, seed=0).to(device).train()
+        self.model = build(subject.model, dataset.input_shape, dataset.num_classes, seed=0).to(device).train()
         self.device, self.index = device, torch.from_numpy(self.tasks.batches.ravel()).to(device)
         self.inputs, self.labels = inputs.to(device), labels.to(device)
         self.at_hand, self.labels_at_hand = self.inputs[self.index], self.labels[self.index]
@@ -168,7 +166,7 @@ class RoundBench:
     def _train_centrally(self) -> None:
         """Compute one gradient from all gathered examples."""
         self.model.zero_grad(set_to_none=True)
-        _backward_pass(self.model, self.at_hand, self.labels_at_hand)
+        backward_pass(self.model, self.at_hand, self.labels_at_hand)
 
     def copies(self) -> None:
         """Train a copy of the model for each client, as simulators commonly do."""
@@ -177,65 +175,78 @@ class RoundBench:
             twin = copy.deepcopy(self.model)
             optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
             index = torch.from_numpy(own[0]).to(self.device)
-            _backward_pass(twin, self.inputs[index], self.labels[index])
+            backward_pass(twin, self.inputs[index], self.labels[index])
             optimizer.step()
             with torch.no_grad():
                 for name, value in twin.named_parameters():
                     weights[name] += value / len(self.tasks.batches)
 
 
-def _backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    """Compute the gradients of the mean loss."""
-    nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+def backward_pass(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    """Compute the gradients of the mean loss of a batch."""
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch - its `backward` is untyped
 
 
 def _fused_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
-    """Compare the training of a round's clients with one centralised pass."""
-    bench = RoundBench(subject, device=device)
+    """Compare the training of a round's clients with one centralised pass.
+
+    Args:
+        device: Where both compute.
+        subject: What a round computes.
+        seconds: About how long to measure.
+    """
+    bench = RoundBench(subject, device)
     return _against_centralised(bench, bench.train, 1, seconds)
 
 
 def _round_ratio(device: torch.device, subject: Subject, seconds: float) -> Figure:
-    """Compare as many rounds as are drawn at once with as many passes, so the drawing counts."""
-    bench = RoundBench(subject, device=device)
+    """Compare as many rounds as are drawn at once with as many passes, so the drawing counts.
+
+    Args:
+        device: Where both compute.
+        subject: What a round computes.
+        seconds: About how long to measure.
+    """
+    bench = RoundBench(subject, device)
     return _against_centralised(bench, bench.play, bench.simulation.sampler.rounds_ahead, seconds)
 
 
 def _against_centralised(bench: RoundBench, act: Callable[[], None], times: int, seconds: float) -> Figure:
-    """Compare with the centralised pass; the details also compare with one whose examples are gathered before."""
-    figure = time_in_turn(_times(act, times), _times(bench.centralised, times), seconds / 2, bench.device)
-    at_hand = time_in_turn(_times(act, times), _times(bench.centralised_at_hand, times), seconds / 2, bench.device)
-    return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
+    """Compare with the centralised pass; the details also compare with one whose examples are gathered before.
 
+    Args:
+        bench: What the pass trains on.
+        act: What to compare.
+        times: How many calls of `act`, and passes, make one measurement.
+        seconds: About how long to measure.
+    """
 
-def _times(act: Callable[[], None], times: int) -> Callable[[], None]:
-    """Return a function that calls `act` so many times."""
-
-    def repeat() -> None:
+    def repeat(function: Callable[[], None]) -> None:
         for _ in range(times):
-            act()
+            function()
 
-    return repeat
+    figure, at_hand = (
+        time_in_turn(partial(repeat, act), partial(repeat, centralised), seconds / 2, bench.device)
+        for centralised in (bench.centralised, bench.centralised_at_hand)
+    )
+    return replace(figure, details={**figure.details, "examples_at_hand": at_hand.value})
 
 
 def _copies_ratio(device: torch.device, seconds: float) -> Figure:
     """Compare a loop over copies of the model with the fused engine."""
-    bench = RoundBench(_MLP, device=device)
+    bench = RoundBench(_MLP, device)
     with bench.simulation.federation.suitable_threads():
         return time_in_turn(bench.copies, bench.train, seconds, device)
 
 
 def _growth_exponent(device: torch.device, seconds: float) -> Figure:
     """Fit log time against log clients, with the median of interleaved rounds for each number of clients."""
-    benches = [RoundBench(replace(_MLP, clients=clients), device=device) for clients in _GROWTH]
-    times: list[list[float]] = [[] for _ in benches]
-    plays: list[Callable[[], None]] = [bench.play for bench in benches]
+    plays: list[Callable[[], None]] = [RoundBench(replace(_MLP, clients=clients), device).play for clients in _GROWTH]
     for play in plays:
         play()
     passes = max(5, math.ceil(seconds / sum(timed(play, device=device) for play in plays)))
-    for _ in range(passes):
-        for taken, play in zip(times, plays, strict=True):
-            taken.append(timed(play, device=device))
-    medians = [float(np.median(taken)) for taken in times]
+    times = [[timed(play, device=device) for play in plays] for _ in range(passes)]
+    medians: list[float] = np.median(times, axis=0).tolist()
     exponent, _ = np.polyfit(np.log(_GROWTH), np.log(medians), 1)
     return Figure(float(exponent), {"clients": list(_GROWTH), "seconds": medians, "passes": passes})

@@ -28,7 +28,15 @@ def start_cases() -> list[Case]:
 
 
 def _repeated(measure: Callable[[], float], seconds: float) -> Figure:
-    """Measure several times within so many seconds; the figure is the median."""
+    """Measure several times within so many seconds.
+
+    Args:
+        measure: Starts a process, and returns the seconds that count.
+        seconds: About how long to measure; three times at least.
+
+    Returns:
+        The median, with the number of measurements.
+    """
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < _FEWEST or time.perf_counter() < end:

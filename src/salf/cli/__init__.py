@@ -23,7 +23,10 @@ _WITH_PRESETS = ("run", "compare", "plan")
 
 
 class _CommandsOnDemand(TyperGroup):
-    """The group of all commands, which knows their names and short helps, and loads a command to run it."""
+    """The group of all commands, which knows their names and short helps, and loads a command to run it.
+
+    Other commands' modules are never imported: some of them import PyTorch, which takes seconds.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -64,6 +67,12 @@ app = typer.Typer(
 def load_command(name: str) -> click.Command:
     """Import the module of a command and return the command.
 
+    Args:
+        name: One of `COMMANDS`.
+
+    Returns:
+        The command, with its options, its help and, below that, the names of the presets if it takes one.
+
     >>> load_command("layers").get_short_help_str(100) == COMMANDS["layers"]
     True
     """
@@ -81,7 +90,11 @@ def _presets() -> str:
 
 
 def _show_version(wanted: bool) -> None:
-    """Print the version and exit, if the option was given."""
+    """Print the version and exit, if the option was given.
+
+    Raises:
+        typer.Exit: The version was printed.
+    """
     if wanted:
         typer.echo(f"salf {version('salf')}")
         raise typer.Exit

@@ -5,11 +5,12 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 import typer
@@ -24,13 +25,19 @@ from salf.errors import SalfError
 
 ARGUMENTS = "salf.arguments"  # the whole command line, in click's `Context.meta`
 
+Row = TypeVar("Row")
+
 _people = Console()
 _errors = Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
 def mistakes_reported() -> Iterator[None]:
-    """Turn a mistake of the user, or an error of the system, into one message and an exit code."""
+    """Turn a mistake of the user, or an error of the system, into one message and an exit code.
+
+    Exit codes: 2 for a mistake or an error of the system, 130 for an interrupt, 1 for an output that was closed. Any
+    other exception is a fault of salf, and passes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" shows "?"; nothing fails
@@ -80,7 +87,12 @@ def _as_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one message to standard error and exit."""
+    """Print one message to standard error and exit.
+
+    Args:
+        message: What is wrong and what to do, without a full stop.
+        code: The exit code of the process.
+    """
     _errors.print(Text.assemble(("salf:", "bold red"), " ", message))
     sys.exit(code)
 
@@ -96,13 +108,20 @@ def tell(message: str | Text) -> None:
     _people.print(message, highlight=False, markup=False, soft_wrap=not _people.is_terminal)
 
 
-def plain_table(title: str, headings: Sequence[str], *, caption: str = "") -> Table:
-    """Return an empty table; its first column holds names, the others numbers.
+def table_of(
+    title: str, columns: Mapping[str, Callable[[Row], str | Text]], rows: Iterable[Row], *, caption: str = ""
+) -> Table:
+    """Return a table; its first column holds names, the others numbers.
 
     Args:
         title: Printed as it is, without markup.
-        headings: One per column; a line break starts a second line.
+        columns: For each heading, the text of a row's cell; a line break starts a heading's second line.
+        rows: What the rows show, from top to bottom.
         caption: What the columns mean, below the table.
+
+    >>> table = table_of("two", {"number": str, "square": lambda number: f"{number**2}"}, [2, 3])
+    >>> table.row_count, [str(cell) for cell in table.columns[1].cells]
+    (2, ['4', '9'])
     """
     table = Table(
         title=Text(title),
@@ -113,10 +132,13 @@ def plain_table(title: str, headings: Sequence[str], *, caption: str = "") -> Ta
         pad_edge=False,
         show_edge=False,
     )
-    first, *others = headings
-    table.add_column(Text(first), style="bold", no_wrap=True)
-    for heading in others:
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for place, heading in enumerate(columns):
+        table.add_column(
+            Text(heading), style="" if place else "bold", justify="right" if place else "left", no_wrap=True
+        )
+    for row in rows:
+        cells = (cell(row) for cell in columns.values())
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     return table
 
 
@@ -142,17 +164,33 @@ def progress_bar(title: str, total: int, *, shown: bool) -> Iterator["Bar"]:
         yield Bar(bar, bar.add_task(title, total=total, note=""))
 
 
+@dataclass(frozen=True)
 class Bar:
-    """A progress bar that is shown."""
+    """A progress bar that is shown.
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    Args:
+        progress: What draws it.
+        task: Its number there.
+    """
+
+    progress: Progress
+    task: TaskID
 
     def show(self, done: int, note: str = "") -> None:
-        """Move the bar to `done`; an empty note leaves the last one."""
-        self._progress.update(self._task, completed=done)
+        """Move the bar.
+
+        Args:
+            done: How many steps are done.
+            note: What to say beside the bar; an empty note leaves the last one.
+        """
+        self.progress.update(self.task, completed=done)
         if note:
-            self._progress.update(self._task, note=note)
+            self.progress.update(self.task, note=note)
+
+
+def json_file(value: object) -> bytes:
+    """Return the content of a file that holds one JSON object; see `json_value`."""
+    return (json.dumps(json_value(value), indent=2, allow_nan=False) + "\n").encode()
 
 
 def print_json(value: object) -> None:

@@ -1,21 +1,31 @@
-"""`salf layers`: the layers of a model, between which a deadline can cut."""
+"""`salf layers`: the layers of a model, between which a deadline can cut.
 
-from typing import Annotated
+Also the models that other commands name: those of experiments, and a user's own with an example of its input.
+"""
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
 import typer
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
-from salf.cli.console import plain_table, print_json, show, tell
-from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
-from salf.cli.options import AsJson, Settings, parse_settings
+from salf.cli.console import print_json, show, table_of, tell
+from salf.cli.options import AsJson, Settings, names_in, option, parse_settings
 from salf.cli.quantities import counted, percent
+from salf.data import load
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.layers import Layers, find_layers, measure_costs
 from salf.models import Factory, build
 from salf.values import LayerCosts
+
+ExampleShape = Annotated[
+    str | None, option("N,…", "Shape of one example, without the batch dimension, such as 3,32,32.")
+]
+IntegerExample = Annotated[bool, typer.Option("--integers", help="Examples are integers, such as tokens.")]
+GroupedModules = Annotated[str, option("NAME,…", "Modules that count as one layer each, with everything inside.")]
 
 
 def layers_command(
@@ -39,34 +49,54 @@ def layers_command(
     network, example = _named_model(model, parse_settings(settings))
     if example_shape is not None:
         example = example_of(example_shape, integers=integers)
-    found = find_layers(network, example, groups_of(group))
+    found = find_layers(network, example, names_in(group) or None)
     costs = None if example is None else measure_costs(network, example, found)
+    rows = _layer_rows(network, found, costs)
     if as_json:
-        print_json(_layers_json(network, found, costs))
-    else:
-        show(_layers_table(network, found, costs))
-        if costs is None:
-            tell("The order is that of declaration; pass --example-shape 3,32,32 to observe it and count operations.")
+        forward, order = (None, "declared") if costs is None else (costs.forward, "observed")
+        aside = {"unused": [*found.unused], "aliases": {**found.aliases}, "order": order}
+        print_json({"layers": rows, "forward_flops": forward, **aside})
+        return
+    show(_layers_table(type(network).__name__, rows, found, costs))
+    if costs is None:
+        tell("The order is that of declaration; pass --example-shape 3,32,32 to observe it and count operations.")
 
 
 def _named_model(named: str, overrides: dict[str, object]) -> tuple[nn.Module, Tensor | None]:
-    """Build a user's model, or that of an experiment with an example of its data."""
+    """Build a user's model, or that of an experiment with an example of its data.
+
+    Args:
+        named: MODULE:CALLABLE or FILE.py:CALLABLE; or a preset or an experiment file.
+        overrides: Settings of the experiment; a model of the user's own has none.
+
+    Returns:
+        The model and an example, shape (2, …); None in place of the example for a model of the user's own.
+
+    Raises:
+        InvalidSetting: The model cannot be built, or settings are given for a model of the user's own.
+    """
     if ":" in named:
         if overrides:
             raise InvalidSetting(
-                f"--set changes the settings of an experiment, but {named} is a model of your own; remove --set"
+                f"--set changes an experiment's settings, but {named} is a model of your own; remove it"
             )
         return build(Factory(call=named), (), 2, seed=0), None
     return model_of(Experiment.load(named, **overrides))
 
 
-def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, object]]:
-    """Return the figures of each layer; shares are of the operations of the whole backward pass."""
+def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> list[dict[str, Any]]:
+    """Return the figures of each layer; shares are of the operations of the whole backward pass.
+
+    Args:
+        network: The model.
+        found: Its layers, input to output.
+        costs: Their operations; None if no example is known, and then rows have no figures of operations.
+    """
     tensors = dict(network.state_dict(keep_vars=True))
-    rows: list[dict[str, object]] = []
+    rows = []
     for index, layer in enumerate(found):
         sizes = [tensors[name] for name in layer.parameters]
-        row: dict[str, object] = {
+        row: dict[str, Any] = {
             "layer": layer.name,
             "parameters": sum(tensor.numel() for tensor in sizes),
             "bytes": sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)),
@@ -80,34 +110,30 @@ def _layer_rows(network: nn.Module, found: Layers, costs: LayerCosts | None) -> 
     return rows
 
 
-def _layers_json(network: nn.Module, found: Layers, costs: LayerCosts | None) -> dict[str, object]:
-    """Return what JSON can hold of a model's layers."""
-    return {
-        "layers": _layer_rows(network, found, costs),
-        "forward_flops": None if costs is None else costs.forward,
-        "unused": list(found.unused),
-        "aliases": dict(found.aliases),
-        "order": "declared" if costs is None else "observed",
-    }
+def _layers_table(model: str, rows: list[dict[str, Any]], found: Layers, costs: LayerCosts | None) -> Table:
+    """Return the table of layers, without operations where no example was given.
 
-
-def _layers_table(network: nn.Module, found: Layers, costs: LayerCosts | None) -> Table:
-    """Return the table of layers, without operations where no example was given."""
+    Args:
+        model: The model's name, for the title.
+        rows: What `_layer_rows` returned.
+        found: The layers; the caption names parameters that are not used.
+        costs: The operations, if they are known.
+    """
     forward = "" if costs is None else f", forward pass {_engineering(costs.forward)}FLOP per example"
     counts = "" if costs is None else "backward FLOP: operations per example; complete after: of the backward pass"
     unused = f"no gradient reaches {', '.join(found.unused)}: clients never send them" if found.unused else ""
-    table = plain_table(
-        f"{type(network).__name__}: {counted(len(found), 'layer')}, input to output{forward}",
-        ["layer", "parameters", "bytes", *(["backward FLOP", "share", "complete after"] if costs is not None else [])],
-        caption="\n".join(filter(None, (counts, unused))),
-    )
-    for row in _layer_rows(network, found, costs):
-        cells = [str(row["layer"]), f"{row['parameters']:,}", f"{row['bytes']:,}"]
-        if costs is not None:
-            shares = [float(str(row[key])) for key in ("share", "complete_after")]
-            cells += [_engineering(float(str(row["backward_flops"]))), *(percent(share) for share in shares)]
-        table.add_row(*map(Text, cells))
-    return table
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "layer": lambda row: str(row["layer"]),
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "bytes": lambda row: f"{row['bytes']:,}",
+    }
+    if costs is not None:
+        columns["backward FLOP"] = lambda row: _engineering(row["backward_flops"])
+        columns["share"] = lambda row: percent(row["share"])
+        columns["complete after"] = lambda row: percent(row["complete_after"])
+    title = f"{model}: {counted(len(found), 'layer')}, input to output{forward}"
+    caption = "\n".join(filter(None, (counts, unused)))
+    return table_of(title, columns, rows, caption=caption)
 
 
 def _engineering(number: float) -> str:
@@ -120,3 +146,39 @@ def _engineering(number: float) -> str:
         if number >= factor:
             return f"{number / factor:.3g} {prefix}"
     return f"{number:.3g} "
+
+
+def model_of(experiment: Experiment) -> tuple[nn.Module, Tensor]:
+    """Build an experiment's model; return it with two examples of its data, shape (2, …).
+
+    Raises:
+        DataUnavailable: The data, which the shape of an input comes from, are not there.
+    """
+    dataset = load(experiment.data.name, experiment.data.root)
+    network = build(experiment.model, dataset.input_shape, dataset.num_classes, experiment.seed)
+    return network, dataset.inputs[:2]
+
+
+def example_of(shape: str, *, integers: bool) -> Tensor:
+    """Make a batch of two examples, all zeros.
+
+    Args:
+        shape: The shape of one, such as "3,32,32".
+        integers: Whether values are of type int64 instead of float32.
+
+    Raises:
+        InvalidSetting: The shape is not one, or too large.
+
+    >>> tuple(example_of("3,32,32", integers=False).shape)
+    (2, 3, 32, 32)
+    """
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise InvalidSetting(f"--example-shape is '{shape}'; give whole numbers of at least 1, such as 3,32,32")
+    try:
+        return torch.zeros(2, *sizes, dtype=torch.int64 if integers else torch.float32)
+    except (RuntimeError, TypeError) as error:  # too much memory, or too large a number
+        raise InvalidSetting(f"--example-shape is '{shape}', which does not fit into memory; reduce it") from error

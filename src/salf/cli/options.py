@@ -26,13 +26,22 @@ def option(metavar: str, help_text: str, *names: str, least: float | None = None
 
 
 def path_option(metavar: str, help_text: str) -> OptionInfo:
-    """Return an option that takes the path of a file or folder."""
+    """Return an option that takes the path of a file or folder.
+
+    Args:
+        metavar: What stands for the path in the help.
+        help_text: The help.
+    """
     option: OptionInfo = typer.Option(parser=given_path, metavar=metavar, help=help_text)
     return option
 
 
 def given_path(text: str) -> Path:
-    """Read the path of a file or folder; refuse an empty one, which an unset variable leaves."""
+    """Read the path of a file or folder; refuse an empty one, which an unset variable leaves.
+
+    Raises:
+        typer.BadParameter: The path is empty or blank.
+    """
     if not text.strip():
         raise typer.BadParameter("it is empty; name a file or folder, or leave the option out")
     return Path(text)
@@ -49,6 +58,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
     """Read KEY=VALUE pairs; a value is TOML, or else text.
 
+    Args:
+        pairs: The values of all `--set` options; None without one.
+
+    Returns:
+        The settings by their dotted names, the last one of each name.
+
+    Raises:
+        InvalidSetting: A pair has no key, or no "=".
+
     >>> parse_settings(["rounds=20", "data.root=../data", "model.hidden=[32, 16]"])
     {'rounds': 20, 'data.root': '../data', 'model.hidden': [32, 16]}
     """
@@ -62,6 +80,15 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, object]:
         except ValueError:
             settings[key.strip()] = text.strip()
     return settings
+
+
+def names_in(text: str) -> list[str]:
+    """Read names that are separated by commas.
+
+    >>> names_in("body, head"), names_in("")
+    (['body', 'head'], [])
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def positive_numbers(name: str, text: str, example: str) -> list[float]:

@@ -8,8 +8,8 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from salf.cli.console import print_json, show, tell
-from salf.cli.models import ExampleShape, GroupedModules, IntegerExample, example_of, groups_of, model_of
-from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option, positive_numbers
+from salf.cli.layers import ExampleShape, GroupedModules, IntegerExample, example_of, model_of
+from salf.cli.options import AsJson, Named, Settings, names_in, option, parse_settings, path_option, positive_numbers
 from salf.cli.plan_tables import advice, plan_json, plan_tables
 from salf.cli.quantities import counted
 from salf.devices import Workload
@@ -66,7 +66,7 @@ def plan_command(
     overrides = parse_settings(settings)
     chosen = Experiment.load(experiment, **overrides)
     network, example = _model(chosen, overrides, model, example_shape, integers=integers)
-    layers = find_layers(network, example, groups_of(group))
+    layers = find_layers(network, example, names_in(group) or None)
     workload = Workload(measure_costs(network, example, layers), chosen.client.local_steps)
     measured = None if times is None else read_times(times, layers.names, workload)
     fleet = _fleet(chosen, overrides, workload, measured)
@@ -90,17 +90,26 @@ def plan_command(
 def _model(
     experiment: Experiment, overrides: dict[str, object], named: str | None, shape: str | None, *, integers: bool
 ) -> tuple[nn.Module, Tensor]:
-    """Return the model to plan for, with an example of its input."""
+    """Return the model to plan for, with an example of its input.
+
+    Args:
+        experiment: Whose model and data are used if no other model is named.
+        overrides: The settings of `--set`; none of them may be about the model if one is named.
+        named: MODULE:CALLABLE, a model of the user's own.
+        shape: The shape of its input, such as "3,32,32".
+        integers: Whether its input is of integers.
+
+    Raises:
+        InvalidSetting: The options contradict each other, or the shape is missing.
+    """
     if named is None:
         if shape is not None or integers:
             raise InvalidSetting(
-                "--example-shape and --integers describe the input of a model of your own; add --model MODULE:CALLABLE"
+                "--example-shape and --integers describe a model of your own; add --model MODULE:CALLABLE"
             )
         return model_of(experiment)
     if shape is None:
-        raise InvalidSetting(
-            f"--model {named} needs the shape of an input, to count operations; add --example-shape 3,32,32"
-        )
+        raise InvalidSetting(f"--model {named} needs the shape of an input; add --example-shape, such as 3,32,32")
     settings = [key for key in overrides if key.split(".")[0] == "model"]
     if settings:
         raise InvalidSetting(f"--set {settings[0]} and --model both choose the model; give only one")
@@ -110,7 +119,17 @@ def _model(
 def _fleet(
     experiment: Experiment, overrides: dict[str, object], workload: Workload, measured: MeasuredTimes | None
 ) -> Fleet:
-    """Return the clients and their devices: the experiment's, or those that were measured."""
+    """Return the clients and their devices: the experiment's, or those that were measured.
+
+    Args:
+        experiment: Whose clients and devices are used if no times were measured.
+        overrides: The settings of `--set`; none of them may be about the clients if times were measured.
+        workload: What a client computes in a round.
+        measured: The times of real clients.
+
+    Raises:
+        InvalidSetting: The options contradict each other, or a cohort has more clients than were measured.
+    """
     asked, population = experiment.client.cohort, experiment.data.clients
     if measured is None:
         return Fleet(experiment.devices, workload, population, asked or population, experiment.seed)
@@ -119,32 +138,50 @@ def _fleet(
             raise InvalidSetting(f"--set {key} and --times both choose the clients; give only one")
     population = measured.num_clients
     if asked is not None and asked > population:
-        raise InvalidSetting(
-            f"client.cohort is {asked}, but --times has {counted(population, 'client')}; choose a smaller cohort"
-        )
+        clients = counted(population, "client")
+        raise InvalidSetting(f"client.cohort is {asked}, but --times has {clients}; choose a smaller cohort")
     return Fleet(measured, workload, population, asked or population, experiment.seed)
 
 
 def _task(
     fleet: Fleet, known: dict[str, float], budget: float | None, steps: str, rounds: int, deadline: float
 ) -> Task:
-    """Return the task; by default its time is what the experiment's rounds take with their own deadline."""
+    """Return the task; by default its time is what the experiment's rounds take with their own deadline.
+
+    Args:
+        fleet: The clients and their devices.
+        known: Constants of the bound that the user gave, by name; others are assumed.
+        budget: The virtual time to spend, in seconds; None for what the experiment's rounds take.
+        steps: How step sizes fall, one of `STEPS`.
+        rounds: The experiment's number of rounds.
+        deadline: Its own deadline, in seconds.
+
+    Raises:
+        InvalidSetting: A value is not allowed.
+    """
     if steps not in STEPS:
         raise InvalidSetting(f"--steps is '{steps}'{did_you_mean(steps, STEPS)}; choose one of {', '.join(STEPS)}")
     if budget is not None and not 0 < budget < math.inf:
         raise InvalidSetting(f"--budget is {budget:g}; give a positive number of seconds")
     values = {**ASSUMED, **known}
-    error = values.pop("initial_error")
+    initial_error = values.pop("initial_error")
     try:
         constants = Constants(num_clients=fleet.asked, **values)
-    except ValueError as error_found:
-        raise InvalidSetting(f"--constant: {error_found}") from error_found
+    except ValueError as error:
+        raise InvalidSetting(f"--constant: {error}") from error
     time = rounds * fleet.rounds.round_seconds(deadline) if budget is None else budget
-    return Task(constants, error, time, steps)
+    return Task(constants, initial_error, time, steps)
 
 
 def _constants(pairs: Sequence[str]) -> dict[str, float]:
-    """Read NAME=VALUE pairs."""
+    """Read NAME=VALUE pairs.
+
+    Args:
+        pairs: The values of all `--constant` options.
+
+    Raises:
+        InvalidSetting: A name is unknown, or a value is not a number of at least 0.
+    """
     given: dict[str, float] = {}
     for pair in pairs:
         name, _, text = pair.partition("=")

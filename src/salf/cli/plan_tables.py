@@ -1,18 +1,20 @@
 """A plan for people, as tables and advice, and as one JSON object."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from salf.cli.console import plain_table
+from salf.cli.console import table_of
 from salf.cli.quantities import counted, percent, seconds
 from salf.planning import DeadlinePlan, Fleet, Outlook
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12
 _UNEQUAL = 0.25  # imbalance that brings a warning: a fifth of the clients never take part, the others equally
+Columns = Mapping[str, Callable[[Outlook], str | Text]]
 _SENT_CAPTION = (
     "layers sent: mean number per client\n"
     "P(missed): probability that no client sends the layer, input to output\n"
@@ -39,51 +41,63 @@ def plan_tables(
         own_deadline: The experiment's deadline, in seconds.
         plan: The plan.
     """
-    rows = _shown_outlooks(plan, own_deadline)
+    # About a dozen, evenly from all of them.
+    some = _some(len(plan.outlooks), _MOST_ROWS)
+    rows = [
+        outlook
+        for index, outlook in enumerate(plan.outlooks)
+        if index in some or outlook is plan.best or outlook.deadline_seconds == own_deadline
+    ]
     asked = counted(fleet.asked, "client") + ("" if fleet.asks_everyone else f" of {fleet.population}")
-    return (
-        _sent_table(f"{name}: {asked} a round, {counted(len(layers), 'layer')}", layers, rows),
-        _value_table(f"{seconds(plan.task.seconds)} to spend", rows, plan, own_deadline),
-    )
+    title = f"{name}: {asked} a round, {counted(len(layers), 'layer')}"
+    sent = table_of(title, _sent_columns(layers), rows, caption=_SENT_CAPTION)
+    value_columns = _value_columns(plan, own_deadline)
+    return sent, table_of(f"{seconds(plan.task.seconds)} to spend", value_columns, rows, caption=_VALUE_CAPTION)
 
 
-def _sent_table(title: str, layers: Sequence[str], rows: Sequence[Outlook]) -> Table:
-    """Return what clients send by each deadline; of many layers a few are shown."""
-    shown = _some(len(layers), _MOST_LAYERS)
-    missed = [f"P(missed)\n{layers[index]}" for index in shown]
-    headings = ["\ndeadline", "layers\nsent", *missed, "work\nkept", "kept by\ndropping"]
-    result = plain_table(title, headings, caption=_SENT_CAPTION)
-    for outlook in rows:
-        result.add_row(
-            seconds(outlook.deadline_seconds),
-            f"{outlook.mean_depth:.2f}",
-            *(_probability(float(outlook.empty[index])) for index in shown),
-            percent(outlook.kept),
-            percent(outlook.kept_by_dropping),
-        )
-    return result
+def _sent_columns(layers: Sequence[str]) -> Columns:
+    """Return the columns of what clients send by each deadline; of many layers a few are shown."""
+
+    def missed(index: int, one: Outlook) -> str:
+        return _probability(float(one.empty[index]))
+
+    return {
+        "\ndeadline": lambda one: seconds(one.deadline_seconds),
+        "layers\nsent": lambda one: f"{one.mean_depth:.2f}",
+        **{f"P(missed)\n{layers[index]}": partial(missed, index) for index in _some(len(layers), _MOST_LAYERS)},
+        "work\nkept": lambda one: percent(one.kept),
+        "kept by\ndropping": lambda one: percent(one.kept_by_dropping),
+    }
 
 
-def _value_table(title: str, rows: Sequence[Outlook], plan: DeadlinePlan, own_deadline: float) -> Table:
-    """Return what the sent layers are worth, and how long rounds last."""
-    headings = ("\ndeadline", "variance\nfactor", "\nimbalance", "mean\nround", "error\nbound", "error\nestimate", "")
-    result = plain_table(title, headings, caption=_VALUE_CAPTION)
-    for outlook in rows:
-        own = "the experiment's" if outlook.deadline_seconds == own_deadline else ""
-        result.add_row(
-            seconds(outlook.deadline_seconds),
-            _two_digits(float(outlook.variance_factor.max())),
-            _two_digits(float(outlook.imbalance.max())),
-            seconds(outlook.round_seconds),
-            _two_digits(outlook.bound / plan.waiting_estimate),
-            _two_digits(outlook.estimate / plan.waiting_estimate),
-            Text("recommended", "green") if outlook is plan.best else own,
-        )
-    return result
+def _value_columns(plan: DeadlinePlan, own_deadline: float) -> Columns:
+    """Return the columns of what the sent layers are worth, and how long rounds last.
+
+    Bound and estimate are relative to waiting for every client.
+    """
+
+    def remark(one: Outlook) -> str | Text:
+        own = "the experiment's" if one.deadline_seconds == own_deadline else ""
+        return Text("recommended", "green") if one is plan.best else own
+
+    return {
+        "\ndeadline": lambda one: seconds(one.deadline_seconds),
+        "variance\nfactor": lambda one: _two_digits(float(one.variance_factor.max())),
+        "\nimbalance": lambda one: _two_digits(float(one.imbalance.max())),
+        "mean\nround": lambda one: seconds(one.round_seconds),
+        "error\nbound": lambda one: _two_digits(one.bound / plan.waiting_estimate),
+        "error\nestimate": lambda one: _two_digits(one.estimate / plan.waiting_estimate),
+        "": remark,
+    }
 
 
 def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
-    """Yield recommendations and warnings, a line each."""
+    """Yield recommendations and warnings, a line each.
+
+    Args:
+        layers: The layers' names, input to output.
+        plan: The plan; a warning is given if its best deadline leaves clients out.
+    """
     best, adaptive = plan.best, plan.adaptive
     yield (
         f"recommended: a deadline of {seconds(best.deadline_seconds)}, {counted(best.rounds, 'round')} of "
@@ -108,7 +122,15 @@ def advice(layers: Sequence[str], plan: DeadlinePlan) -> Iterator[str]:
 def plan_json(
     name: str, layers: Sequence[str], fleet: Fleet, own_deadline: float, plan: DeadlinePlan
 ) -> dict[str, object]:
-    """Return the plan as one object."""
+    """Return the plan as one object.
+
+    Args:
+        name: What is planned.
+        layers: The layers' names, input to output.
+        fleet: The clients and their devices.
+        own_deadline: The experiment's deadline, in seconds.
+        plan: The plan; all of its deadlines are included.
+    """
     task = plan.task
     return {
         "plan": name,
@@ -122,39 +144,21 @@ def plan_json(
         "waiting": {"round_s": plan.waiting_seconds, "estimate": plan.waiting_estimate},
         "deadlines": [_outlook_json(outlook) for outlook in plan.outlooks],
         "recommended": _outlook_json(plan.best),
-        "adaptive": {
-            "deadlines_s": plan.adaptive.deadlines_seconds.tolist(),
-            "estimate": plan.adaptive.estimate,
-        },
+        "adaptive": {"deadlines_s": plan.adaptive.deadlines_seconds.tolist(), "estimate": plan.adaptive.estimate},
     }
 
 
 def _outlook_json(outlook: Outlook) -> dict[str, object]:
-    """Return one deadline; lists run over layers, input to output."""
+    """Return one deadline under its keys in JSON, such as `round_s` and `work_kept`.
+
+    Lists run over layers, input to output.
+    """
     return {
-        "deadline_s": outlook.deadline_seconds,
-        "mean_depth": outlook.mean_depth,
-        "empty": outlook.empty.tolist(),
-        "work_kept": outlook.kept,
-        "work_kept_by_dropping": outlook.kept_by_dropping,
-        "variance_factor": outlook.variance_factor.tolist(),
-        "imbalance": outlook.imbalance.tolist(),
-        "out_of_reach": outlook.out_of_reach.tolist(),
-        "round_s": outlook.round_seconds,
-        "rounds": outlook.rounds,
-        "bound": outlook.bound,
-        "estimate": outlook.estimate,
+        name.replace("seconds", "s").replace("kept", "work_kept"): value.tolist()
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in vars(outlook).items()
     }
-
-
-def _shown_outlooks(plan: DeadlinePlan, own_deadline: float) -> list[Outlook]:
-    """Choose about a dozen outlooks, evenly from all of them."""
-    some = _some(len(plan.outlooks), _MOST_ROWS)
-    return [
-        outlook
-        for index, outlook in enumerate(plan.outlooks)
-        if index in some or outlook is plan.best or outlook.deadline_seconds == own_deadline
-    ]
 
 
 def _some(count: int, most: int) -> list[int]:

@@ -29,6 +29,10 @@ def counted(number: int, noun: str) -> str:
 def percent(share: float, deviation: float = math.nan) -> str:
     """Write a share in per cent, with its deviation if that is known.
 
+    Args:
+        share: Between 0 and 1; NaN if it is not known.
+        deviation: The standard deviation of the share; NaN if it is not known.
+
     >>> percent(0.9571), percent(0.9571, 0.01), percent(float("nan"))
     ('95.7 %', '95.7 % ± 1.0', '–')
     """

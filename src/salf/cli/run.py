@@ -7,22 +7,14 @@ from typing import Annotated
 
 from rich.text import Text
 
-from salf.cli.console import Bar, print_json, progress_bar, resumed_by, tell
+from salf.cli.console import print_json, progress_bar, resumed_by, tell
 from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option
 from salf.cli.quantities import counted, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS
-from salf.participation import Starving
 from salf.records import RoundRecord, mean_work_kept
-from salf.runs import (
-    RecordObserver,
-    Run,
-    log_to_mlflow,
-    log_to_tensorboard,
-    read_experiment,
-    run_experiment,
-)
+from salf.runs import RecordObserver, Run, log_to_mlflow, log_to_tensorboard, read_experiment, run_experiment
 
 NewFolder = Annotated[Path | None, path_option("DIR", "Keep settings, records, model and report in this new folder.")]
 ResumedFolder = Annotated[Path | None, path_option("DIR", "Resume the interrupted run in this folder.")]
@@ -57,23 +49,26 @@ def run_command(
     """
     if out is not None and resume is not None:
         raise InvalidSetting("--out and --resume are both given; give --out for a new run, --resume for an old one")
-    overrides = _overrides(settings, method, engine)
+    overrides, resumes, folder = _overrides(settings, method, engine), resume is not None, resume or out
     chosen = _experiment(experiment, overrides, resume)
-    folder = resume or out
-    with ExitStack() as open_while_running:
+    with ExitStack() as opened:
         if folder is not None:
-            again = _resuming(folder, tensorboard, mlflow, as_json)
-            open_while_running.enter_context(resumed_by(again, folder))
+            opened.enter_context(resumed_by(_resuming(folder, tensorboard, mlflow, as_json), folder))
         title = f"{chosen.name} · {chosen.method.name}"
-        bar = open_while_running.enter_context(progress_bar(title, chosen.rounds, shown=not as_json))
-        watches = [_shown_on(bar)]
+        bar = opened.enter_context(progress_bar(title, chosen.rounds, shown=not as_json))
+        logs: list[RecordObserver] = []
         if tensorboard is not None:
-            log = log_to_tensorboard(tensorboard, chosen, resume=resume is not None)
-            watches.append(open_while_running.enter_context(log))
+            logs.append(opened.enter_context(log_to_tensorboard(tensorboard, chosen, resume=resumes)))
         if mlflow is not None:
-            log = log_to_mlflow(mlflow, chosen, folder, resume=resume is not None)
-            watches.append(open_while_running.enter_context(log))
-        finished = _run_on_engine(chosen, folder, resume is not None, _all_of(watches))
+            logs.append(opened.enter_context(log_to_mlflow(mlflow, chosen, folder, resume=resumes)))
+
+        def watch(record: RoundRecord) -> None:
+            note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
+            bar.show(record.round, note)
+            for log in logs:
+                log(record)
+
+        finished = _run_on_engine(chosen, folder, resumes, watch)
     if as_json:
         print_json(_run_json(finished))
     else:
@@ -81,7 +76,16 @@ def run_command(
 
 
 def _overrides(settings: list[str] | None, method: str | None, engine: str | None) -> dict[str, object]:
-    """Return the settings that the command line overrides."""
+    """Return the settings that the command line overrides.
+
+    Args:
+        settings: The values of all `--set` options.
+        method: The value of `--method`.
+        engine: The value of `--engine`.
+
+    Raises:
+        InvalidSetting: An option and `--set` give different values.
+    """
     overrides = parse_settings(settings)
     for name, key, value in (("--method", "method.name", method), ("--engine", "engine", engine)):
         if value is not None and overrides.setdefault(key, value) != value:
@@ -90,7 +94,16 @@ def _overrides(settings: list[str] | None, method: str | None, engine: str | Non
 
 
 def _experiment(named: str, overrides: dict[str, object], resume: Path | None) -> Experiment:
-    """Load the named experiment; if only a folder to resume is given, the experiment of its run."""
+    """Load the named experiment; if only a folder to resume is given, the experiment of its run.
+
+    Args:
+        named: A preset or a TOML file; empty if none was named.
+        overrides: The settings that the command line overrides.
+        resume: The folder of the run to resume, if any.
+
+    Raises:
+        RunFolderError: The folder to resume holds no run.
+    """
     if resume is None:
         return Experiment.load(named or "digits", **overrides)
     known = read_experiment(resume)
@@ -106,28 +119,18 @@ def _resuming(folder: Path, tensorboard: Path | None, mlflow: str | None, as_jso
     return ["run", "--resume", str(folder), *options, *(["--json"] if as_json else [])]
 
 
-def _shown_on(bar: Bar) -> RecordObserver:
-    """Return an observer that moves the progress bar."""
-
-    def watch(record: RoundRecord) -> None:
-        note = "" if record.accuracy is None else f"accuracy {percent(record.accuracy)} at {seconds(record.time_s)}"
-        bar.show(record.round, note)
-
-    return watch
-
-
-def _all_of(watches: list[RecordObserver]) -> RecordObserver:
-    """Return an observer that passes each record to several."""
-
-    def watch(record: RoundRecord) -> None:
-        for each in watches:
-            each(record)
-
-    return watch
-
-
 def _run_on_engine(experiment: Experiment, folder: Path | None, resume: bool, watch: RecordObserver) -> Run:
-    """Run on Flower's simulation engine if the experiment says so, else on salf's own."""
+    """Run on Flower's simulation engine if the experiment says so, else on salf's own.
+
+    Args:
+        experiment: What to run.
+        folder: Where to keep the run; None keeps nothing.
+        resume: Whether to continue a run that is already there.
+        watch: Is called with every record.
+
+    Raises:
+        InvalidSetting: Flower is not installed.
+    """
     if experiment.engine != "flower":
         return run_experiment(experiment, folder, resume, watch=watch)
     try:
@@ -150,28 +153,24 @@ def _run_json(run: Run) -> dict[str, object]:
         "accuracy": run.accuracy,
         "loss": last.loss,
         "work_kept": mean_work_kept(run.records),
-        "starving": [_starving_json(one) for one in run.starving],
+        # `nobody` is the key that earlier versions print.
+        "starving": [
+            {"layer": one.layer, "absent": one.absent, "known": one.known, "nobody": one.unreached}
+            for one in run.starving
+        ],
         "folder": None if run.folder is None else str(run.folder),
     }
 
 
-def _starving_json(layer: Starving) -> dict[str, object]:
-    """Return a layer that starves; `nobody` is the key that earlier versions print."""
-    return {"layer": layer.layer, "absent": layer.absent, "known": layer.known, "nobody": layer.unreached}
-
-
 def _tell_result(run: Run) -> None:
-    """Print the results in a few lines."""
+    """Print the results in a few lines.
+
+    The expected accuracy is named only for an experiment that is run as it is published.
+    """
     experiment, last = run.experiment, run.records[-1]
     name = f"{experiment.name} · {experiment.method.name} · seed {experiment.seed}"
-    tell(
-        Text.assemble(
-            (name, "bold"),
-            ": test accuracy ",
-            (percent(run.accuracy), "bold"),
-            f" after {counted(last.round, 'round')}, {seconds(last.time_s)} of virtual time",
-        )
-    )
+    after = f" after {counted(last.round, 'round')}, {seconds(last.time_s)} of virtual time"
+    tell(Text.assemble((name, "bold"), ": test accuracy ", (percent(run.accuracy), "bold"), after))
     kept = mean_work_kept(run.records)
     if not math.isnan(kept):
         tell(f"work kept: {percent(kept)} of what the clients finished")

@@ -2,10 +2,15 @@
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from salf.errors import RunFolderError
+
+ELSEWHERE = "start the run again in another folder"
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -61,6 +66,40 @@ def reason_of(error: OSError | ValueError) -> str:
     'No space left on device'
     """
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it; one that is already there is left as it is.
+
+    Raises:
+        RunFolderError: The system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot make the folder {path}: {reason_of(error)}; choose another") from error
+
+
+@contextmanager
+def reading(file: Path, remedy: str = ELSEWHERE) -> Iterator[None]:
+    """Turn what fails in the block, which reads a file of a run, into a `RunFolderError`.
+
+    Args:
+        file: The file that is read.
+        remedy: What to do if its content is not what it should be.
+
+    >>> with reading(Path("records.jsonl")):
+    ...     raise ValueError("no JSON")
+    Traceback (most recent call last):
+    salf.errors.RunFolderError: records.jsonl is damaged (no JSON); start the run again in another folder
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFolderError(f"{file} is damaged ({reason}); {remedy}") from error
 
 
 def _sync_names(folder: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from salf.aggregation import Buffer, Remembered
 from salf.errors import RunFolderError
 from salf.participation import ObservedReach, ObservedSpeeds
-from salf.runs.atomic import reason_of, write_atomically
+from salf.runs.atomic import ELSEWHERE, reading, write_atomically
 from salf.simulation import ActiveJob, ActiveJobs, ServerState
 
 _FORMAT = "salf-checkpoint-4"
@@ -37,8 +37,11 @@ class Attachment:
 def save_checkpoint(path: Path, state: ServerState, attachment: Attachment | None = None) -> None:
     """Write a state, and what is attached, to one file, atomically."""
     attached = Attachment() if attachment is None else attachment
-    tensors = dict(_flatten(state))
-    tensors |= {f"attached/{name}": tensor for name, tensor in plain_tensors(attached.tensors).items()}
+    tensors = {
+        f"{prefix}/{name}": tensor
+        for prefix, group in (*_groups(state), ("attached", attached.tensors))
+        for name, tensor in plain_tensors(group).items()
+    }
     # One entry: safetensors writes several in an order that differs between processes.
     write_atomically(path, save_tensors(tensors, metadata={"salf": _metadata(state, attached.notes)}))
 
@@ -60,29 +63,21 @@ def load_observed(path: Path) -> tuple[int, ObservedReach]:
         RunFolderError: As `load_checkpoint` does.
     """
     with _read(path, "observed/") as (metadata, tensors):
-        return int(metadata["round"]), _observed(tensors)
+        return int(metadata["round"]), ObservedReach.from_arrays(_arrays("observed/", tensors))
 
 
 @contextmanager
 def _read(path: Path, prefix: str = "") -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Open a checkpoint; give its metadata and the tensors whose names begin with `prefix`."""
-    try:
+    with reading(path):
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("salf", "{}"))
             if metadata.get("format") != _FORMAT:
-                raise RunFolderError(
-                    f"{path} is not a checkpoint of this version of salf; start the run again in another folder"
-                )
+                raise RunFolderError(f"{path} is not a checkpoint of this version of salf; {ELSEWHERE}")
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - safe_open is no mapping
             # Clones begin where torch aligns memory: elsewhere matrix products are rounded differently.
             tensors = {name: file.get_tensor(name).clone() for name in names}
         yield metadata, tensors
-    except OSError as error:
-        raise RunFolderError(f"cannot read the checkpoint {path}: {reason_of(error)}; check its permissions") from error
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunFolderError(
-            f"the checkpoint {path} is damaged ({error}); start the run again in another folder"
-        ) from error
 
 
 def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,53 +94,39 @@ def _metadata(state: ServerState, notes: Mapping[str, Any]) -> str:
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
-    if state.active_jobs is not None:
-        described["flights"] = _active_jobs_metadata(state.active_jobs)
+    jobs = state.active_jobs
+    if jobs is not None:  # the keys are those of the file format
+        described["flights"] = {
+            "under_way": [asdict(active_job) for active_job in jobs.under_way],
+            "jobs": dict(jobs.begun),
+            "version": jobs.version,
+            "buffer": [jobs.buffer.scale, jobs.buffer.count],
+        }
     if notes:
         described["notes"] = dict(notes)
     return json.dumps(described, sort_keys=True)
 
 
-def _active_jobs_metadata(active_jobs: ActiveJobs) -> dict[str, object]:
-    """Return what JSON holds of the jobs in progress; the names of the keys are those of the file format."""
-    return {
-        "under_way": [asdict(active_job) for active_job in active_jobs.under_way],
-        "jobs": dict(active_jobs.begun),
-        "version": active_jobs.version,
-        "buffer": [active_jobs.buffer.scale, active_jobs.buffer.count],
-    }
+def _groups(state: ServerState) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Yield all tensors of a state in groups, each with what the names of its tensors begin with.
 
-
-def _flatten(state: ServerState) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a state under names that say where they belong."""
-    for name, tensor in plain_tensors(state.weights).items():
-        yield f"weights/{name}", tensor
-    for name, array in state.observed.to_arrays().items():
-        yield f"observed/{name}", torch.from_numpy(array)
-    for name, values in state.speeds.to_arrays().items():
-        yield f"speeds/{name}", torch.from_numpy(values)
+    The models from which the jobs in progress started are among them, and the sums of the buffer.
+    """
+    yield "weights", state.weights
+    for prefix, observed in (("observed", state.observed), ("speeds", state.speeds)):
+        yield prefix, {name: torch.from_numpy(array) for name, array in observed.to_arrays().items()}
     for parameter, moments in state.optimizer.items():
-        for moment, tensor in plain_tensors(moments).items():
-            yield f"optimizer/{moment}/{parameter}", tensor
+        yield "optimizer", {f"{moment}/{parameter}": tensor for moment, tensor in moments.items()}
     for client, layers in state.memory.items():
-        for last in layers.values():
-            for name, tensor in plain_tensors(last.deltas).items():
-                yield f"memory/{client}/{name}", tensor
+        yield f"memory/{client}", {name: tensor for last in layers.values() for name, tensor in last.deltas.items()}
     if state.active_jobs is not None:
-        yield from _flatten_active_jobs(state.active_jobs)
-
-
-def _flatten_active_jobs(active_jobs: ActiveJobs) -> Iterator[tuple[str, Tensor]]:
-    """Yield the models from which the jobs in progress started, and the sums of the buffer."""
-    for version, weights in active_jobs.starts.items():
-        for name, tensor in plain_tensors(weights).items():
-            yield f"start/{version}/{name}", tensor
-    for name, tensor in plain_tensors(active_jobs.buffer.sums).items():
-        yield f"buffer/{name}", tensor
+        for version, weights in state.active_jobs.starts.items():
+            yield f"start/{version}", weights
+        yield "buffer", state.active_jobs.buffer.sums
 
 
 def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ServerState:
-    """Build the state again from what `_flatten` and `_metadata` returned."""
+    """Build the state again from what `_groups` and `_metadata` returned."""
     memory = {
         int(client): {
             layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, turn)
@@ -153,27 +134,20 @@ def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> Serve
         }
         for client, layers in metadata["memory"].items()
     }
-    speeds = ObservedSpeeds.from_arrays({name: one.numpy() for name, one in _below("speeds/", tensors).items()})
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer/", tensors).items():
         moment, _, parameter = name.partition("/")
         optimizer.setdefault(parameter, {})[moment] = tensor
-    active_jobs = _unflatten_active_jobs(tensors, metadata["flights"]) if "flights" in metadata else None
     return ServerState(
-        int(metadata["round"]),
-        float(metadata["time_s"]),
-        _below("weights/", tensors),
-        _observed(tensors),
-        memory,
-        optimizer,
-        speeds,
-        active_jobs,
+        round=int(metadata["round"]),
+        time_s=float(metadata["time_s"]),
+        weights=_below("weights/", tensors),
+        observed=ObservedReach.from_arrays(_arrays("observed/", tensors)),
+        memory=memory,
+        optimizer=optimizer,
+        speeds=ObservedSpeeds.from_arrays(_arrays("speeds/", tensors)),
+        active_jobs=_unflatten_active_jobs(tensors, metadata["flights"]) if "flights" in metadata else None,
     )
-
-
-def _observed(tensors: Mapping[str, Tensor]) -> ObservedReach:
-    """Return how often each client reached each layer."""
-    return ObservedReach.from_arrays({name: one.numpy() for name, one in _below("observed/", tensors).items()})
 
 
 def _unflatten_active_jobs(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> ActiveJobs:
@@ -189,3 +163,8 @@ def _unflatten_active_jobs(tensors: Mapping[str, Tensor], metadata: dict[str, An
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _arrays(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return as numpy arrays the tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name: tensor.numpy() for name, tensor in _below(prefix, tensors).items()}

@@ -1,4 +1,7 @@
-"""Several methods on equal terms: the same data, seeds and devices, summarised method by method."""
+"""Several methods on equal terms: the same data, seeds and devices, summarised method by method.
+
+Also a learning rate for each method, so that none is judged by a rate that suits another.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,7 @@ import scipy
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.records import accuracy_at, deviation_of, mean_work_kept, target_accuracy, time_to_accuracy
-from salf.runs.pool import Assignment, RunsObserver, run_all
+from salf.runs.pool import RunsObserver, run_all
 from salf.runs.run import Run
 
 _ROUNDING = 1 + 1e-9  # equal times that were summed from unequal deadlines differ by rounding
@@ -152,25 +155,95 @@ def compare(
     >>> [(one.method, len(one.accuracies)) for one in compare(experiment, ["salf", "drop"], seeds=2).summaries]
     [('salf', 2), ('drop', 2)]
     """
-    check_methods(methods, seeds)
+    _check_methods(methods, seeds)
+    rates = learning_rates or {}
     planned = [
-        replace(with_learning_rate(experiment.with_method(method), learning_rates), seed=experiment.seed + number)
+        _variant(experiment, method, experiment.seed + number, rates.get(method))
         for method in methods
         for number in range(seeds)
     ]
-    runs = run_all(
-        [
-            Assignment(one, None if out is None else out / one.method.name / f"seed-{one.seed}", resume)
-            for one in planned
-        ],
-        jobs=jobs,
-        watch=watch,
-    )
+    kept = [(one, out and out / one.method.name / f"seed-{one.seed}") for one in planned]
+    runs = run_all(kept, resume=resume, jobs=jobs, watch=watch)
     found = {method: tuple(run for run in runs if run.experiment.method.name == method) for method in methods}
-    return Comparison(experiment, _target(experiment, found), found)
+    target = target_accuracy(experiment.evaluate.target, ([run.records for run in some] for some in found.values()))
+    return Comparison(experiment, target, found)
 
 
-def check_methods(methods: Sequence[str], seeds: int) -> None:
+@dataclass(frozen=True)
+class Tuning:
+    """The accuracy of each learning rate for each method.
+
+    Attributes:
+        accuracies: `accuracies[method][rate]` is the final accuracy on held-out training examples.
+
+    >>> tuning = Tuning({"salf": {0.1: 0.8, 0.3: 0.9}})
+    >>> tuning.learning_rates, tuning.edges
+    ({'salf': 0.3}, {'salf': 'largest'})
+    """
+
+    accuracies: dict[str, dict[float, float]]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The best rate of each method; the smallest of equally good ones."""
+        return {method: max(sorted(tried), key=lambda rate: tried[rate]) for method, tried in self.accuracies.items()}
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """The methods whose best rate is the "smallest" or the "largest" of several.
+
+        A rate beyond it may be better: a rate is known to be the best only between two others.
+        """
+        ends = {method: (min(tried), max(tried)) for method, tried in self.accuracies.items() if len(tried) > 1}
+        best = self.learning_rates
+        return {
+            method: "smallest" if best[method] == low else "largest"
+            for method, (low, high) in ends.items()
+            if best[method] in (low, high)
+        }
+
+
+def tune(
+    experiment: Experiment,
+    methods: Sequence[str],
+    rates: Sequence[float],
+    seed: int,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    watch: RunsObserver = None,
+) -> Tuning:
+    """Try every learning rate with every method, and judge each by its final accuracy.
+
+    A tenth of the training examples is held out to judge the rates; the test data are not used.
+
+    Args:
+        experiment: What all runs have in common.
+        methods: Names of methods, each once.
+        rates: Different positive learning rates.
+        seed: The seed of all runs; choose one that is not compared later.
+        out: Keeps each run in `out/METHOD/tuning/lr-RATE`; None keeps nothing.
+        resume: Whether runs that are already there continue.
+        jobs: How many processes share the runs.
+        watch: Called with the number of rounds played so far.
+
+    Raises:
+        InvalidSetting: The rates are not different positive numbers.
+    """
+    _check_methods(methods, 1)
+    wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
+    if not rates or wrong or len(set(rates)) < len(rates):
+        raise InvalidSetting(f"learning rates are {[*rates]}; choose different positive numbers, such as 0.03, 0.1")
+    planned = [_variant(experiment, method, seed, rate) for method in methods for rate in rates]
+    kept = [(one, out and out / one.method.name / "tuning" / f"lr-{one.client.lr!r}") for one in planned]
+    accuracies: dict[str, dict[float, float]] = {method: {} for method in methods}
+    for run in run_all(kept, resume=resume, validate=True, jobs=jobs, watch=watch):
+        accuracies[run.experiment.method.name][run.experiment.client.lr] = run.accuracy
+    return Tuning(accuracies)
+
+
+def _check_methods(methods: Sequence[str], seeds: int) -> None:
     """Raise `InvalidSetting` unless there is something to compare."""
     if seeds < 1:
         raise InvalidSetting(f"seeds is {seeds}; choose at least 1")
@@ -178,15 +251,15 @@ def check_methods(methods: Sequence[str], seeds: int) -> None:
         raise InvalidSetting(f"methods are {', '.join(methods) or 'none'}; name each method to compare once")
 
 
-def with_learning_rate(experiment: Experiment, rates: Mapping[str, float] | None) -> Experiment:
-    """Return the experiment with the learning rate of its method, if `rates` has one."""
-    rate = (rates or {}).get(experiment.method.name)
-    return experiment if rate is None else replace(experiment, client=replace(experiment.client, lr=rate))
+def _variant(experiment: Experiment, method: str, seed: int, rate: float | None) -> Experiment:
+    """Return the experiment with another method, seed and, unless it is None, learning rate."""
+    client = experiment.client if rate is None else replace(experiment.client, lr=rate)
+    return replace(experiment.with_method(method), seed=seed, client=client)
 
 
 def _against_rival(summary: Summary, everyone: Sequence[Summary]) -> Summary:
     """Add the best of the other methods at equal virtual time, and how sure the difference is."""
-    others = [other for other in everyone if other.method != summary.method]
+    others = (other for other in everyone if other.method != summary.method)
     tested = [other for other in others if math.isfinite(other.equal_time_accuracy)]
     if not tested:
         return summary
@@ -206,9 +279,8 @@ def _paired_p_value(one: Sequence[float], other: Sequence[float]) -> float | Non
         return None
     if np.ptp(differences) == 0:
         return None if differences[0] else 1.0
-    return float(scipy.stats.ttest_rel(one, other).pvalue)
-
-
-def _target(experiment: Experiment, runs: dict[str, tuple[Run, ...]]) -> float:
-    """Return the experiment's target accuracy, or the default one."""
-    return target_accuracy(experiment.evaluate.target, ([run.records for run in some] for some in runs.values()))
+    freedom = len(differences) - 1
+    # As scipy.stats.ttest_rel, to the last bit; to import it takes as long as all else that reads finished runs.
+    variance = np.var(differences) * (len(differences) / freedom)
+    statistic = np.mean(differences) / np.sqrt(variance / len(differences))
+    return float(2 * scipy.special.stdtr(freedom, -abs(statistic)))

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import torch
-from filelock import BaseFileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -19,13 +19,14 @@ from salf.errors import RunFolderError
 from salf.experiment import Experiment
 from salf.records import RoundRecord
 from salf.report import render_report
-from salf.runs.atomic import reason_of, unwritable, write_atomically
+from salf.runs.atomic import ELSEWHERE, make_folder, unwritable, write_atomically
 from salf.runs.checkpoint import Attachment, load_checkpoint, plain_tensors, save_checkpoint
-from salf.runs.locks import LOCK_NAME, lock_folder
-from salf.runs.run_files import ELSEWHERE, RunFiles, check_folder, read_reasons, read_records, reported_run
+from salf.runs.run_files import RunFiles, check_folder, read_reasons, read_records, reported_run
 from salf.simulation import ServerState, Simulation
 
 _CHECKPOINT_SHARE = 0.1  # of the time may go into checkpoints
+LOCK_NAME = ".lock"  # an empty file that stays in the folder: removing it could let two processes in
+_PATIENCE_SECONDS = 5.0  # workers of a killed comparison leave when their round is over
 
 
 class RunFolder:
@@ -33,62 +34,48 @@ class RunFolder:
 
     A run that fails before its first round ends leaves no folder; a run that is interrupted later saves what it has.
 
+    Opening makes the folder and writes the experiment, or checks that the folder holds this experiment.
+
     Args:
-        path: The folder, which exists.
-        lock: Keeps other processes out until the folder is left.
+        path: The folder; it is made if it does not exist.
+        experiment: What the run computes.
+        resume: Whether a run that is already there continues.
         checkpoint_seconds: The least time between two checkpoints, in seconds of real time.
+        unreproducible: Why the settings alone do not reproduce the run, such as "model was given in Python".
+
+    Raises:
+        RunFolderError: The folder cannot take this run, or another process is at work in it.
     """
 
-    def __init__(self, path: Path, lock: BaseFileLock, checkpoint_seconds: float = 2.0) -> None:
-        self.path = path
-        self._files, self._lock = RunFiles(path), lock
-        self._checkpoint_seconds = checkpoint_seconds
-        self._save_at = time.monotonic() + checkpoint_seconds
-        self._is_new = not self._files.experiment.exists()
-        self._data = Attachment()
-        self._records: BinaryIO | None = None
-        self._unsaved: ServerState | None = None
-        self._settings = ""
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         path: Path,
         experiment: Experiment,
         *,
         resume: bool,
         checkpoint_seconds: float = 2.0,
         unreproducible: Sequence[str] = (),
-    ) -> "RunFolder":
-        """Make the folder and write the experiment, or check that it holds this experiment.
-
-        Args:
-            path: The folder; it is made if it does not exist.
-            experiment: What the run computes.
-            resume: Whether a run that is already there continues.
-            checkpoint_seconds: The least time between two checkpoints, in seconds of real time.
-            unreproducible: Why the settings alone do not reproduce the run, such as "model was given in Python".
-
-        Raises:
-            RunFolderError: The folder cannot take this run, or another process is at work in it.
-        """
+    ) -> None:
+        self.path, self._files = path, RunFiles(path)
+        self._checkpoint_seconds = checkpoint_seconds
+        self._save_at = time.monotonic() + checkpoint_seconds
+        self._data = Attachment()
+        self._records: BinaryIO | None = None
+        self._unsaved: ServerState | None = None
         check_folder(path, experiment, resume=resume)
-        try:
-            RunFiles(path).checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"cannot make the folder {path}: {reason_of(error)}; choose another") from error
-        lock = lock_folder(path)
+        make_folder(path)
+        make_folder(self._files.checkpoint.parent)
+        self._lock = lock_folder(path)
         try:
             check_folder(path, experiment, resume=resume)  # another process may have come in between
-            folder = cls(path, lock, checkpoint_seconds)
-            reasons = unreproducible if folder._is_new else read_reasons(path)  # how the run began
+            self._is_new = not self._files.experiment.exists()
+            reasons = unreproducible if self._is_new else read_reasons(path)  # how the run began
             also = [reason for reason in reasons if reason not in experiment.unreproducible()]
-            folder._settings = _movable(experiment).to_toml(also)
-            write_atomically(folder._files.experiment, folder._settings.encode())
+            self._settings = _movable(experiment).to_toml(also)
+            write_atomically(self._files.experiment, self._settings.encode())
         except BaseException:
-            lock.release()
+            self._lock.release()
             raise
-        return folder
 
     def keep_timeline(self, simulation: Simulation) -> None:
         """Write each client's activities in a typical round."""
@@ -108,9 +95,8 @@ class RunFolder:
         self._data = Attachment(notes={"data": dataset.fingerprint()})
         state = self._load(initial) if self._files.checkpoint.exists() else initial
         if len(records) < state.round:
-            raise RunFolderError(
-                f"{self._files.records} has {len(records)} of the {state.round} rounds that were played; {ELSEWHERE}"
-            )
+            have = f"{len(records)} of the {state.round} rounds that were played"
+            raise RunFolderError(f"{self._files.records} has {have}; {ELSEWHERE}")
         kept = records[: state.round]
         write_atomically(self._files.records, "".join(f"{record.to_json()}\n" for record in kept).encode())
         return state, kept
@@ -156,15 +142,11 @@ class RunFolder:
         """Load the checkpoint, and check that it belongs to the data and the model."""
         state, known = load_checkpoint(self._files.checkpoint)
         if known.notes and known.notes != self._data.notes:
-            raise RunFolderError(
-                f"the checkpoint {self._files.checkpoint} was made on other data than is there now (were the files of "
-                "the data set changed?); restore those files, or start the run again in another folder"
-            )
+            changed = f"the checkpoint {self._files.checkpoint} was made on other data than is there now"
+            raise RunFolderError(f"{changed} (were the files of the data set changed?); restore them, or {ELSEWHERE}")
         if _shapes(state.weights) != _shapes(initial.weights):
-            raise RunFolderError(
-                f"the checkpoint {self._files.checkpoint} holds other weights than this experiment's model has (was "
-                f"the code that builds it changed?); {ELSEWHERE}"
-            )
+            changed = f"the checkpoint {self._files.checkpoint} holds other weights than this experiment's model has"
+            raise RunFolderError(f"{changed} (was the code that builds it changed?); {ELSEWHERE}")
         return state
 
     def _save(self) -> None:
@@ -189,6 +171,40 @@ class RunFolder:
             files.checkpoint.parent.rmdir()
             (self.path / LOCK_NAME).unlink(missing_ok=True)
             self.path.rmdir()
+
+
+def lock_folder(folder: Path, patience_seconds: float = _PATIENCE_SECONDS) -> BaseFileLock:
+    """Lock a folder against other processes; call `release` on the result, or let the process end.
+
+    File systems without locks are used unlocked.
+
+    Args:
+        folder: An existing folder.
+        patience_seconds: How long to wait while another process holds the lock.
+
+    Raises:
+        RunFolderError: Another process holds the lock for longer than that.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     lock = lock_folder(Path(folder))
+    ...     try:
+    ...         lock_folder(Path(folder), patience_seconds=0.0)
+    ...     except RunFolderError as error:
+    ...         print(str(error).replace(folder, "DIR"))
+    ...     lock.release()
+    another process is at work on the run in DIR; wait until it ends, stop it, or choose another folder
+    """
+    lock = FileLock(folder / LOCK_NAME, timeout=patience_seconds, poll_interval=0.1, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunFolderError(
+            f"another process is at work on the run in {folder}; wait until it ends, stop it, or choose another folder"
+        ) from error
+    except OSError:  # no locks here; a folder that cannot be written to is refused at the first write
+        pass
+    return lock
 
 
 def _movable(experiment: Experiment) -> Experiment:

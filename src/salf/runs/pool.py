@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from multiprocessing import get_context, parent_process
 from multiprocessing.sharedctypes import Synchronized
@@ -22,78 +22,71 @@ from salf.errors import SalfError
 from salf.experiment import Experiment
 from salf.participation import StarvationWarning
 from salf.records import RoundRecord
-from salf.runs.finished import read_finished_run
-from salf.runs.run import Run, run_experiment
+from salf.runs.run import Run, read_finished_run, run_experiment
 from salf.runs.run_files import check_folder
 
 RunsObserver = Callable[[int], None] | None  # called with the number of rounds played
+_PlannedRun = Callable[[Callable[[RoundRecord], None]], Run]  # called with what observes each record
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """One run among many.
-
-    Args:
-        experiment: What to compute.
-        folder: Where the run is kept; None keeps nothing.
-        resume: Whether a run that is already in the folder continues.
-        validate: Whether to test on held-out training examples instead of the test data.
-    """
-
-    experiment: Experiment
-    folder: Path | None
-    resume: bool
-    validate: bool = False
-
-
-def run_all(assignments: Sequence[Assignment], *, jobs: int = 1, watch: RunsObserver = None) -> list[Run]:
+def run_all(
+    planned: Sequence[tuple[Experiment, Path | None]],
+    *,
+    resume: bool,
+    validate: bool = False,
+    jobs: int = 1,
+    watch: RunsObserver = None,
+) -> list[Run]:
     """Do all runs; if all of them are finished in their folders, only read them.
 
     Each run computes on one thread, so results do not depend on `jobs`.
 
     Args:
-        assignments: The runs; folders are checked before the first run starts.
+        planned: What to compute, each with the folder in which the run is kept; None keeps nothing.
+        resume: Whether runs that are already in their folders continue; all are checked before the first run starts.
+        validate: Whether to test on held-out training examples instead of the test data.
         jobs: How many processes share the runs; 1 runs them in this process.
         watch: Called with the number of rounds played so far.
 
     Raises:
         SalfError: The first error of any run, once the others have stopped and saved what they have.
     """
-    for one in assignments:
-        if one.folder is not None:
-            check_folder(one.folder, one.experiment, resume=one.resume)
-    finished = _read_all(assignments)
+    for experiment, folder in planned:
+        if folder is not None:
+            check_folder(folder, experiment, resume=resume)
+    finished = _read_all(planned)
     if finished is not None:
         return finished
-    return _run_here(assignments, watch) if jobs == 1 else _run_in_processes(assignments, watch, jobs)
+    runs = [partial(_run, experiment, folder, resume=resume, validate=validate) for experiment, folder in planned]
+    return _run_here(runs, watch) if jobs == 1 else _run_in_processes(runs, watch, jobs)
 
 
-def _read_all(assignments: Sequence[Assignment]) -> list[Run] | None:
+def _read_all(planned: Sequence[tuple[Experiment, Path | None]]) -> list[Run] | None:
     """Return the runs if all are finished.
 
     Otherwise none is taken as it is: resuming checks that each was made on the data that the others are made on now.
     """
     found: list[Run] = []
-    for one in assignments:
-        run = None if one.folder is None else read_finished_run(one.folder, one.experiment)
+    for experiment, folder in planned:
+        run = None if folder is None else read_finished_run(folder, experiment)
         if run is None:
             return None
         found.append(run)
     return found
 
 
-def _run_here(assignments: Sequence[Assignment], watch: RunsObserver) -> list[Run]:
+def _run_here(runs: Sequence[_PlannedRun], watch: RunsObserver) -> list[Run]:
     """Do the runs one after another, on one thread."""
     done = count(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [_run(one, lambda _: None if watch is None else watch(next(done))) for one in assignments]
+        return [run(lambda _: None if watch is None else watch(next(done))) for run in runs]
     finally:
         torch.set_num_threads(threads)
 
 
-def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jobs: int) -> list[Run]:
+def _run_in_processes(runs: Sequence[_PlannedRun], watch: RunsObserver, jobs: int) -> list[Run]:
     """Share the runs among `jobs` new processes, and wait for all of them."""
     # Processes are spawned, not forked: torch's threads do not survive a fork.
     context = get_context("spawn")
@@ -101,7 +94,7 @@ def _run_in_processes(assignments: Sequence[Assignment], watch: RunsObserver, jo
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_become_worker, initargs=(stop, done)) as pool:
         try:
             with _interrupts_ignored():
-                futures = [pool.submit(_run_in_worker, one) for one in assignments]
+                futures = [pool.submit(run, _count_round) for run in runs]
             _wait(futures, done, watch)
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
@@ -119,10 +112,10 @@ def _wait(futures: Sequence[Future[Run]], done: "Synchronized[int]", watch: Runs
     """Wait until all runs have ended or one has failed; call `watch` with the number of rounds played."""
     pending = True
     while pending:
-        pending = bool(wait(futures, timeout=0.25, return_when=FIRST_EXCEPTION).not_done)
-        for future in futures:
-            if future.done():
-                future.result()
+        ended, running = wait(futures, timeout=0.25, return_when=FIRST_EXCEPTION)
+        pending = bool(running)
+        for future in ended:
+            future.result()
         if watch is not None:
             watch(done.value)
 
@@ -131,39 +124,28 @@ class _Stopped(Exception):
     """The comparison ended while this run was in progress."""
 
 
-@dataclass(frozen=True)
-class _SharedState:
-    """What a worker shares with the process that started it: the order to stop, and the rounds played by all."""
-
-    stop: Event
-    done: "Synchronized[int]"
-
-
-_shared: _SharedState | None = None  # set in worker processes, where initialisers can only leave it in a global
+# What a worker shares with the process that started it: the order to stop, and the rounds played by all.
+# It is set in worker processes, where initialisers can only leave it in a global.
+_shared: "tuple[Event, Synchronized[int]] | None" = None
 
 
 def _become_worker(stop: Event, done: "Synchronized[int]") -> None:
     """Prepare a new process: it ignores Ctrl-C, computes on one thread, and counts its rounds for all."""
     global _shared  # noqa: PLW0603 - see its definition
-    _shared = _SharedState(stop, done)
+    _shared = stop, done
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the workers stops them
     torch.set_num_threads(1)
 
 
-def _run_in_worker(assignment: Assignment) -> Run:
-    """Do a run in a worker process."""
-    return _run(assignment, _count_round)
-
-
-def _run(assignment: Assignment, watch: Callable[[RoundRecord], None]) -> Run:
+def _run(
+    experiment: Experiment, folder: Path | None, watch: Callable[[RoundRecord], None], *, resume: bool, validate: bool
+) -> Run:
     """Do a run; with `validate` on data whose test examples are a tenth of the training examples."""
-    dataset = None
-    if assignment.validate:
-        settings = assignment.experiment.data
-        dataset = load(settings.name, settings.root).held_out(assignment.experiment.seed)
+    data = experiment.data
+    dataset = load(data.name, data.root).held_out(experiment.seed) if validate else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StarvationWarning)  # the comparison reports starving layers at its end
-        return run_experiment(assignment.experiment, assignment.folder, assignment.resume, watch=watch, dataset=dataset)
+        return run_experiment(experiment, folder, resume, watch=watch, dataset=dataset)
 
 
 def _count_round(_: RoundRecord) -> None:
@@ -173,10 +155,11 @@ def _count_round(_: RoundRecord) -> None:
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)
-    if _shared.stop.is_set():
+    stop, done = _shared
+    if stop.is_set():
         raise _Stopped
-    with _shared.done.get_lock():
-        _shared.done.value += 1
+    with done.get_lock():
+        done.value += 1
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from salf.experiment import Experiment
 from salf.methods import Method
 from salf.participation import Starving, starving
 from salf.records import RoundRecord, final_accuracy
+from salf.runs.checkpoint import load_observed
 from salf.runs.folder import RunFolder
+from salf.runs.run_files import RunFiles, read_run
 from salf.simulation import ServerState, Simulation, with_method
 
 
@@ -89,13 +91,36 @@ def run_experiment(
         return _finish_rounds(simulation, simulation.initial_state(), [], watch)
     given = {"model": model, "data": dataset}
     reasons = [f"{name} was given in Python" for name, value in given.items() if value is not None]
-    with RunFolder.open(
+    with RunFolder(
         Path(out), experiment, resume=resume, checkpoint_seconds=checkpoint_seconds, unreproducible=reasons
     ) as folder:
         simulation = prepare()
         folder.keep_timeline(simulation)
         state, records = folder.restore(simulation.initial_state(), simulation.federation.dataset)
         return _finish_rounds(simulation, state.to(simulation.federation.device), records, watch, folder)
+
+
+def read_finished_run(folder: Path, experiment: Experiment) -> Run | None:
+    """Return the run in a folder if all of it was written, None otherwise; nothing is played.
+
+    Args:
+        folder: The run's folder, which need not exist.
+        experiment: The run's experiment; `check_folder` has compared it with the folder's.
+
+    Raises:
+        RunFolderError: A file of the run is damaged.
+    """
+    files = RunFiles(folder)
+    if not all(file.exists() for file in (files.checkpoint, files.timeline, files.model, files.report)):
+        return None
+    # The page is written last; an older one comes from `salf report`, before the run was finished.
+    if files.report.stat().st_mtime_ns < files.model.stat().st_mtime_ns:
+        return None
+    reported, (played, observed) = read_run(folder), load_observed(files.checkpoint)
+    records = reported.records
+    if not len(records) == played == experiment.rounds:
+        return None
+    return Run(experiment, records, folder, starving(observed, reported.layers, records[-1].clients))
 
 
 def _finish_rounds(
@@ -106,7 +131,7 @@ def _finish_rounds(
     folder: RunFolder | None = None,
 ) -> Run:
     """Play the rounds after the state `start`, save and watch them, and return the whole run."""
-    watched = watch or _ignore
+    watched = watch or (lambda _: None)
     for record in records:
         watched(record)
     state = start
@@ -117,13 +142,5 @@ def _finish_rounds(
         watched(record)
     if folder is not None:
         folder.finish(simulation, state, records)
-    return Run(
-        simulation.experiment,
-        tuple(records),
-        None if folder is None else folder.path,
-        starving(state.observed, simulation.layers.names, records[-1].clients),
-    )
-
-
-def _ignore(_: RoundRecord) -> None:
-    """Watch nothing."""
+    starved = starving(state.observed, simulation.layers.names, records[-1].clients)
+    return Run(simulation.experiment, tuple(records), None if folder is None else folder.path, starved)

@@ -1,20 +1,21 @@
-"""The files of a run's folder, and how they are read."""
+"""The files of a run's folder, how they are read, and reports about them.
+
+A folder of a comparison holds one folder of a run per method and seed.
+"""
 
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from salf.errors import InvalidSetting, RunFolderError
-from salf.experiment import Experiment, reasons_in
+from salf.experiment import Experiment, reasons_in, shown
 from salf.methods import METHODS
 from salf.records import RoundRecord, TimeLine
-from salf.report import ReportedRun, explanation_of, flatten
-from salf.runs.atomic import reason_of
+from salf.report import Figures, ReportedRun, explanation_of, figures_of, flatten, group_runs, render_report
+from salf.runs.atomic import ELSEWHERE, reading, reason_of, write_atomically
 
-ELSEWHERE = "start the run again in another folder"
 _NO_RESULT = ("data.root", "evaluate.target", "expected")  # settings that do not change a run's results
 _MOST_NAMED = 5
-_LONGEST = 80  # characters of a value in an error message
 
 
 class RunFiles:
@@ -101,16 +102,12 @@ def read_records(folder: Path) -> list[RoundRecord]:
         RunFolderError: The file cannot be read, or is damaged.
     """
     file = RunFiles(folder).records
-    try:
+    with reading(file):
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         records = [RoundRecord.from_json(line.decode()) for line in lines]
-    except OSError as error:
-        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
-    for number, record in enumerate(records, start=1):
-        if record.round != number:
-            raise RunFolderError(f"{file} is damaged (line {number} is not of round {number}); {ELSEWHERE}")
+        for number, record in enumerate(records, start=1):
+            if record.round != number:
+                raise ValueError(f"line {number} is not of round {number}")
     return records
 
 
@@ -126,13 +123,9 @@ def read_run(folder: Path) -> ReportedRun:
     if not records:
         raise RunFolderError(f"no round of the run in {folder} has ended; wait for the first, then report it")
     file = RunFiles(folder).timeline
-    try:
+    with reading(file, "remove it, and the report shows no time-line"):
         timeline = TimeLine.from_json(file.read_bytes()) if file.exists() else None
         return reported_run(settings, records, timeline)
-    except OSError as error:
-        raise RunFolderError(f"cannot read {file}: {reason_of(error)}; check its permissions") from error
-    except ValueError as error:
-        raise RunFolderError(f"{file} is damaged; remove it, and the report shows no time-line") from error
 
 
 def reported_run(settings: str, records: Sequence[RoundRecord], timeline: TimeLine | None) -> ReportedRun:
@@ -156,12 +149,10 @@ def _read_settings(folder: Path) -> str:
     file = RunFiles(folder).experiment
     if not read_reasons(folder):
         return read_experiment(folder).to_toml()
-    try:
+    with reading(file):
         text = file.read_text(encoding="utf-8")
         tomllib.loads(text)["method"]["name"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); {ELSEWHERE}") from error
-    return text
+        return text
 
 
 def read_reasons(folder: Path) -> tuple[str, ...]:
@@ -184,5 +175,47 @@ def _differences(known: str, wanted: str) -> list[str]:
 
 def _shown(value: object) -> str:
     """Write a setting's value, a long one cut short."""
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "not set" if value is None else shown(value)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders of runs, each once.
+
+    Args:
+        folders: Folders of runs, or of comparisons, whose runs are in `METHOD/seed-N`.
+
+    Raises:
+        RunFolderError: A folder holds neither.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        try:
+            single = RunFiles(folder).experiment.exists()
+            runs = [folder] if single else sorted(path.parent for path in folder.glob("*/seed-*/experiment.toml"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot look into the folder {folder}: {reason_of(error)}; choose another") from error
+        if not runs:
+            raise RunFolderError(
+                f"{folder} holds neither a run (experiment.toml) nor a comparison (METHOD/seed-N/experiment.toml); "
+                "name a folder that salf run --out or salf compare made"
+            )
+        found |= {run.resolve(): run for run in runs}
+    return [*found.values()]
+
+
+def write_page(runs: Sequence[Path], file: Path) -> list[Figures]:
+    """Write one page about the runs in these folders.
+
+    Args:
+        runs: Folders of runs.
+        file: Where to write the page, which is HTML.
+
+    Returns:
+        The figures in the page, one per group of runs that differ in their seed only.
+
+    Raises:
+        RunFolderError: A run cannot be read, the runs do not belong on one page, or the page cannot be written.
+    """
+    reported = [read_run(run) for run in runs]
+    write_atomically(file, render_report(reported).encode())
+    return [figures_of(group) for group in group_runs(reported)]
