@@ -8,12 +8,9 @@ from importlib.metadata import version
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from salf.records import target_accuracy
-from salf.report.frame import WIDTH, ticks
-from salf.report.gantt import ROW, bars_of, draw_round
+from salf.report.figures import LEVELS, WIDTH, Frame, draw_curves, draw_participation, ticks
 from salf.report.headline import headline
-from salf.report.heatmap import LEVELS, draw_depths, draw_participation
-from salf.report.lines import draw_curves
-from salf.report.looks import COLOURS
+from salf.report.looks import COLOURS, Look
 from salf.report.numbers import Outcome
 from salf.report.reported import ReportedRun, RunGroup, group_runs
 from salf.report.tables import participation_tables, results_table, settings_blocks
@@ -45,7 +42,6 @@ def _content(groups: Sequence[RunGroup]) -> dict[str, object]:
     target = _target(groups, chosen)
     names = dict.fromkeys(run.name for group in groups for run in group.runs)
     outcomes = [Outcome.of(group, target) for group in groups]
-    rounds = [picture for group in groups if (picture := draw_round(group))]
     return {
         "version": version("salf"),
         "title": _title(groups, " and ".join(names)),
@@ -56,9 +52,6 @@ def _content(groups: Sequence[RunGroup]) -> dict[str, object]:
         "curves": draw_curves(groups, target if math.isfinite(target) else None),
         "participation": [draw_participation(group) for group in groups],
         "participation_tables": participation_tables(groups),
-        "depths": [bars for place, group in enumerate(groups) if (bars := draw_depths(group, place))],
-        "rounds": rounds,
-        "bars": bars_of(rounds),
         "switched_off": any(group.runs[0].flat.get("devices.availability") == "on-off" for group in groups),
         "reproducible_seeds": sorted({seed for group in groups for seed in group.seeds if not group.unreproducible}),
         "groups": groups,
@@ -76,7 +69,8 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["at"] = lambda value: f"{round(value, 1):g}"
-    environment.globals |= {"colours": COLOURS, "levels": LEVELS, "row": ROW, "ticks": ticks, "width": WIDTH}
+    environment.globals |= {"colours": COLOURS, "levels": LEVELS, "width": WIDTH}
+    environment.globals |= {"look_of": Look.of, "new_frame": Frame, "ticks": ticks}
     return environment.get_template("page.html")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from salf.errors import RunFolderError
 from salf.records import RoundRecord, TimeLine
 
@@ -111,6 +113,33 @@ class RunGroup:
     def records(self) -> list[RoundRecord]:
         """The records of all runs."""
         return [record for run in self.runs for record in run.records]
+
+    @property
+    def timeline(self) -> TimeLine | None:
+        """The typical round of the first run; None if it is not known, or the method has no rounds."""
+        timeline = self.runs[0].timeline
+        return None if timeline is None or timeline.round is None else timeline
+
+    @property
+    def depth_shares(self) -> list[float]:
+        """The share of clients that sent 0, 1, … and all layers, in per cent; empty if records have no depths."""
+        known = [record.depths for record in self.records if record.depths]
+        if len(set(map(len, known))) != 1:
+            return []
+        total = np.sum(known, axis=0, dtype=np.float64)
+        return [100 * (count / max(1.0, float(total.sum()))) for count in total.tolist()]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names, input to output."""
+        return self.runs[0].layers
+
+    @property
+    def layer_shares(self) -> list[float]:
+        """The share of clients that sent each layer, in per cent, over all rounds and runs, input to output."""
+        clients = max(1, sum(record.clients for record in self.records))
+        total: list[int] = np.sum([record.contributors for record in self.records], axis=0).tolist()
+        return [100 * count / clients for count in total]
 
     @property
     def unreproducible(self) -> tuple[str, ...]:
