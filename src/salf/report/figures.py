@@ -114,9 +114,10 @@ def draw_curves(groups: Sequence[RunGroup], target: float | None) -> list[CurveF
         for axis, against, x_label in _AXES if curves else ():
             end = max(float(getattr(curve, axis)[-1]) for curve in curves.values())
             frame = Frame(52, 34, WIDTH - 24, 244, (0.0, end or 1.0), _range([*curves.values()], marked))
-            caption = f"{quantity.capitalize()} against {against}"
             lines = [_draw_curve(frame, curve, axis, place, groups[place].label) for place, curve in curves.items()]
-            figures.append(CurveFigure(caption, frame, x_label, unit, lines, marked))
+            figures.append(
+                CurveFigure(f"{quantity.capitalize()} against {against}", frame, x_label, unit, lines, marked)
+            )
     return figures
 
 
