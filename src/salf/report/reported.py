@@ -122,8 +122,8 @@ class RunGroup:
         known = [record.depths for record in self.records if record.depths]
         if len(set(map(len, known))) != 1:
             return []
-        total = np.sum(known, axis=0, dtype=np.float64)
-        return [100 * (count / max(1.0, float(total.sum()))) for count in total.tolist()]
+        total: list[int] = np.sum(known, axis=0).tolist()
+        return [100 * (count / max(1, sum(total))) for count in total]
 
     @property
     def layer_shares(self) -> list[str]:
