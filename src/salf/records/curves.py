@@ -59,14 +59,9 @@ def curve_of(runs: Sequence[Sequence[RoundRecord]], figure: Literal["accuracy", 
     ]
     rounds = [number for number in tested[0] if all(number in run for run in tested)] if tested else []
     points = np.array([[run[number] for run in tested] for number in rounds], dtype=np.float64)
-    points = points.reshape(len(rounds), len(runs), 2)
-    values = points[:, :, 1]
-    if not rounds:
-        empty = np.empty(0)
-        return Curve(np.empty(0, dtype=np.int64), empty, empty, empty, empty)
-    return Curve(
-        np.array(rounds), points[:, :, 0].mean(axis=1), values.mean(axis=1), values.min(axis=1), values.max(axis=1)
-    )
+    points = points.reshape(len(rounds), max(1, len(runs)), 2)
+    times, values = points[:, :, 0].mean(axis=1), points[:, :, 1]
+    return Curve(np.array(rounds, np.int64), times, values.mean(axis=1), values.min(axis=1), values.max(axis=1))
 
 
 def deviation_of(values: Sequence[float]) -> float:

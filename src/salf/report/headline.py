@@ -23,7 +23,6 @@ def headline(outcomes: Sequence[Outcome], experiments: Sequence[str], target: fl
     goal = f"the target of {100 * target:.4g} % test accuracy"
     tested = [one for one in outcomes if math.isfinite(one.figures.accuracy)]
     unfinished = any(one.figures.rounds < one.figures.planned for one in outcomes)
-    opening = "So far, of" if unfinished else "Of"
     if len(outcomes) == 1:
         return f"{'So far, ' if unfinished else ''}{_of_one(outcomes[0], on, goal, target)}."
     compared = f"{_joined([one.label for one in outcomes])}{on}{_over_seeds(outcomes)}"
@@ -31,7 +30,7 @@ def headline(outcomes: Sequence[Outcome], experiments: Sequence[str], target: fl
         return f"This page compares {compared}; no round has been tested yet."
     winner = min(outcomes, key=lambda one: one.seconds)
     told = _of_winner(winner, outcomes, goal) if math.isfinite(winner.seconds) else _of_best(tested, goal)
-    return f"{opening} {compared}, {told}."
+    return f"{'So far, of' if unfinished else 'Of'} {compared}, {told}."
 
 
 def _of_one(outcome: Outcome, on: str, goal: str, target: float) -> str:
@@ -41,7 +40,7 @@ def _of_one(outcome: Outcome, on: str, goal: str, target: float) -> str:
     took = f"{figures.rounds} round{'' if figures.rounds == 1 else 's'} and {_seconds(figures.time_s)} of virtual time"
     if not math.isfinite(figures.accuracy):
         return f"{who} has completed {took}, and no round has been tested yet"
-    parts = [f"{who} achieved {_percent(figures.accuracy)} test accuracy after {took}"]
+    parts = [f"{who} achieved {100 * figures.accuracy:.1f} % test accuracy after {took}"]
     if math.isfinite(outcome.seconds):
         parts.append(f"reached {goal} after {_seconds(outcome.seconds)}")
     elif outcome.reached:
@@ -73,12 +72,10 @@ def _of_winner(winner: Outcome, outcomes: Sequence[Outcome], goal: str) -> str:
 def _of_best(tested: Sequence[Outcome], goal: str) -> str:
     """Describe the group with the best accuracy where no group reached the target in every run."""
     best, *others = sorted(tested, key=lambda one: -one.figures.accuracy)
-    rival = f" ({others[0].label}: {_percent(others[0].figures.accuracy)})" if others else ""
+    rival = f" ({others[0].label}: {100 * others[0].figures.accuracy:.1f} %)" if others else ""
     where = " in every run" if any(one.reached for one in tested) else ""
-    came = (
-        f"none reached {goal}{where}; {best.label} achieved the best test accuracy, {_percent(best.figures.accuracy)}"
-    )
-    return _listed([came + rival, *_work(best, others)])
+    achieved = f"{best.label} achieved the best test accuracy, {100 * best.figures.accuracy:.1f} %{rival}"
+    return _listed([f"none reached {goal}{where}; {achieved}", *_work(best, others)])
 
 
 def _work(outcome: Outcome, others: Sequence[Outcome]) -> list[str]:
@@ -124,10 +121,6 @@ def _listed(parts: Sequence[str]) -> str:
     if len(parts) < 3:
         return ", and ".join(parts) if any("," in part for part in parts) else " and ".join(parts)
     return f"{', '.join(parts[:-1])}, and {parts[-1]}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "an unknown share"
 
 
 def _seconds(seconds: float) -> str:

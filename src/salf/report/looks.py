@@ -25,36 +25,32 @@ class Look:
     """The look of one curve.
 
     Attributes:
-        number: The place of the colour in `COLOURS`, which is also that of the mark in `MARKS`.
-        mark: A key of `MARKS`.
-        line: A key of `LINES`.
+        number: The place of the colour in `COLOURS`.
+        colour: The colour, as in HTML.
+        mark: The mark's name in matplotlib.
+        shape: The mark as an SVG path.
+        line: The line style's name in matplotlib.
+        dashes: The dashes of an SVG line.
     """
 
     number: int
+    colour: str
     mark: str
+    shape: str
     line: str
+    dashes: str
 
     @classmethod
     def of(cls, place: int) -> "Look":
         """Return the look of the curve at a place, counted from 0; 28 curves look different.
 
-        >>> Look.of(0), Look.of(8)
-        (Look(number=0, mark='o', line='-'), Look(number=1, mark='s', line='--'))
+        >>> Look.of(0).line, Look.of(8).line, Look.of(8).number
+        ('-', '--', 1)
         """
         number = place % len(COLOURS)
-        return cls(number, list(MARKS)[number], list(LINES)[place // len(COLOURS) % len(LINES)])
-
-    @property
-    def colour(self) -> str:
-        """The colour, as in HTML."""
-        return COLOURS[self.number]
-
-    @property
-    def dashes(self) -> str:
-        """The dashes of an SVG line."""
-        return LINES[self.line]
-
-    @property
-    def shape(self) -> str:
-        """The mark as an SVG path."""
-        return MARKS[self.mark]
+        return cls(
+            number,
+            COLOURS[number],
+            *list(MARKS.items())[number],
+            *list(LINES.items())[place // len(COLOURS) % len(LINES)],
+        )

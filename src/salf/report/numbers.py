@@ -1,6 +1,7 @@
-"""What the runs of a group achieved, in numbers."""
+"""What the runs of a group achieved, in numbers, and the table of results."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -96,3 +97,51 @@ class Outcome:
     def reached(self) -> int:
         """How many runs reached the target."""
         return sum(map(math.isfinite, self.times))
+
+
+def results_table(outcomes: Sequence[Outcome], target: float) -> dict[str, list[str]]:
+    """Return the columns of the table of results; columns that would say nothing are left out.
+
+    Args:
+        outcomes: The outcome of each group.
+        target: The accuracy to which runs are timed, 0 to 1; NaN if there is none.
+    """
+    columns = {
+        "method": [one.label for one in outcomes],
+        "test accuracy": [_accuracy(one) for one in outcomes],
+        "test loss": [_number(one.figures.loss, "") for one in outcomes],
+        f"time to {100 * target:.4g} %": [_time_to_target(one) for one in outcomes] if math.isfinite(target) else [],
+        "virtual time": [f"{one.figures.time_s:.6g} s" for one in outcomes],
+        "work kept": [_percent(one.figures.work_kept) for one in outcomes],
+        "sent": [_number(one.figures.bytes_down / 1e6, " MB") for one in outcomes],
+        "received": [_number(one.figures.bytes_up / 1e6, " MB") for one in outcomes],
+        "refused": [str(one.figures.rejected) for one in outcomes] if any(o.figures.rejected for o in outcomes) else [],
+        "rounds": [_rounds(one) for one in outcomes],
+        "seeds": [", ".join(map(str, one.figures.seeds)) for one in outcomes],
+    }
+    return {name: cells for name, cells in columns.items() if cells}
+
+
+def _accuracy(one: Outcome) -> str:
+    deviation = one.figures.deviation
+    return _percent(one.figures.accuracy) + (f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else "")
+
+
+def _time_to_target(one: Outcome) -> str:
+    """Return the mean time, or how many runs got there."""
+    if math.isfinite(one.seconds):
+        return f"{one.seconds:.4g} s"
+    return f"{one.reached} of {len(one.times)} runs" if one.reached else "not reached"
+
+
+def _rounds(one: Outcome) -> str:
+    done, planned = one.figures.rounds, one.figures.planned
+    return str(done) if done >= planned else f"{done} of {planned}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %" if math.isfinite(share) else "–"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.4g}{unit}" if math.isfinite(value) else "–"

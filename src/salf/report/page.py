@@ -8,15 +8,11 @@ from importlib.metadata import version
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from salf.records import target_accuracy
-from salf.report.frame import WIDTH, ticks
-from salf.report.gantt import ROW, bars_of, draw_round
+from salf.report.figures import LEVELS, WIDTH, Frame, draw_curves, draw_participation, ticks
 from salf.report.headline import headline
-from salf.report.heatmap import LEVELS, draw_depths, draw_participation
-from salf.report.lines import draw_curves
-from salf.report.looks import COLOURS
-from salf.report.numbers import Outcome
-from salf.report.reported import ReportedRun, RunGroup, group_runs
-from salf.report.tables import participation_tables, results_table, settings_blocks
+from salf.report.looks import COLOURS, Look
+from salf.report.numbers import Outcome, results_table
+from salf.report.reported import ReportedRun, RunGroup, differing_keys, group_runs, marked_lines
 
 
 def render_report(runs: Sequence[ReportedRun]) -> str:
@@ -42,27 +38,23 @@ def render_report(runs: Sequence[ReportedRun]) -> str:
 def _content(groups: Sequence[RunGroup]) -> dict[str, object]:
     """Return what the template shows."""
     chosen = next((run.target for group in groups for run in group.runs if run.target is not None), None)
-    target = _target(groups, chosen)
-    names = dict.fromkeys(run.name for group in groups for run in group.runs)
+    is_timed = chosen is not None or len(groups) > 1  # a single group is not timed to its own accuracy
+    target = target_accuracy(chosen, [group.curves for group in groups]) if is_timed else math.nan
+    names = list(dict.fromkeys(str(run.flat["name"]) for group in groups for run in group.runs))
     outcomes = [Outcome.of(group, target) for group in groups]
-    rounds = [picture for group in groups if (picture := draw_round(group))]
     return {
         "version": version("salf"),
-        "title": _title(groups, " and ".join(names)),
-        "headline": headline(outcomes, list(names), target),
+        "names": names,
+        "headline": headline(outcomes, names, target),
         "derived_target": chosen is None and math.isfinite(target),
         "explanations": {run.method: run.explanation for group in groups for run in group.runs if run.explanation},
         "results": results_table(outcomes, target),
         "curves": draw_curves(groups, target if math.isfinite(target) else None),
         "participation": [draw_participation(group) for group in groups],
-        "participation_tables": participation_tables(groups),
-        "depths": [bars for place, group in enumerate(groups) if (bars := draw_depths(group, place))],
-        "rounds": rounds,
-        "bars": bars_of(rounds),
         "switched_off": any(group.runs[0].flat.get("devices.availability") == "on-off" for group in groups),
         "reproducible_seeds": sorted({seed for group in groups for seed in group.seeds if not group.unreproducible}),
         "groups": groups,
-        "settings": settings_blocks(groups),
+        "differing": set(differing_keys([group.runs[0].flat for group in groups])) - {"seed"},
     }
 
 
@@ -76,20 +68,12 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["at"] = lambda value: f"{round(value, 1):g}"
-    environment.globals |= {"colours": COLOURS, "levels": LEVELS, "row": ROW, "ticks": ticks, "width": WIDTH}
+    environment.globals |= {"colours": COLOURS, "levels": LEVELS, "width": WIDTH}
+    environment.globals |= {
+        "look_of": Look.of,
+        "new_frame": Frame,
+        "ticks": ticks,
+        "marked_lines": marked_lines,
+        "zip": zip,
+    }
     return environment.get_template("page.html")
-
-
-def _target(groups: Sequence[RunGroup], chosen: float | None) -> float:
-    """Return the accuracy to which runs are timed; NaN for a single group whose experiment sets none."""
-    if chosen is None and len(groups) == 1:
-        return math.nan
-    return target_accuracy(chosen, ([run.records for run in group.runs] for group in groups))
-
-
-def _title(groups: Sequence[RunGroup], names: str) -> str:
-    if len(groups) > 1:
-        is_method = len({group.runs[0].method for group in groups}) == len(groups)
-        return f"{names}: {len(groups)} {'methods' if is_method else 'variants'}"
-    seeds = groups[0].seeds
-    return f"{names} · {groups[0].label} · " + (f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds")

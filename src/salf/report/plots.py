@@ -51,8 +51,7 @@ def plot_accuracy(
         axes.set_title(_one_line(title, 80), parse_math=False)  # dollar signs are dollar signs
         axes.set_xlim(left=0)
         if axes.get_legend_handles_labels()[0]:
-            legend = axes.legend(frameon=False, loc="lower right", ncols=1 + len(curves) // 8)
-            for text in legend.get_texts():
+            for text in axes.legend(frameon=False, loc="lower right", ncols=1 + len(curves) // 8).get_texts():
                 text.set_parse_math(False)
     return figure
 

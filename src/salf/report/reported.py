@@ -1,9 +1,12 @@
 """The input of a report: runs, and groups of runs that differ only in their seed."""
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 from salf.errors import RunFolderError
 from salf.records import RoundRecord, TimeLine
@@ -50,11 +53,6 @@ class ReportedRun:
     def flat(self) -> dict[str, object]:
         """The settings by their dotted names."""
         return flatten(tomllib.loads(self.settings))
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return str(self.flat["name"])
 
     @property
     def method(self) -> str:
@@ -111,6 +109,28 @@ class RunGroup:
     def records(self) -> list[RoundRecord]:
         """The records of all runs."""
         return [record for run in self.runs for record in run.records]
+
+    @property
+    def timeline(self) -> TimeLine | None:
+        """The typical round of the first run; None if it is not known, or the method has no rounds."""
+        timeline = self.runs[0].timeline
+        return None if timeline is None or timeline.round is None else timeline
+
+    @property
+    def depth_shares(self) -> list[float]:
+        """The share of clients that sent 0, 1, … and all layers, in per cent; empty if records have no depths."""
+        known = [record.depths for record in self.records if record.depths]
+        if len(set(map(len, known))) != 1:
+            return []
+        total: list[int] = np.sum(known, axis=0).tolist()
+        return [100 * (count / max(1, sum(total))) for count in total]
+
+    @property
+    def layer_shares(self) -> list[str]:
+        """The share of clients that sent each layer, in per cent, over all rounds and runs, input to output."""
+        clients = max(1, sum(record.clients for record in self.records))
+        total: list[int] = np.sum([record.contributors for record in self.records], axis=0).tolist()
+        return [f"{100 * count / clients:.2f}" for count in total]
 
     @property
     def unreproducible(self) -> tuple[str, ...]:
@@ -223,3 +243,23 @@ def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, objec
     for key, value in settings.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def marked_lines(settings: str, keys: Collection[str]) -> list[tuple[str, bool]]:
+    r"""Return the lines of a TOML document, and whether each belongs to one of the keys.
+
+    Args:
+        settings: The document.
+        keys: Dotted names.
+
+    >>> marked_lines('seed = 1\n[method]\nname = "salf"\n', {"method.name"})
+    [('seed = 1', False), ('[method]', False), ('name = "salf"', True)]
+    """
+    section, key, lines = "", "", []
+    for line in settings.splitlines():
+        if heading := re.fullmatch(r"\[([\w.-]+)\]", line):
+            section, key = f"{heading[1]}.", ""
+        elif entry := re.match(r"([\w-]+) = ", line):
+            key = section + entry[1]
+        lines.append((line, bool(line) and key in keys))
+    return lines
