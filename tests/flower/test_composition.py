@@ -13,7 +13,7 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 from flwr.serverapp import strategy as flower
 from torch import nn
 
-from salf.aggregation import Contributors, Corrected, Everyone, InverseProbability, Memory
+from salf.aggregation import Contributors, Corrected, Everyone, InverseProbability, LayerShare, Memory
 from salf.errors import InvalidSetting
 from salf.flower import ClippedLayers, Median, TrimmedMean
 from salf.flower.wire import TrainInstructions
@@ -53,7 +53,25 @@ def test_a_strategy_that_needs_whole_replies_is_refused_with_a_reason(strategy: 
         wrapped(strategy, LAYERS)
 
 
-@pytest.mark.parametrize("rule", [Corrected(), Contributors(), Everyone(weight_by_examples=True), Memory()])
+class Doubled(Everyone):
+    """A mean over all clients in which each one weighs twice as much."""
+
+    def factor(self, share: LayerShare) -> float:
+        """Return twice the factor of the mean."""
+        return 2 * super().factor(share)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Corrected(),
+        Contributors(),
+        Everyone(weight_by_examples=True),
+        Everyone(normalise="steps"),
+        Doubled(),
+        Memory(),
+    ],
+)
 def test_noise_for_a_mean_over_all_clients_is_not_added_to_another_mean(rule: Any) -> None:
     with pytest.raises(InvalidSetting, match=r"use rule=Everyone\(\)"):
         wrapped(private(), LAYERS, rule=rule)

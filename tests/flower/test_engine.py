@@ -13,10 +13,12 @@ from flower_cases import MemoryGrid
 from flwr.app import Context, Error, Message, RecordDict
 from safetensors.torch import load_file
 
+from salf.aggregation import Contributors
 from salf.errors import InvalidSetting, SalfError
 from salf.experiment import Experiment
 from salf.flower.server.exchange import Exchange
 from salf.flower.simulation_engine import FlowerEngine, _client_app, run_on_flower
+from salf.methods import Salf
 from salf.records import RoundRecord
 from salf.runs import run_experiment
 from salf.simulation import Simulation
@@ -88,6 +90,18 @@ def test_the_engine_cannot_be_chosen_outside_flower() -> None:
 def test_clients_on_flower_compute_on_the_cpu_only() -> None:
     with pytest.raises(InvalidSetting, match="device is 'cuda', but clients on Flower's simulation engine compute on"):
         run_on_flower(replace(RUN, device="cuda"))
+
+
+def test_clients_on_flower_need_an_experiment_that_its_file_describes_completely() -> None:
+    class Halved(Contributors):
+        """A rule that another process does not know."""
+
+    for changed in (
+        replace(RUN, method=Salf(rule=Halved())),
+        replace(RUN, data=replace(RUN.data, name="tensors")),
+    ):
+        with pytest.raises(InvalidSetting, match=r"from its file, but .*given in Python.*; choose another engine"):
+            run_on_flower(changed)
 
 
 @pytest.mark.slow

@@ -129,6 +129,11 @@ class Rule(ABC):
         """Whether a client may weigh other than a_u in a layer."""
         return type(self).layer_weights is not Rule.layer_weights
 
+    @property
+    def limits_influence(self) -> bool:
+        """Whether each client weighs 1/U in every layer, whoever else sends it; noise for privacy relies on that."""
+        return False
+
 
 @validated(frozen=True, config=STRICT)
 class Corrected(Rule):
@@ -180,6 +185,12 @@ class Everyone(Rule):
     def factor(self, share: LayerShare) -> float:
         """Return 1 / Σ_all a_u."""
         return 1 / share.weight_all
+
+    @property
+    def limits_influence(self) -> bool:
+        """Whether each client weighs 1/U: with equal weights, unless a subclass changes a part of the mean."""
+        is_plain = type(self).factor is Everyone.factor and not self.weighs_layers and not self.needs_individual_updates
+        return is_plain and self.weighs_equally and self.normalise is None
 
 
 @validated(frozen=True, config=STRICT)

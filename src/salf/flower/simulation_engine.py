@@ -62,7 +62,7 @@ def run_on_flower(
         watch: A function that is called with the record of every round.
 
     Raises:
-        InvalidSetting: The method or the device does not fit; see also `salf.run_experiment`.
+        InvalidSetting: The method, the device or a value given in Python does not fit; see also `salf.run_experiment`.
         SalfError: A client failed.
     """
     _check_experiment(experiment)
@@ -108,6 +108,11 @@ def _check_experiment(experiment: Experiment) -> None:
         raise InvalidSetting(
             f"device is '{experiment.device}', but clients on Flower's simulation engine compute on the CPU; choose "
             "device 'cpu' or another engine"
+        )
+    if reasons := experiment.unreproducible():
+        raise InvalidSetting(
+            f"engine is 'flower', whose clients read the experiment from its file, but {', '.join(reasons)}; choose "
+            "another engine"
         )
 
 

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping a
 from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
 from torch import Tensor
 
-from salf.aggregation import Centre, ClippedLayers, Everyone, Rule
+from salf.aggregation import Centre, ClippedLayers, Rule
 from salf.errors import InvalidSetting, check_type
 from salf.flower.wire import NUM_EXAMPLES, from_record, to_record
 from salf.layers import Layer, Layers
@@ -62,7 +62,7 @@ def check_composition(strategy: object, rule: Rule, robust: ClippedLayers | Cent
     check_composition(strategy.strategy, rule, robust)
     if strategy.accountant is not None:
         raise InvalidSetting(f"{kind} has an accountant, which counts whole replies; leave the accountant out")
-    if type(rule) is not Everyone or rule.weight_by_examples or rule.normalise or isinstance(robust, Centre):
+    if not rule.limits_influence or isinstance(robust, Centre):
         raise InvalidSetting(
             f"{kind} adds noise for a mean over all sampled clients, in which one client weighs 1/n. In a mean over a "
             "layer's contributors a client weighs more, and the noise would be too small; use rule=Everyone()"
