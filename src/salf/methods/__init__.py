@@ -4,27 +4,23 @@ A method derives from `SynchronousMethod` or `AsynchronousMethod`. Built-in meth
 `METHODS` holds every method by its name; `salf.register` and installed packages add theirs. `AnyMethod` is the type of
 a field that holds one of them.
 
-The modules: `averaging` counts whole updates or whole local steps; `reduced` gives stragglers less to compute;
-`layerwise` has SALF and its relatives, in which each client sends the layers that it has finished, with `deeper` and
-`adel`, which choose what a client skips and when a round ends; `asynchronous` has no rounds. `schedules` helps own
-methods to decide how many steps of each layer count.
+Each algorithm is in the file that has its name. `layerwise` has what SALF and its relatives share, and `schedules` helps
+own methods to decide how many steps of each layer count.
 """
 
 from typing import Annotated
 
 from salf.methods.adel import AdelFL as AdelFL
-from salf.methods.asynchronous import FedAsync as FedAsync
-from salf.methods.asynchronous import FedBuff as FedBuff
-from salf.methods.averaging import DropStragglers as DropStragglers
-from salf.methods.averaging import FedAvg as FedAvg
-from salf.methods.averaging import FedNova as FedNova
-from salf.methods.averaging import FedProx as FedProx
-from salf.methods.averaging import OverSelection as OverSelection
 from salf.methods.deeper import ReachingDeeper as ReachingDeeper
+from salf.methods.drop import DropStragglers as DropStragglers
+from salf.methods.fedasync import FedAsync as FedAsync
+from salf.methods.fedavg import FedAvg as FedAvg
+from salf.methods.fedbuff import FedBuff as FedBuff
+from salf.methods.fednova import FedNova as FedNova
+from salf.methods.fedprox import FedProx as FedProx
+from salf.methods.heterofl import HeteroFL as HeteroFL
 from salf.methods.layerwise import LayerWise as LayerWise
-from salf.methods.layerwise import Remembering as Remembering
-from salf.methods.layerwise import Salf as Salf
-from salf.methods.layerwise import SalfPlus as SalfPlus
+from salf.methods.memory import Remembering as Remembering
 from salf.methods.method import AsynchronousMethod as AsynchronousMethod
 from salf.methods.method import DeadlineMethod as DeadlineMethod
 from salf.methods.method import Method as Method
@@ -34,13 +30,15 @@ from salf.methods.method import Submodels as Submodels
 from salf.methods.method import SynchronousMethod as SynchronousMethod
 from salf.methods.method import is_asynchronous as is_asynchronous
 from salf.methods.method import is_synchronous as is_synchronous
-from salf.methods.reduced import HeteroFL as HeteroFL
-from salf.methods.reduced import TimelyFL as TimelyFL
+from salf.methods.overselection import OverSelection as OverSelection
+from salf.methods.salf import Salf as Salf
+from salf.methods.salfplus import SalfPlus as SalfPlus
 from salf.methods.schedules import RoundSchedule as RoundSchedule
 from salf.methods.schedules import largest_workloads_by as largest_workloads_by
 from salf.methods.schedules import until_deadline as until_deadline
 from salf.methods.schedules import wait_for_first as wait_for_first
 from salf.methods.schedules import whole_steps_by as whole_steps_by
+from salf.methods.timelyfl import TimelyFL as TimelyFL
 from salf.registry import Choice, Registry
 
 _OTHERS = (FedAvg, DropStragglers, OverSelection, FedProx, FedNova, HeteroFL, TimelyFL, FedAsync, FedBuff)

@@ -8,12 +8,12 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from salf.aggregation import AnyRule, Corrected, Memory, Rule
+from salf.aggregation import AnyRule, Corrected, Rule
 from salf.devices import CompletionTimes
 from salf.errors import InvalidSetting
 from salf.methods.method import DeadlineMethod, RoundContext
 from salf.methods.schedules import RoundSchedule, until_deadline
-from salf.participation import ObservedReach, left_behind
+from salf.participation import ObservedReach
 from salf.values import Floats, validated
 
 
@@ -100,66 +100,3 @@ def share_finished(speeds: Floats, seconds: float) -> Floats:
     array([0.5, 1. , 1. ])
     """
     return np.clip(np.where(np.isnan(speeds), np.inf, speeds) * seconds, 0.0, 1.0)
-
-
-@validated
-class Salf(ChosenRule):
-    """SALF (Lang, Cohen and Shlezinger, arXiv 2403.18375): at the deadline each client sends its finished layers.
-
-    `rule` says how far a layer moves that some clients did not reach. The default is the paper's rule, `Corrected`: the
-    mean over the clients U_l that reached layer l, times 1/(1 − p_l), where p_l is the chance that no client does.
-
-    >>> from salf.aggregation import Memory
-    >>> Salf(deadline=2.0, rule=Memory()).aggregation_rule.name
-    'memory'
-    """
-
-    name: Literal["salf"] = "salf"
-
-
-@validated
-class SalfPlus(LongRounds):
-    """SALF for permanently slow devices, which compute on smaller batches.
-
-    A client gets the share of a batch with which, at its speed in earlier rounds, it finishes by the deadline. So the
-    depth of every client has about the same distribution, which makes the paper's correction unbiased, and data of slow
-    clients count as much as others. (ADEL-FL, arXiv 2505.23973, does this for known speeds.) A client that is too slow
-    for a batch of one example contributes in the long rounds. These occur only while some client reaches a layer much
-    less often than the others (`salf.participation.left_behind`).
-    """
-
-    name: Literal["salfplus"] = "salfplus"
-    rule: AnyRule = field(default_factory=Corrected)
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The chosen rule."""
-        return self.weighted(self.rule)
-
-    def needs_long_rounds(self, observed: ObservedReach) -> bool:
-        """Return whether some client is left behind."""
-        return left_behind(observed)
-
-    def batch_fraction(self, speeds: Floats, usual_seconds: float) -> Floats:
-        """Give each client what it finishes by the deadline, and a whole batch if its speed is unknown."""
-        return share_finished(speeds, self.deadline_seconds(usual_seconds))
-
-
-@validated
-class Remembering(LongRounds):
-    """Layer-wise updates with memory: a client that misses a layer counts with its last update of that layer.
-
-    The rule is `Memory`, after MIFA (Gu et al., 2021). An old update misleads, so every client should reach every layer
-    now and then: every `long_every`-th round waits for all clients, up to `long_factor` deadlines. The memory takes at
-    most `budget_bytes`; beyond that, the oldest updates are forgotten.
-    """
-
-    name: Literal["memory"] = "memory"
-    long_every: Annotated[int, Field(ge=2)] | None = 5
-    long_factor: Annotated[float, Field(ge=1)] = 30.0
-    budget_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
-
-    @property
-    def aggregation_rule(self) -> Rule:
-        """The mean over the last updates of all clients."""
-        return self.weighted(Memory(budget_bytes=self.budget_bytes))

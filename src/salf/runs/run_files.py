@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from salf.errors import InvalidSetting, RunFolderError
-from salf.experiment import Experiment, reasons_in, shown
+from salf.errors import InvalidSetting, RunFolderError, shown
+from salf.experiment import Experiment, reasons_in
 from salf.methods import METHODS
 from salf.records import RoundRecord, TimeLine
 from salf.report import Figures, ReportedRun, explanation_of, figures_of, flatten, group_runs, render_report
