@@ -29,8 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
 from salf.aggregation import Aggregation, Corrected
-from salf.flower.server.training_round import TrainingRound
-from salf.flower.server.update_validator import UpdateValidator
+from salf.flower.server.training_round import TrainingRound, UpdateValidator
 from salf.flower.wire import from_record
 from salf.layers import Layers, find_layers
 

@@ -9,14 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import (  # type: ignore[import-not-found, unused-ignore]
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # type: ignore[import-not-found, unused-ignore]
 from flwr.clientapp import ClientApp  # type: ignore[import-not-found, unused-ignore]
 from flwr.serverapp import Grid, ServerApp  # type: ignore[import-not-found, unused-ignore]
 from flwr.serverapp.strategy import FedAvg  # type: ignore[import-not-found, unused-ignore]
@@ -63,10 +56,7 @@ def _train_client(message: Message, context: Context) -> Message:
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     batch = workload.batch(config["server-round"] - 1, context.node_config["partition-id"])
     local_step(model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), batch)
-    answer = {
-        "arrays": ArrayRecord(model.state_dict()),
-        "metrics": MetricRecord({"num-examples": workload.batch_size}),
-    }
+    answer = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": workload.batch_size})}
     return Message(content=RecordDict(answer), reply_to=message)
 
 

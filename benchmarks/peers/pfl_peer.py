@@ -45,11 +45,7 @@ class _Clock(TrainingProcessCallback):  # type: ignore[misc, unused-ignore]
         self._lap = lap
 
     def after_central_iteration(
-        self,
-        aggregate_metrics: Metrics,
-        model: PyTorchModel,
-        *,
-        central_iteration: int,
+        self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
         """End a lap; never stop the training."""
         self._lap()
@@ -61,9 +57,7 @@ def train(workload: Workload, lap: Callable[[], None]) -> Outcome:
     np.random.seed(0)  # noqa: NPY002 - the generator that pfl draws its seeds from
     network = _Network(workload.network())
     model = PyTorchModel(
-        network,
-        local_optimizer_create=torch.optim.SGD,
-        central_optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        network, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(network.parameters(), lr=1.0)
     )
     drawn = 0
 

@@ -8,40 +8,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from salf import theory as theory
-    from salf.aggregation import Aggregated as Aggregated
-    from salf.aggregation import Aggregation as Aggregation
-    from salf.aggregation import Contributors as Contributors
-    from salf.aggregation import Corrected as Corrected
-    from salf.aggregation import Everyone as Everyone
-    from salf.aggregation import InverseProbability as InverseProbability
-    from salf.aggregation import Memory as Memory
-    from salf.aggregation import Rule as Rule
-    from salf.aggregation import aggregate as aggregate
-    from salf.client import Work as Work
-    from salf.client import deadline as deadline
-    from salf.client import truncated_gradients as truncated_gradients
+    from salf.aggregation import (
+        Aggregated as Aggregated,
+        Aggregation as Aggregation,
+        Contributors as Contributors,
+        Corrected as Corrected,
+        Everyone as Everyone,
+        InverseProbability as InverseProbability,
+        Memory as Memory,
+        Rule as Rule,
+        aggregate as aggregate,
+    )
+    from salf.client import Work as Work, deadline as deadline, truncated_gradients as truncated_gradients
     from salf.data import Dataset as Dataset
     from salf.devices import Devices as Devices
-    from salf.errors import DataUnavailable as DataUnavailable
-    from salf.errors import InvalidSetting as InvalidSetting
-    from salf.errors import InvalidUpdate as InvalidUpdate
-    from salf.errors import RunFolderError as RunFolderError
-    from salf.errors import SalfError as SalfError
-    from salf.errors import UnsuitableModel as UnsuitableModel
-    from salf.experiment import Experiment as Experiment
-    from salf.experiment import register as register
-    from salf.layers import Layer as Layer
-    from salf.layers import Layers as Layers
-    from salf.layers import find_layers as find_layers
-    from salf.methods import AsynchronousMethod as AsynchronousMethod
-    from salf.methods import Method as Method
-    from salf.methods import SynchronousMethod as SynchronousMethod
+    from salf.errors import (
+        DataUnavailable as DataUnavailable,
+        InvalidSetting as InvalidSetting,
+        InvalidUpdate as InvalidUpdate,
+        RunFolderError as RunFolderError,
+        SalfError as SalfError,
+        UnsuitableModel as UnsuitableModel,
+    )
+    from salf.experiment import Experiment as Experiment, register as register
+    from salf.layers import Layer as Layer, Layers as Layers, find_layers as find_layers
+    from salf.methods import (
+        AsynchronousMethod as AsynchronousMethod,
+        Method as Method,
+        SynchronousMethod as SynchronousMethod,
+    )
     from salf.records import RoundRecord as RoundRecord
-    from salf.runs import Run as Run
-    from salf.runs import run_experiment as run_experiment
+    from salf.runs import Run as Run, run_experiment as run_experiment
     from salf.simulation import simulate as simulate
-    from salf.update import Update as Update
-    from salf.update import check_update as check_update
+    from salf.update import Update as Update, check_update as check_update
 
 # Where each public name is defined; a test holds this table and the imports above to the same names.
 _HOMES = {

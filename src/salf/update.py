@@ -8,8 +8,7 @@ from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
 from salf.errors import InvalidSetting, InvalidUpdate, check_type

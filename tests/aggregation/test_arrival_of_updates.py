@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from aggregation_cases import Cohort, any_rule, cohorts, same_result, updates
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from salf.aggregation.aggregation import Aggregation, aggregate
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from aggregation_cases import FLOATS, Cohort, any_rule, cohorts, models, same
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregation, aggregate

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from salf.aggregation.aggregation import aggregate
 from salf.aggregation.client_memory import ClientMemory

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from aggregation_cases import Cohort, cohorts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from salf.aggregation.aggregation import aggregate

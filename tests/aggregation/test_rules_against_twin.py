@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from aggregation_cases import FLOATS, Cohort, cohorts, models, rules, same_result
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import aggregate
@@ -128,11 +127,7 @@ def test_the_rules_follow_their_formulas(kind: type[Rule], data: st.DataObject, 
     rule, asked = data.draw(rules(kind)), len(cohort.updates) + unheard
     reach, chances = data.draw(reaches(len(cohort.layers), asked))
     result = aggregate(cohort.state, cohort.updates, cohort.layers, rule, num_clients=asked, reach=reach)
-    assert_agrees(
-        result.state,
-        twin(cohort, rule, asked, chances),
-        twin(cohort, rule, asked, chances, absolute=True),
-    )
+    assert_agrees(result.state, twin(cohort, rule, asked, chances), twin(cohort, rule, asked, chances, absolute=True))
     assert result.contributors == tuple(len(cohort.who(layer)) for layer in range(len(cohort.layers)))
     assert result.overflowed == ()
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from aggregation_cases import OWN_RULES, Cohort, Trusting, cohorts, models, own_rule_twin
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation import Contributions, Contributors, LayerShare, Median, Rule, aggregate, check_rule
 from salf.errors import InvalidSetting

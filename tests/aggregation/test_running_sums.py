@@ -1,8 +1,7 @@
 """Running sums of one layer, to which single updates and sums of several are added in any order."""
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation.sums import LayerSum, PartialSum
 

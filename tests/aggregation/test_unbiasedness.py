@@ -24,13 +24,7 @@ LAYERS = Layers(tuple(Layer(str(draw), (f"{draw}.w",)) for draw in range(20_000)
 
 
 def simulate(
-    rule: Rule,
-    vectors: Array,
-    chances: Array,
-    *,
-    seed: int,
-    examples: list[int] | None = None,
-    layers: Layers = LAYERS,
+    rule: Rule, vectors: Array, chances: Array, *, seed: int, examples: list[int] | None = None, layers: Layers = LAYERS
 ) -> Array:
     """How far each draw moves, shape (draws, parameters); `chances` has one probability per client."""
     draws = len(layers)

@@ -319,10 +319,7 @@ def test_a_comparison_is_kept_in_a_folder_of_its_name(tmp_path: Path, monkeypatc
         (["--seeds", "-1"], "seeds is -1; choose at least 1"),
         (["--methods", ","], "methods are none; name each method to compare once"),
         (["--methods", "salf,salf"], "methods are salf, salf; name each method to compare once"),
-        (
-            ["--methods", "salf,dorp"],
-            "there is no method 'dorp'; choose one of fedavg",
-        ),
+        (["--methods", "salf,dorp"], "there is no method 'dorp'; choose one of fedavg"),
         (["nothing"], "there is no preset 'nothing'"),
         (["--set", "data.name=mnist", "--set", "data.root=/nowhere", "--jobs", "1"], "not found in /nowhere"),
         (["--out", "file/below", "--jobs", "1"], "cannot make the folder file/below/fedavg/seed-0: Not a directory"),

@@ -11,7 +11,7 @@ from torch.optim import SGD
 from virtual_time import Clock, take_time
 
 from salf.client.deadline_block import deadline
-from salf.client.stopwatch import Stopwatch
+from salf.client.time_budget import Stopwatch
 from salf.client.work import Work
 from salf.layers.find import Layers, find_layers
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from networks import backward, mlp_task, parameters_of, same, train
 from torch.optim import SGD
 from virtual_time import Clock, take_time

@@ -5,14 +5,12 @@ from itertools import cycle, islice
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from networks import mlp_task
 from virtual_time import Clock
 
-from salf.client.estimates import Estimate, EstimateBySize, Reserve
-from salf.client.forecast import TimeForecast, forecast_of
-from salf.client.stopwatch import Stopwatch
+from salf.client.forecast import Estimate, EstimateBySize, Reserve, TimeForecast, forecast_of
+from salf.client.time_budget import Stopwatch
 
 
 def estimate(*seconds: float) -> Estimate:

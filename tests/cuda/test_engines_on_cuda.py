@@ -35,11 +35,7 @@ exact = pytest.fixture(autouse=True)(full_precision)
 SGD = OptimizerSettings(lr=0.2, weight_decay=0.05)
 HEAVY = OptimizerSettings(lr=0.1, momentum=0.9)
 ADAM = OptimizerSettings(optimizer="adam", lr=0.01)
-RULES: dict[str, Rule] = {
-    "corrected": Corrected(),
-    "inverse-probability": InverseProbability(),
-    "memory": Memory(),
-}
+RULES: dict[str, Rule] = {"corrected": Corrected(), "inverse-probability": InverseProbability(), "memory": Memory()}
 CHAINS = ("mlp", "cnn")  # for these alone the fused engine computes each client's own update
 
 

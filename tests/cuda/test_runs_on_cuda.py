@@ -5,15 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_cases import (
-    MODELS,
-    NEEDS_CUDA,
-    QUIET,
-    assert_states_close,
-    cuda,
-    full_precision,
-    small_data,
-)
+from cuda_cases import MODELS, NEEDS_CUDA, QUIET, assert_states_close, cuda, full_precision, small_data
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -27,8 +27,7 @@ def test_sound_tensors_make_a_data_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "stored"),
-    [(torch.float64, torch.float32), (torch.float16, torch.float32), (torch.uint8, torch.int64)],
+    ("given", "stored"), [(torch.float64, torch.float32), (torch.float16, torch.float32), (torch.uint8, torch.int64)]
 )
 def test_inputs_become_float32_and_whole_numbers_int64(given: torch.dtype, stored: torch.dtype) -> None:
     inputs = torch.arange(12).reshape(6, 2).to(given)

@@ -5,8 +5,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.data import Partition, dirichlet, iid, label_order, shards
 from salf.errors import InvalidSetting

@@ -73,11 +73,7 @@ def test_such_a_data_set_is_trained_on() -> None:
     ("inputs", "labels", "message"),
     [
         ([], LABELS, "column 'x' of train is empty; give at least one example"),
-        (
-            [PIXELS[0], PIXELS[1][:3]] * 2,
-            LABELS,
-            r"different shapes \(\(3, 5, 3\), \(6, 5, 3\)\); make them equal",
-        ),
+        ([PIXELS[0], PIXELS[1][:3]] * 2, LABELS, r"different shapes \(\(3, 5, 3\), \(6, 5, 3\)\); make them equal"),
         (["a", "b", "c", "d"], LABELS, "column 'x' of train holds <U1, not numbers; name another"),
         ([None] * 4, LABELS, "column 'x' of train holds object, not numbers"),
         (PIXELS, LABELS[:3], r"inputs has shape \(4, 3, 6, 5\), labels \(3,\)"),

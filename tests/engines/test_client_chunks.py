@@ -25,8 +25,7 @@ from engine_cases import (
     steps_to,
     tasks_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, InverseProbability, Memory
@@ -112,9 +111,7 @@ REACH = np.random.default_rng(0).uniform(0.1, 1, (6, 4))
 
 
 @pytest.mark.parametrize("how", [SGD, DECAYING])
-def test_the_order_of_the_clients_changes_not_a_bit_of_what_inverse_probability_gives(
-    how: OptimizerSettings,
-) -> None:
+def test_the_order_of_the_clients_changes_not_a_bit_of_what_inverse_probability_gives(how: OptimizerSettings) -> None:
     subject, engine = prepared("cnn"), engine_for("fused", "cnn", how)
     for seed in range(20):
         played = Round(

@@ -22,8 +22,7 @@ from engine_cases import (
     tasks_of,
 )
 from engine_models import CLASSES, SHAPE, built, data_for
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from salf.aggregation.rules import Corrected

@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from engine_cases import single_thread
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -15,8 +15,7 @@ from engine_cases import (
     single_thread,
 )
 from engine_models import MODELS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.engines import FusedEngine
 

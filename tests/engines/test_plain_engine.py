@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import single_thread, training_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from simulator_cases import (
     CLASSES,
     MODELS,

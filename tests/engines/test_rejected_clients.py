@@ -20,8 +20,7 @@ from engine_cases import (
     tasks_of,
 )
 from engine_models import MODELS, built, data_for
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation.aggregation import Aggregation
 from salf.aggregation.rules import Contributors, Corrected, InverseProbability, Memory, Rule

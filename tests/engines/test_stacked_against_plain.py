@@ -22,8 +22,7 @@ from engine_cases import (
     tasks_of,
 )
 from engine_models import MODELS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation.rules import Memory
 from salf.engines import OptimizerSettings

@@ -7,18 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_cases import (
-    DOUBLE,
-    HEAVY,
-    Round,
-    assert_close,
-    play,
-    same,
-    single_thread,
-    steps_to,
-    subject_of,
-    tasks_of,
-)
+from engine_cases import DOUBLE, HEAVY, Round, assert_close, play, same, single_thread, steps_to, subject_of, tasks_of
 from engine_models import MODELS, built, data_for
 from torch import Tensor, nn
 

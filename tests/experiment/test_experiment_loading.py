@@ -42,28 +42,12 @@ def test_every_preset_is_valid_and_called_by_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        (
-            "method.rule",
-            "corected",
-            f"method.rule is 'corected'; choose one of {RULES} (did you mean 'corrected'?)",
-        ),
-        (
-            "method.rule.name",
-            "remember",
-            f"method.rule is 'remember'; choose one of {RULES}",
-        ),
-        (
-            "method.name",
-            "slaf",
-            f"method.name is 'slaf'; choose one of {METHOD_NAMES} (did you mean 'salf'?)",
-        ),
+        ("method.rule", "corected", f"method.rule is 'corected'; choose one of {RULES} (did you mean 'corrected'?)"),
+        ("method.rule.name", "remember", f"method.rule is 'remember'; choose one of {RULES}"),
+        ("method.name", "slaf", f"method.name is 'slaf'; choose one of {METHOD_NAMES} (did you mean 'salf'?)"),
         ("method.name", "X", f"method.name is 'X'; choose one of {METHOD_NAMES}"),
         ("method.name", 3, f"method.name is 3; choose one of {METHOD_NAMES}"),
-        (
-            "model.name",
-            "vgg12",
-            f"model.name is 'vgg12'; choose one of {MODELS} (did you mean 'vgg19'?)",
-        ),
+        ("model.name", "vgg12", f"model.name is 'vgg12'; choose one of {MODELS} (did you mean 'vgg19'?)"),
         (
             "devices.kind",
             "physics",

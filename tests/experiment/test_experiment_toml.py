@@ -4,8 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory
 from salf.devices import ExponentialLayers, Physical, UniformDepthDevices

@@ -5,18 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from flower_cases import (
-    MemoryGrid,
-    a_loop,
-    a_model,
-    answer,
-    initial,
-    inner,
-    sending,
-    stock_answer,
-    update_of,
-    wrapped,
-)
+from flower_cases import MemoryGrid, a_loop, a_model, answer, initial, inner, sending, stock_answer, update_of, wrapped
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 

@@ -63,14 +63,7 @@ class Doubled(Everyone):
 
 @pytest.mark.parametrize(
     "rule",
-    [
-        Corrected(),
-        Contributors(),
-        Everyone(weight_by_examples=True),
-        Everyone(normalise="steps"),
-        Doubled(),
-        Memory(),
-    ],
+    [Corrected(), Contributors(), Everyone(weight_by_examples=True), Everyone(normalise="steps"), Doubled(), Memory()],
 )
 def test_noise_for_a_mean_over_all_clients_is_not_added_to_another_mean(rule: Any) -> None:
     with pytest.raises(InvalidSetting, match=r"use rule=Everyone\(\)"):

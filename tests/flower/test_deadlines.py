@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flower_cases import MemoryGrid, a_loop, a_model, initial, inner, sending
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from salf import theory
 from salf.errors import InvalidSetting

@@ -96,10 +96,7 @@ def test_clients_on_flower_need_an_experiment_that_its_file_describes_completely
     class Halved(Contributors):
         """A rule that another process does not know."""
 
-    for changed in (
-        replace(RUN, method=Salf(rule=Halved())),
-        replace(RUN, data=replace(RUN.data, name="tensors")),
-    ):
+    for changed in (replace(RUN, method=Salf(rule=Halved())), replace(RUN, data=replace(RUN.data, name="tensors"))):
         with pytest.raises(InvalidSetting, match=r"from its file, but .*given in Python.*; choose another engine"):
             run_on_flower(changed)
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from flower_cases import MemoryGrid, a_loop, a_model, answer, initial, inner, sending, update_of, wrapped
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from salf.flower.wire import ClientReport, TrainInstructions

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from simulator_cases import everyone, play, same_weights, small_data, small_experiment, workload
 
 from salf.aggregation.rules import Memory

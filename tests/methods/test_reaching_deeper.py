@@ -8,8 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from engine_cases import training_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from simulator_cases import MODELS, SHAPE, built, everyone, play, small_data, small_experiment, workload
 from torch import nn
 

@@ -8,8 +8,7 @@ from language import problems_of
 from pydantic import TypeAdapter, ValidationError
 
 from salf.errors import InvalidSetting
-from salf.registry import Choice, ExtensionWarning, Registry
-from salf.registry import registry as registries
+from salf.registry import Choice, ExtensionWarning, Registry, registry as registries
 from salf.values import Positive, validated
 
 

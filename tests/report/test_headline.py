@@ -72,10 +72,7 @@ ACHIEVED = "salf on digits (seed 0) achieved 93.1 % test accuracy after 60 round
             [outcome(name, INF, accuracy=NAN) for name in ("drop", "salf")],
             "This page compares drop and salf on digits; no round has been tested yet.",
         ),
-        (
-            [SALF],
-            f"{ACHIEVED}, reached {GOAL} after 58.2 s, and {KEPT}.",
-        ),
+        ([SALF], f"{ACHIEVED}, reached {GOAL} after 58.2 s, and {KEPT}."),
         ([outcome("salf", INF, kept=NAN)], f"{ACHIEVED} and did not reach {GOAL}."),
         (
             [outcome("salf", 58.0, INF, rounds=50)],

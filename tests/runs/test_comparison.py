@@ -106,11 +106,7 @@ def test_folders_are_looked_at_before_anything_is_run(tmp_path: Path) -> None:
         (METHODS, -2, "seeds is -2; choose at least 1"),
         ([], 1, "methods are none; name each method to compare once"),
         (["salf", "drop", "salf"], 1, "methods are salf, drop, salf; name each method to compare once"),
-        (
-            ["salf", "dorp"],
-            1,
-            r"there is no method 'dorp'; choose one of fedavg, .*, salf.* \(did you mean 'drop'\?\)",
-        ),
+        (["salf", "dorp"], 1, r"there is no method 'dorp'; choose one of fedavg, .*, salf.* \(did you mean 'drop'\?\)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods: list[str], seeds: int, message: str) -> None:

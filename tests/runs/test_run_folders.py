@@ -21,8 +21,7 @@ from salf.errors import RunFolderError
 from salf.experiment.experiment import Experiment
 from salf.models import build
 from salf.records.rounds import RoundRecord
-from salf.runs import atomic, checkpoint
-from salf.runs import folder as runs
+from salf.runs import atomic, checkpoint, folder as runs
 from salf.runs.run import run_experiment
 from salf.runs.run_files import read_experiment, read_records
 from salf.simulation.evaluator import evaluate

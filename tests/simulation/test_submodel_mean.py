@@ -4,8 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregation
@@ -61,11 +60,7 @@ def test_elements_that_no_group_holds_stay_to_the_last_bit() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    data=st.data(),
-    hidden=st.lists(st.integers(1, 4), min_size=1, max_size=5),
-    by_examples=st.booleans(),
-)
+@given(data=st.data(), hidden=st.lists(st.integers(1, 4), min_size=1, max_size=5), by_examples=st.booleans())
 def test_it_equals_the_naive_mean_over_the_clients_that_hold_an_element(
     data: st.DataObject, hidden: list[int], *, by_examples: bool
 ) -> None:

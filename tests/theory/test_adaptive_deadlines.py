@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.optimize import Bounds, LinearConstraint, minimize
 from scipy.special import gammaincc
 
@@ -19,12 +18,7 @@ from salf.theory import Constants
 Array = npt.NDArray[np.float64]
 
 CONSTANTS = Constants(
-    smoothness=2.0,
-    strong_convexity=1.0,
-    gradient_variance=40.0,
-    second_moment=1.0,
-    heterogeneity=0.1,
-    num_clients=6,
+    smoothness=2.0, strong_convexity=1.0, gradient_variance=40.0, second_moment=1.0, heterogeneity=0.1, num_clients=6
 )
 RATES = np.geomspace(4, 60, 6)
 COMMUNICATION = np.linspace(0, 0.8, 6)

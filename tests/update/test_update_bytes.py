@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregation
@@ -59,11 +58,7 @@ def all_bits(mapping: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torc
     shared=st.booleans(),
 )
 def test_nothing_is_lost(
-    deltas: dict[str, Tensor],
-    buffers: dict[str, Tensor],
-    steps: int | dict[str, int],
-    num_examples: int,
-    shared: bool,
+    deltas: dict[str, Tensor], buffers: dict[str, Tensor], steps: int | dict[str, int], num_examples: int, shared: bool
 ) -> None:
     if shared and deltas:  # two names of one tensor, and one that overlaps them
         first = next(iter(deltas.values()))

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.errors import InvalidUpdate
@@ -136,8 +135,7 @@ def test_complex_numbers_of_half_precision_are_named() -> None:
 
 def test_the_message_names_every_problem() -> None:
     with pytest.raises(
-        InvalidUpdate,
-        match=r"cannot be aggregated; correct the client that sent it: num_examples is 0, .*; 'x' is not",
+        InvalidUpdate, match=r"cannot be aggregated; correct the client that sent it: num_examples is 0, .*; 'x' is not"
     ):
         check_update(Update({"x": torch.zeros(1)}, 1, 0), LAYERS, STATE)
 

@@ -3,12 +3,10 @@
 import torch
 
 from salf.bench.aggregating import aggregation_cases as aggregation_cases
-from salf.bench.case import Case as Case
-from salf.bench.case import Figure as Figure
+from salf.bench.case import Case as Case, Figure as Figure
 from salf.bench.deadlines import deadline_cases as deadline_cases
 from salf.bench.memory import memory_cases as memory_cases
-from salf.bench.rounds import growth_case as growth_case
-from salf.bench.rounds import round_cases as round_cases
+from salf.bench.rounds import growth_case as growth_case, round_cases as round_cases
 from salf.bench.starting import start_cases as start_cases
 
 

@@ -17,8 +17,7 @@ from salf.cli.quantities import counted, megabytes, percent, seconds
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.report import plot_accuracy, save_figure
-from salf.runs import Comparison, RunFiles, Summary, Tuning, compare, write_atomically, write_page
-from salf.runs import tune as try_rates
+from salf.runs import Comparison, RunFiles, Summary, Tuning, compare, tune as try_rates, write_atomically, write_page
 
 MethodNames = Annotated[
     str, option("NAME,…", f"The methods to compare, separated by commas, or all: {', '.join(METHODS)}.")

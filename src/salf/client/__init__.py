@@ -4,8 +4,6 @@
 partial update is made. `truncated_gradients` runs backpropagation down to a given depth, without a clock.
 """
 
-from salf.client.deadline_block import Deadline as Deadline
-from salf.client.deadline_block import Scaler as Scaler
-from salf.client.deadline_block import deadline as deadline
+from salf.client.deadline_block import Deadline as Deadline, Scaler as Scaler, deadline as deadline
 from salf.client.truncated import truncated_gradients as truncated_gradients
 from salf.client.work import Work as Work

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from salf.client.block_record import BlockRecord
 from salf.client.forecast import forecast_of
 from salf.client.hooks import Hooks
 from salf.client.step_progress import StepProgress
-from salf.client.stopwatch import Stopwatch
-from salf.client.suitability import check_above_zero, check_suitable, trainable_parameters
-from salf.client.time_budget import TimeBudget, TimeUp
-from salf.client.work import Work
-from salf.errors import InvalidSetting, check_type
+from salf.client.suitability import check_suitable, trainable_parameters
+from salf.client.time_budget import Stopwatch, TimeBudget, TimeUp
+from salf.client.work import BlockRecord, Work
+from salf.errors import InvalidSetting, check_positive, check_type
 from salf.layers import Layer, Layers, find_layers
 
 
@@ -97,12 +95,12 @@ def deadline(
     >>> work.steps, work.depth, work.interrupted, sorted(work.update(num_examples=4).deltas)
     (3, 2, False, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
-    check_above_zero("seconds", seconds)
+    check_positive("seconds", seconds, finite=False)
     if upload_bytes_per_second is not None:
-        check_above_zero("upload_bytes_per_second", upload_bytes_per_second)
+        check_positive("upload_bytes_per_second", upload_bytes_per_second, finite=False)
     if accumulate is not None:
         check_type("accumulate", accumulate, int, "a whole number of backward passes")
-        check_above_zero("accumulate", accumulate)
+        check_positive("accumulate", accumulate, finite=False)
     check_type("model", model, nn.Module, "an nn.Module")
     check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
     check_type("scaler", scaler, (Scaler, type(None)), "a torch.amp.GradScaler")

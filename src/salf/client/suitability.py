@@ -2,12 +2,11 @@
 
 import inspect
 from collections.abc import Iterator
-from numbers import Real
 
 from torch import nn
 from torch.optim import Optimizer
 
-from salf.errors import InvalidSetting, UnsuitableModel
+from salf.errors import UnsuitableModel
 from salf.layers import Layers
 
 
@@ -22,16 +21,6 @@ def check_suitable(model: nn.Module, optimizer: Optimizer, layers: Layers) -> No
     problems = [*_layer_problems(model, layers), *_optimizer_problems(model, optimizer, layers)]
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained under a deadline", problems)
-
-
-def check_above_zero(name: str, value: object) -> None:
-    """Raise `InvalidSetting` unless the argument called `name` is a number greater than 0."""
-    try:
-        is_above = not isinstance(value, bool) and isinstance(value, Real) and float(value) > 0
-    except OverflowError:  # an integer that no float holds
-        is_above = False
-    if not is_above:
-        raise InvalidSetting(f"{name} is {value!r:.40}; choose a number greater than 0")
 
 
 def _layer_problems(model: nn.Module, layers: Layers) -> Iterator[str]:

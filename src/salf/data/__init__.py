@@ -5,10 +5,11 @@
 """
 
 from salf.data.dataset import Dataset as Dataset
-from salf.data.partitions import Partition as Partition
-from salf.data.partitions import dirichlet as dirichlet
-from salf.data.partitions import iid as iid
-from salf.data.partitions import label_order as label_order
-from salf.data.partitions import shards as shards
-from salf.data.sources import NAMES as NAMES
-from salf.data.sources import load as load
+from salf.data.partitions import (
+    Partition as Partition,
+    dirichlet as dirichlet,
+    iid as iid,
+    label_order as label_order,
+    shards as shards,
+)
+from salf.data.sources import NAMES as NAMES, load as load

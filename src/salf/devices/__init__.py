@@ -9,15 +9,14 @@ layer first.
 
 from typing import Annotated
 
-from salf.devices.cohort import Cohort as Cohort
-from salf.devices.cohort import CohortBatch as CohortBatch
-from salf.devices.depths import ExponentialLayers as ExponentialLayers
-from salf.devices.depths import GradedSpeeds as GradedSpeeds
-from salf.devices.depths import UniformDepthDevices as UniformDepthDevices
+from salf.devices.cohort import Cohort as Cohort, CohortBatch as CohortBatch
+from salf.devices.depths import (
+    ExponentialLayers as ExponentialLayers,
+    GradedSpeeds as GradedSpeeds,
+    UniformDepthDevices as UniformDepthDevices,
+)
 from salf.devices.physical import Physical as Physical
-from salf.devices.workload import CompletionTimes as CompletionTimes
-from salf.devices.workload import Devices as Devices
-from salf.devices.workload import Workload as Workload
+from salf.devices.workload import CompletionTimes as CompletionTimes, Devices as Devices, Workload as Workload
 from salf.registry import Choice, Registry
 
 _BUILT_IN = (UniformDepthDevices, GradedSpeeds, ExponentialLayers, Physical)

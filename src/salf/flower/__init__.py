@@ -14,17 +14,16 @@ if find_spec("flwr") is None:
         "salf.flower needs Flower, which is not installed; install it: pip install 'salf[flower]'"
     )
 
-from salf.aggregation import ClippedLayers as ClippedLayers
-from salf.aggregation import Median as Median
-from salf.aggregation import TrimmedMean as TrimmedMean
-from salf.flower.client import deadline as deadline
-from salf.flower.client import reply as reply
-from salf.flower.server import Adaptive as Adaptive
-from salf.flower.server import DeadlineSchedule as DeadlineSchedule
-from salf.flower.server import FederationRecord as FederationRecord
-from salf.flower.server import Fixed as Fixed
-from salf.flower.server import Quantile as Quantile
-from salf.flower.server import RoundDeadline as RoundDeadline
-from salf.flower.server import RoundTimes as RoundTimes
-from salf.flower.server import SalfStrategy as SalfStrategy
+from salf.aggregation import ClippedLayers as ClippedLayers, Median as Median, TrimmedMean as TrimmedMean
+from salf.flower.client import deadline as deadline, reply as reply
+from salf.flower.server import (
+    Adaptive as Adaptive,
+    DeadlineSchedule as DeadlineSchedule,
+    FederationRecord as FederationRecord,
+    Fixed as Fixed,
+    Quantile as Quantile,
+    RoundDeadline as RoundDeadline,
+    RoundTimes as RoundTimes,
+    SalfStrategy as SalfStrategy,
+)
 from salf.flower.simulation_engine import run_on_flower as run_on_flower

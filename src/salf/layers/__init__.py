@@ -4,8 +4,5 @@
 `measure_passing` count floating-point operations per layer.
 """
 
-from salf.layers.costs import measure_costs as measure_costs
-from salf.layers.costs import measure_passing as measure_passing
-from salf.layers.find import Layer as Layer
-from salf.layers.find import Layers as Layers
-from salf.layers.find import find_layers as find_layers
+from salf.layers.costs import measure_costs as measure_costs, measure_passing as measure_passing
+from salf.layers.find import Layer as Layer, Layers as Layers, find_layers as find_layers

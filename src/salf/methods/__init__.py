@@ -4,7 +4,7 @@ A method derives from `SynchronousMethod` or `AsynchronousMethod`. Built-in meth
 `METHODS` holds every method by its name; `salf.register` and installed packages add theirs. `AnyMethod` is the type of
 a field that holds one of them.
 
-Each algorithm is in the file that has its name. `layerwise` has what SALF and its relatives share, and `schedules` helps
+Each algorithm is in the file that has its name. `layerwise` has what SALF and its relatives share; `schedules` helps
 own methods to decide how many steps of each layer count.
 """
 
@@ -21,23 +21,27 @@ from salf.methods.fedprox import FedProx as FedProx
 from salf.methods.heterofl import HeteroFL as HeteroFL
 from salf.methods.layerwise import LayerWise as LayerWise
 from salf.methods.memory import Remembering as Remembering
-from salf.methods.method import AsynchronousMethod as AsynchronousMethod
-from salf.methods.method import DeadlineMethod as DeadlineMethod
-from salf.methods.method import Method as Method
-from salf.methods.method import RoundContext as RoundContext
-from salf.methods.method import RunContext as RunContext
-from salf.methods.method import Submodels as Submodels
-from salf.methods.method import SynchronousMethod as SynchronousMethod
-from salf.methods.method import is_asynchronous as is_asynchronous
-from salf.methods.method import is_synchronous as is_synchronous
+from salf.methods.method import (
+    AsynchronousMethod as AsynchronousMethod,
+    DeadlineMethod as DeadlineMethod,
+    Method as Method,
+    RoundContext as RoundContext,
+    RunContext as RunContext,
+    Submodels as Submodels,
+    SynchronousMethod as SynchronousMethod,
+    is_asynchronous as is_asynchronous,
+    is_synchronous as is_synchronous,
+)
 from salf.methods.overselection import OverSelection as OverSelection
 from salf.methods.salf import Salf as Salf
 from salf.methods.salfplus import SalfPlus as SalfPlus
-from salf.methods.schedules import RoundSchedule as RoundSchedule
-from salf.methods.schedules import largest_workloads_by as largest_workloads_by
-from salf.methods.schedules import until_deadline as until_deadline
-from salf.methods.schedules import wait_for_first as wait_for_first
-from salf.methods.schedules import whole_steps_by as whole_steps_by
+from salf.methods.schedules import (
+    RoundSchedule as RoundSchedule,
+    largest_workloads_by as largest_workloads_by,
+    until_deadline as until_deadline,
+    wait_for_first as wait_for_first,
+    whole_steps_by as whole_steps_by,
+)
 from salf.methods.timelyfl import TimelyFL as TimelyFL
 from salf.registry import Choice, Registry
 

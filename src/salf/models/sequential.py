@@ -16,12 +16,7 @@ from salf.values import STRICT, Count
 # Configurations A, B, D and E of Simonyan and Zisserman (arXiv 1409.1556), table 1: the convolutions before each of the
 # five poolings, and their channels.
 _CHANNELS = (64, 128, 256, 512, 512)
-_CONVOLUTIONS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
+_CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _SMALLEST = 2 ** len(_CHANNELS)
 
 

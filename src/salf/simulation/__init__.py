@@ -4,9 +4,5 @@ Clients train in this process, but the time that they take comes from a device m
 set-up of a run, `Sampler` draws each round, `Evaluator` tests the global model, and `Simulation` loops over the rounds.
 """
 
-from salf.simulation.server_state import ActiveJob as ActiveJob
-from salf.simulation.server_state import ActiveJobs as ActiveJobs
-from salf.simulation.server_state import ServerState as ServerState
-from salf.simulation.simulator import Simulation as Simulation
-from salf.simulation.simulator import simulate as simulate
-from salf.simulation.simulator import with_method as with_method
+from salf.simulation.server_state import ActiveJob as ActiveJob, ActiveJobs as ActiveJobs, ServerState as ServerState
+from salf.simulation.simulator import Simulation as Simulation, simulate as simulate, with_method as with_method

@@ -9,30 +9,38 @@ Sources of the setting: "Stragglers-Aware Low-Latency Synchronous Federated Lear
 2505.23973), called "ADEL-FL". Derivations are in docs/theory.md.
 """
 
-from salf.theory.convergence import Constants as Constants
-from salf.theory.convergence import asymptotic_bound as asymptotic_bound
-from salf.theory.convergence import bound as bound
-from salf.theory.convergence import deadline_noise as deadline_noise
-from salf.theory.convergence import decaying_steps as decaying_steps
-from salf.theory.convergence import error_weights as error_weights
-from salf.theory.convergence import recursion as recursion
-from salf.theory.convergence import variance_noise as variance_noise
-from salf.theory.depths import DepthDistribution as DepthDistribution
-from salf.theory.depths import EmpiricalDepth as EmpiricalDepth
-from salf.theory.depths import ExponentialDepth as ExponentialDepth
-from salf.theory.depths import LogNormalDepth as LogNormalDepth
-from salf.theory.depths import UniformDepth as UniformDepth
-from salf.theory.depths import empty_probability as empty_probability
-from salf.theory.depths import kept_by_dropping as kept_by_dropping
-from salf.theory.depths import log_normal_reach as log_normal_reach
-from salf.theory.depths import reach_probability as reach_probability
-from salf.theory.depths import round_seconds as round_seconds
-from salf.theory.schedules import AdaptiveDeadlines as AdaptiveDeadlines
-from salf.theory.schedules import adaptive_deadlines as adaptive_deadlines
-from salf.theory.schedules import allocate_seconds as allocate_seconds
-from salf.theory.schedules import lower_hull as lower_hull
-from salf.theory.schedules import scaled_batches as scaled_batches
-from salf.theory.variance import estimator_variance as estimator_variance
-from salf.theory.variance import imbalance as imbalance
-from salf.theory.variance import participation as participation
-from salf.theory.variance import variance_factor as variance_factor
+from salf.theory.convergence import (
+    Constants as Constants,
+    asymptotic_bound as asymptotic_bound,
+    bound as bound,
+    deadline_noise as deadline_noise,
+    decaying_steps as decaying_steps,
+    error_weights as error_weights,
+    recursion as recursion,
+    variance_noise as variance_noise,
+)
+from salf.theory.depths import (
+    DepthDistribution as DepthDistribution,
+    EmpiricalDepth as EmpiricalDepth,
+    ExponentialDepth as ExponentialDepth,
+    LogNormalDepth as LogNormalDepth,
+    UniformDepth as UniformDepth,
+    empty_probability as empty_probability,
+    kept_by_dropping as kept_by_dropping,
+    log_normal_reach as log_normal_reach,
+    reach_probability as reach_probability,
+    round_seconds as round_seconds,
+)
+from salf.theory.schedules import (
+    AdaptiveDeadlines as AdaptiveDeadlines,
+    adaptive_deadlines as adaptive_deadlines,
+    allocate_seconds as allocate_seconds,
+    lower_hull as lower_hull,
+    scaled_batches as scaled_batches,
+)
+from salf.theory.variance import (
+    estimator_variance as estimator_variance,
+    imbalance as imbalance,
+    participation as participation,
+    variance_factor as variance_factor,
+)

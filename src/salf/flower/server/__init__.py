@@ -4,12 +4,14 @@
 hands the replies to a `FlowerServer`. Each round's replies are checked and summed by a `TrainingRound`.
 """
 
-from salf.flower.server.deadlines import Adaptive as Adaptive
-from salf.flower.server.deadlines import DeadlineSchedule as DeadlineSchedule
-from salf.flower.server.deadlines import Fixed as Fixed
-from salf.flower.server.deadlines import Quantile as Quantile
-from salf.flower.server.deadlines import RoundDeadline as RoundDeadline
-from salf.flower.server.deadlines import RoundTimes as RoundTimes
+from salf.flower.server.deadlines import (
+    Adaptive as Adaptive,
+    DeadlineSchedule as DeadlineSchedule,
+    Fixed as Fixed,
+    Quantile as Quantile,
+    RoundDeadline as RoundDeadline,
+    RoundTimes as RoundTimes,
+)
 from salf.flower.server.exchange import Exchange as Exchange
 from salf.flower.server.federation_record import FederationRecord as FederationRecord
 from salf.flower.server.strategy import SalfStrategy as SalfStrategy

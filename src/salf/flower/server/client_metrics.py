@@ -8,7 +8,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from salf.flower.server.composition import weight_key
-from salf.flower.server.logger import warn_of_node
+from salf.flower.server.federation_record import warn_of_node
 from salf.flower.wire import NUM_EXAMPLES, Metrics
 
 # The names of the metrics, with the length of each that is a list.

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping as FixedClipping
-from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideFixedClipping as FixedClipping,
+    FedAvg,
+    FedAvgM,
+    Strategy,
+)
 from torch import Tensor
 
 from salf.aggregation import Centre, ClippedLayers, Rule

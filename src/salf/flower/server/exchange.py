@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError
 
-from salf.flower.server.logger import log
+from salf.flower.server.federation_record import log
 
 _SAMPLING_POLL_SECONDS = 1.0  # Flower's sampling sleeps so long before it looks for nodes again
 _BATCH_BYTES = 32 * 2**20

@@ -1,26 +1,71 @@
 """What the server does in a round, independent of the loop that drives it: open it, take replies, close it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from salf.aggregation import Aggregated, Aggregation, Centre, RobustAggregation
-from salf.errors import InvalidSetting
+from salf.aggregation import Aggregated, Aggregation, Centre, ClippedLayers, RobustAggregation, Rule, check_rule
+from salf.errors import InvalidSetting, check_positive, check_type, shown
 from salf.flower.server.client_metrics import mean_metrics
-from salf.flower.server.composition import AggregatedRound
+from salf.flower.server.composition import AggregatedRound, check_composition, needs_whole_replies
+from salf.flower.server.deadlines import RoundDeadline
 from salf.flower.server.federation_record import FederationRecord, count_refused
 from salf.flower.server.federation_state import FederationState
-from salf.flower.server.strategy_config import StrategyConfig
-from salf.flower.server.training_round import TrainingRound, UpdateSum
-from salf.flower.server.update_validator import UpdateValidator
-from salf.flower.wire import PREFIX, TrainInstructions, size_of
+from salf.flower.server.training_round import TrainingRound, UpdateSum, UpdateValidator
+from salf.flower.wire import PREFIX, CountedFrom, TrainInstructions, size_of
+from salf.layers import Layers
 from salf.participation import Chances, ObservedReach
 from salf.simulation import ServerState
 from salf.values import Floats
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """The arguments of `SalfStrategy`, which describes them.
+
+    Raises:
+        InvalidSetting: An argument has a wrong type or value, or the strategy cannot be wrapped.
+    """
+
+    strategy: Strategy
+    deadline: RoundDeadline
+    layers: Layers
+    rule: Rule
+    robust: ClippedLayers | Centre | None
+    grace_seconds: float
+    counted_from: CountedFrom
+    max_change: float
+    whole_replies: bool
+    poll_seconds: float
+
+    def __post_init__(self) -> None:
+        check_type("layers", self.layers, Layers, "salf.find_layers(model, example)")
+        check_type("rule", self.rule, Rule, "a rule, such as salf.Corrected()")
+        robust = (ClippedLayers, Centre, type(None))
+        check_type("robust", self.robust, robust, "ClippedLayers(max_norm), Median() or TrimmedMean()")
+        if self.counted_from not in ("message", "loop"):
+            raise InvalidSetting(f"counted_from is {shown(self.counted_from)}; choose 'message' or 'loop'")
+        check_positive("grace_seconds", self.grace_seconds)
+        check_positive("max_change", self.max_change, finite=False)
+        check_positive("poll_seconds", self.poll_seconds)
+        check_composition(self.strategy, self.rule, self.robust)
+        if isinstance(self.robust, Centre):
+            check_rule(self.rule, self.robust)
+
+    @property
+    def needs_whole_replies(self) -> bool:
+        """Whether a reply includes every array, those of unfinished layers unchanged."""
+        return self.whole_replies or needs_whole_replies(self.strategy)
+
+    @property
+    def clipping(self) -> ClippedLayers | None:
+        """The bound on the norm of each client's layers, if there is one."""
+        return self.robust if isinstance(self.robust, ClippedLayers) else None
 
 
 class FlowerServer:

@@ -11,9 +11,8 @@ from salf.errors import RunFolderError
 from salf.flower.server.client_metrics import usable_evaluations
 from salf.flower.server.exchange import Exchange, NotEnoughNodes, PatientGrid
 from salf.flower.server.federation_folder import FederationFolder
-from salf.flower.server.federation_record import FederationRecord
+from salf.flower.server.federation_record import FederationRecord, log
 from salf.flower.server.flower_server import FlowerServer
-from salf.flower.server.logger import log
 from salf.flower.wire import from_record, size_of, to_record
 from salf.participation import StarvationMonitor, describe_starvation
 

@@ -13,10 +13,9 @@ from salf.flower.server.client_metrics import usable_evaluations
 from salf.flower.server.deadlines import Fixed, RoundDeadline
 from salf.flower.server.exchange import Exchange
 from salf.flower.server.federation_folder import FederationFolder
-from salf.flower.server.flower_server import FlowerServer
-from salf.flower.server.logger import log
+from salf.flower.server.federation_record import log
+from salf.flower.server.flower_server import FlowerServer, StrategyConfig
 from salf.flower.server.round_loop import Evaluate, RoundLoop
-from salf.flower.server.strategy_config import StrategyConfig
 from salf.flower.wire import CountedFrom, from_record, to_record
 from salf.layers import Layers
 
