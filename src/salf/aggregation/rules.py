@@ -131,7 +131,7 @@ class Rule(ABC):
 
     @property
     def limits_influence(self) -> bool:
-        """Whether each client weighs 1/U in every layer, whoever else sends it; noise for privacy relies on that."""
+        """Whether each client weighs 1/U in every layer that it sends; noise for privacy relies on that."""
         return False
 
 
