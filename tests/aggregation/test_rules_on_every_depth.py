@@ -112,12 +112,21 @@ def stated(rule: Rule, q: float) -> Stated:
     return Stated(kept, second - no_client * float(earlier @ earlier) - float(kept @ kept))
 
 
-@pytest.mark.parametrize("depth", DEPTHS.values(), ids=DEPTHS.keys())
-@pytest.mark.parametrize(
-    "rule",
-    [Corrected(max_correction=10.0), Contributors(), Everyone(), InverseProbability(), Memory()],
-    ids=lambda rule: rule.name,
-)
+RULES = (Corrected(max_correction=10.0), Contributors(), Everyone(), InverseProbability(), Memory())
+# What is remembered for thousands of draws takes seconds; one distribution in the default run shows the formula.
+CASES = [
+    pytest.param(
+        rule,
+        depth,
+        id=f"{rule.name}-{name}",
+        marks=[pytest.mark.slow] if isinstance(rule, Memory) and name != "exponential" else [],
+    )
+    for rule in RULES
+    for name, depth in DEPTHS.items()
+]
+
+
+@pytest.mark.parametrize(("rule", "depth"), CASES)
 def test_means_and_variances_are_as_stated(rule: Rule, depth: DepthDistribution) -> None:
     reach = reach_probability(depth=depth, num_layers=DEEP)
     reached = draw_depths(depth, seed=12)[:, :, None] >= np.arange(DEEP, 0, -1)

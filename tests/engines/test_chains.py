@@ -144,7 +144,7 @@ def test_inputs_may_lie_in_memory_in_another_order(model: Callable[[], nn.Module
 def test_other_steps_than_one_from_the_output_on_are_refused(steps: list[list[int]]) -> None:
     subject = prepared(wide)
     played = Round(tasks_of(steps, [3] * len(steps)), Contributors())
-    with pytest.raises(InvalidSetting, match="computes one step, of layers from the output on"):
+    with pytest.raises(InvalidSetting, match="computes one step, from the output on"):
         play(subject.engine("fused"), subject, played)
 
 
