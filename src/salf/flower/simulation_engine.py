@@ -1,12 +1,13 @@
 """An experiment whose clients train on Flower's simulation engine; clock, cohorts and tasks stay the experiment's."""
 
 import functools
+import json
 import logging
 import os
 import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -201,29 +202,12 @@ def _trainer(settings: str) -> PlainEngine:
 
 def _write_task(task: ClientTask, layers: Layers) -> ConfigRecord:
     """Return a task as the configuration of a message."""
-    return ConfigRecord(
-        {
-            "client": task.client,
-            "steps": task.steps.tolist(),
-            "batches": task.batches.ravel().tolist(),
-            "local-steps": len(task.batches),
-            "num-examples": task.num_examples,
-            "proximal": task.proximal,
-            "seed": str(task.seed),  # a number may have more than 63 bits
-            "layers": layers_to_json(layers),
-        }
-    )
+    fields = json.dumps(asdict(task), default=np.ndarray.tolist)
+    return ConfigRecord({"task": fields, "layers": layers_to_json(layers)})
 
 
 def _read_task(record: ConfigRecord) -> tuple[ClientTask, Layers]:
     """Read what `_write_task` wrote."""
-    local_steps = record["local-steps"]
-    task = ClientTask(
-        int(str(record["client"])),
-        np.array(record["steps"], dtype=np.int64),
-        np.array(record["batches"], dtype=np.int64).reshape(int(str(local_steps)), -1),
-        int(str(record["num-examples"])),
-        int(str(record["seed"])),
-        float(str(record["proximal"])),
-    )
-    return task, layers_from_json(str(record["layers"]))
+    fields = json.loads(str(record["task"]))
+    fields |= {name: np.array(fields[name], dtype=np.int64) for name in ("steps", "batches")}
+    return ClientTask(**fields), layers_from_json(str(record["layers"]))

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr.app import Error, Message, MessageType, Metadata, RecordDict
+from flwr.app import Error, Message, MessageType, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError
 
 from salf.flower.server.federation_record import log
@@ -129,7 +127,7 @@ class NotEnoughNodes(Exception):
     """Too few nodes came online in the time of the round."""
 
 
-class PatientGrid(Grid):
+class PatientGrid:
     """A grid that stops waiting for nodes; Flower's sampling would wait for them without an end.
 
     Args:
@@ -154,33 +152,6 @@ class PatientGrid(Grid):
             raise NotEnoughNodes(f"{len(nodes)} nodes are online")
         return nodes
 
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what the grid knows of the nodes."""
-        return self._grid.get_nodes()
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Create a message."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch the replies that have arrived."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and wait for their replies."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+    def __getattr__(self, name: str) -> object:
+        """Return everything else from the grid itself."""
+        return getattr(self._grid, name)

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from salf.errors import RunFolderError
@@ -129,7 +131,7 @@ class RoundLoop:
     def _open_round(self, number: int, arrays: ArrayRecord, began: float, seconds: float) -> list[Message]:
         """Open a round and return its messages; without enough nodes the round has no client."""
         until = began + seconds
-        grid = PatientGrid(self.exchange, until)
+        grid = cast("Grid", PatientGrid(self.exchange, until))
 
         def remaining() -> float:
             return max(until - self.exchange.clock(), 0.001)
@@ -167,7 +169,7 @@ class RoundLoop:
 
     def _evaluation_messages(self, number: int, arrays: ArrayRecord, limit: float, until: float) -> list[Message]:
         """Return the messages of an evaluation by the nodes, which expire with it; none without enough nodes."""
-        strategy, grid = self.server.config.strategy, PatientGrid(self.exchange, until)
+        strategy, grid = self.server.config.strategy, cast("Grid", PatientGrid(self.exchange, until))
         try:
             messages = list(strategy.configure_evaluate(number, arrays, self.evaluate_config, grid))
         except NotEnoughNodes as reason:
