@@ -75,7 +75,7 @@ class Update:
         """Return the number of optimizer steps of the layer with this name; 0 if the update lacks it."""
         return self.steps.get(layer, 0) if isinstance(self.steps, Mapping) else self.steps
 
-    def conveys(self, layer: Layer) -> bool:
+    def includes(self, layer: Layer) -> bool:
         """Say whether the update includes every parameter of a layer."""
         return all(name in self.deltas for name in layer.parameters)
 
@@ -169,7 +169,7 @@ def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
         for name in update.steps:
             if name not in layers.names:
                 yield f"steps name '{name}', which is not a layer of this model"
-    steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.conveys(layer)}
+    steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.includes(layer)}
     wrong = {name: count for name, count in steps.items() if not _is_count(count)}
     for name, count in wrong.items():
         yield f"layer '{name}' has {count!r:.40} steps, not {_COUNT}"
@@ -193,7 +193,7 @@ def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]
     for name in update.buffers:
         if name not in buffers:
             yield f"'{name}' is not a buffer of a layer of this model"
-        elif not update.conveys(buffers[name]):
+        elif not update.includes(buffers[name]):
             yield f"buffer '{name}' is sent without its layer '{buffers[name].name}'"
         elif state is not None:
             yield from _value_problems(name, update.buffers[name], state, finite=finite)

@@ -213,7 +213,7 @@ def own_rule_twin(
     examples = [update.num_examples for update in updates]
     new = {}
     for index, layer in enumerate(layers):
-        who = [row for row, update in enumerate(updates) if update.conveys(layer)]
+        who = [row for row, update in enumerate(updates) if update.includes(layer)]
         shares: dict[int, float] = {}
         for row in who:
             norm = math.sqrt(sum(float(delta.double().square().sum()) for delta in updates[row].deltas.values()))

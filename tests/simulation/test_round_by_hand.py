@@ -47,7 +47,7 @@ class Naive:
         chances = {client: self.chances(client, state.round + 1) for client in clients}
         new = {name: tensor.double() for name, tensor in state.weights.items()}
         for client, update in updates.items():
-            conveyed = {layer.name: update.conveys(layer) for layer in layers}
+            conveyed = {layer.name: update.includes(layer) for layer in layers}
             self.observed.setdefault(client, []).append(list(conveyed.values()))
             for layer in layers:
                 if conveyed[layer.name]:
@@ -55,7 +55,7 @@ class Naive:
                     self.memory.setdefault(client, {})[layer.name] = kept
         counts = []
         for index, layer in enumerate(layers):
-            who = [client for client in clients if updates[client].conveys(layer)]
+            who = [client for client in clients if updates[client].includes(layer)]
             counts.append(len(who))
             if not who:
                 continue

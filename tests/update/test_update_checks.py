@@ -191,6 +191,6 @@ def test_steps_and_layers_of_an_update() -> None:
     head, body = LAYERS[3], LAYERS[1]
     both: dict[str, Tensor] = {name: STATE[name] for name in head.parameters}
     update = Update({**both, "body.bias": STATE["body.bias"]}, {"head": 2}, 1)
-    assert (update.conveys(head), update.conveys(body)) == (True, False)
+    assert (update.includes(head), update.includes(body)) == (True, False)
     assert (update.steps_of("head"), update.steps_of("body")) == (2, 0)
     assert Update(both, 4, 1).steps_of("head") == 4

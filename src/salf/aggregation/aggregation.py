@@ -148,7 +148,7 @@ class Aggregation:
             check_update(update, self._layers, self._state)
         row = self.sums.received if position is None else position
         weight = self.sums.weight_of(update.num_examples)
-        steps = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in self._layers]
+        steps = [update.steps_of(layer.name) if update.includes(layer) else 0 for layer in self._layers]
         own = self.sums.layer_weights_of(update, steps, row, weight)
         if self._memory is not None:
             self._memory.remember(update, self._layers, self.sums.client_at(row), own)

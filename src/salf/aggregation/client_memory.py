@@ -78,7 +78,7 @@ class Recollection:
         """
         sent: dict[str, Remembered] = {}
         for layer, weight in zip(layers, weights, strict=True):
-            if update.conveys(layer):
+            if update.includes(layer):
                 deltas = {name: update.deltas[name].clone() for name in layer.parameters}
                 sent[layer.name] = Remembered(deltas, weight, update.steps_of(layer.name), self.turn)
         known = self._memory.get(client, {})

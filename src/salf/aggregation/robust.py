@@ -43,7 +43,7 @@ class ClippedLayers:
         """Return the update with every layer shortened that is too long; buffers stay as they are."""
         clipped = dict(update.deltas)
         for layer in layers:
-            if not update.conveys(layer):
+            if not update.includes(layer):
                 continue
             norm = math.hypot(*(norm_of(update.deltas[name]) for name in layer.parameters))
             if norm > self.max_norm:
@@ -161,7 +161,7 @@ class RobustAggregation:
     def _totals(self) -> Iterator[PartialSum | None]:
         """Yield, for each layer, the sum that has the centre as its mean."""
         for layer in self._layers:
-            sent = [update for update in self._updates if update.conveys(layer)]
+            sent = [update for update in self._updates if update.includes(layer)]
             if not sent:
                 yield None
                 continue

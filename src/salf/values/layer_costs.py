@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class LayerCosts:
     """What one example costs: floating-point operations of the forward pass and of each layer's backward pass.
 
-    `layer_bytes` is the size of what conveying each layer sends. `passing` is what is left of each layer's backward
+    `layer_bytes` is the size of what is sent for each layer. `passing` is what is left of each layer's backward
     pass where its weights are not trained, its input gradient; where it was not measured, half is taken to be left.
     """
 

@@ -77,7 +77,7 @@ class UpdateValidator:
     def _changes(self, update: Update) -> Iterator[str]:
         """Yield the layers that change too much; values that are not finite have no norm within the limit."""
         for layer in self.layers:
-            if not update.conveys(layer):
+            if not update.includes(layer):
                 continue
             changed = _root_mean_square([update.deltas[name] for name in layer.parameters])
             if not (math.isfinite(changed) and changed <= self._max_change * self._usual[layer.name]):
@@ -209,7 +209,7 @@ class TrainingRound:
 
     def _note(self, row: ClientRow, read: ClientReply, seconds: float | None) -> None:
         """Note what a valid reply contains, with its times limited by the server's clock."""
-        row.reached = np.array([read.update.conveys(layer) for layer in self._validator.layers])
+        row.reached = np.array([read.update.includes(layer) for layer in self._validator.layers])
         row.report = read.report if seconds is None else read.report.within(seconds)
         row.seconds, row.num_bytes = seconds, read.num_bytes
         row.num_examples, row.metrics = read.update.num_examples, read.metrics

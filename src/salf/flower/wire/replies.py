@@ -113,7 +113,7 @@ def _write_metrics(update: Update, report: ClientReport, layers: Layers, metrics
     """Return the steps of each layer, 0 for one that was not sent, with the report and the user's own metrics."""
     record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
     record[NUM_EXAMPLES] = update.num_examples
-    record[_STEPS] = [update.steps_of(layer.name) if update.conveys(layer) else 0 for layer in layers]
+    record[_STEPS] = [update.steps_of(layer.name) if update.includes(layer) else 0 for layer in layers]
     record[_ROUND] = -1 if report.round is None else report.round
     record[_ELAPSED] = report.elapsed_seconds or 0.0
     record[_OVERSHOOT] = report.overshoot_seconds or 0.0
