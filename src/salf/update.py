@@ -234,9 +234,8 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
 def _is_finite_on_accelerator(update: Update) -> bool:
     """Say whether one accelerator holds the whole update and all values are finite, with one synchronization."""
     tensors = [*update.deltas.values(), *update.buffers.values()]
-    if not all(_is_on_accelerator(tensor) for tensor in tensors):
-        return False
-    return len({tensor.device for tensor in tensors}) == 1 and all_finite(tensors)
+    on_accelerators = all(map(_is_on_accelerator, tensors))
+    return on_accelerators and len({tensor.device for tensor in tensors}) == 1 and all_finite(tensors)
 
 
 def _is_on_accelerator(value: object) -> bool:
@@ -265,11 +264,9 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     True
     """
     floats = [tensor for tensor in tensors if tensor.dtype in _FLOATS]
-    if floats and not _have_finite_sums(floats):  # a sum may also overflow
+    if not _have_finite_sums(floats):  # a sum may also overflow
         return all(map(is_finite, tensors))
-    return len(floats) == len(tensors) or all(
-        map(is_finite, (tensor for tensor in tensors if tensor.dtype not in _FLOATS))
-    )
+    return all(is_finite(tensor) for tensor in tensors if tensor.dtype not in _FLOATS)
 
 
 def _has_finite_sum(value: Tensor) -> bool:

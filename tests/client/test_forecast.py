@@ -90,7 +90,7 @@ def test_a_stall_does_not_outweigh_what_was_measured() -> None:
 def test_the_lower_forecast_is_the_best_that_was_measured() -> None:
     forecast = TimeForecast()
     for seconds in (3.0, 1.0, 2.0):
-        forecast.record_layer("head", seconds)
+        forecast.layers["head"].add(seconds)
         forecast.step.add(10, 10 * seconds)
         forecast.copy.add(10, 100 * seconds)
         forecast.leave.add(1000 * seconds)
@@ -135,16 +135,16 @@ def test_a_whole_step_is_foreseen_only_when_every_layer_was_timed() -> None:
     forecast = TimeForecast()
     assert forecast.whole_step_seconds() == math.inf
     forecast.learn_order(["head", "stem"])
-    forecast.record_layer("head", 2.0)
+    forecast.layers["head"].add(2.0)
     assert forecast.whole_step_seconds() == math.inf
-    forecast.record_layer("stem", 3.0)
+    forecast.layers["stem"].add(3.0)
     assert forecast.whole_step_seconds() == 5
 
 
 def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:
     forecast = TimeForecast()
     assert forecast.upper("head", 10, 10) == 0
-    forecast.record_layer("head", 1.0)
+    forecast.layers["head"].add(1.0)
     forecast.step.add(10, 2.0)
     forecast.copy.add(10, 4.0)
     forecast.leave.add(8.0)

@@ -197,10 +197,8 @@ class Deadline:
         now = self._stopwatch.clock()
         if now >= self._budget.careful_from:
             order = self._progress.order
-            if order:
-                self._leave_unless_layer_fits(order[-1], now, self._progress.complete_bytes)
-            else:
-                self._leave_unless_layer_fits(None, now, 0)
+            previous, done = (order[-1], self._progress.complete_bytes) if order else (None, 0)
+            self._leave_unless_layer_fits(previous, now, done)
 
     def _on_gradient(self, name: str, _: Tensor) -> None:
         """React to the gradient of a parameter, which may complete a layer."""
@@ -213,7 +211,7 @@ class Deadline:
             return
         now, since = self._stopwatch.now(), self._progress.since
         if since is not None:
-            self._forecast.record_layer(layer, now - since)
+            self._forecast.layers[layer].add(now - since)
         self._progress.since = now
         if now >= budget.careful_from and len(self._progress.complete) < len(self._layers):
             self._leave_unless_layer_fits(layer, now, self._progress.complete_bytes)
@@ -271,6 +269,5 @@ class Deadline:
             self._scaler.update()
         for parameter in parameters:
             parameter.grad = None
-        self._progress.buffers.restore(
-            name for name, steps in self._record.layer_steps.items() if steps == before[name]
-        )
+        unchanged = {name for name, steps in self._record.layer_steps.items() if steps == before[name]}
+        self._progress.buffers.restore(unchanged)

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -104,12 +104,10 @@ class EstimateBySize:
     """
 
     def __init__(self) -> None:
-        self._estimates: dict[int, Estimate] = {}
+        self._estimates: defaultdict[int, Estimate] = defaultdict(Estimate)
 
     def add(self, size: int, seconds: float) -> None:
         """Record a measurement of work on `size` bytes."""
-        if size not in self._estimates:
-            self._estimates[size] = Estimate()
         self._estimates[size].add(seconds)
 
     def upper(self, size: int) -> float:
@@ -188,7 +186,7 @@ class TimeForecast:
         spare_copies: Memory for a copy of the weights. Every block needs it, and it is expensive to allocate.
     """
 
-    layers: dict[str, Estimate] = field(default_factory=dict)
+    layers: dict[str, Estimate] = field(default_factory=lambda: defaultdict(Estimate))
     order: tuple[str, ...] = ()
     step: EstimateBySize = field(default_factory=EstimateBySize)
     copy: EstimateBySize = field(default_factory=EstimateBySize)
@@ -198,12 +196,6 @@ class TimeForecast:
     optimistic_reserve: Reserve = field(default_factory=lambda: Reserve(_OPTIMISTIC_RATE))
     spare_copies: dict[str, Tensor] = field(default_factory=dict)
     _next: dict[str | None, str] = field(default_factory=dict)
-
-    def record_layer(self, layer: str, seconds: float) -> None:
-        """Record how long a layer took."""
-        if layer not in self.layers:
-            self.layers[layer] = Estimate()
-        self.layers[layer].add(seconds)
 
     def learn_order(self, completed: Sequence[str]) -> None:
         """Learn the order of layers from a backward pass, whole or interrupted, unless a longer one is known."""

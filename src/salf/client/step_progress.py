@@ -1,6 +1,6 @@
 """The optimizer step in progress: which layers have their gradient, and what to restore if it never completes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,32 +59,28 @@ class BufferSnapshot:
     """A copy of a model's buffers from before a step."""
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
-        self._model = model
+        self._model, self._layers = model, layers
         # Modules may replace a buffer, so the tensors are looked up for each copy.
-        self._places = {
-            layer.name: [(name, *_owner_of(model, name)) for name in layer.buffers] for layer in layers if layer.buffers
-        }
-        self._copies: dict[str, dict[str, Tensor]] = {}
+        paths = {name: name.rpartition(".") for layer in layers for name in layer.buffers}
+        self._owners = {name: (model.get_submodule(module), key) for name, (module, _, key) in paths.items()}
+        self._copies: dict[str, Tensor] = {}
 
     def take(self) -> None:
         """Copy all buffers, unless there is a copy."""
         if not self._copies:
             with torch.no_grad():
-                self._copies = {
-                    layer: {name: getattr(module, key).clone() for name, module, key in places}
-                    for layer, places in self._places.items()
-                }
+                self._copies = {name: getattr(module, key).clone() for name, (module, key) in self._owners.items()}
 
     def discard(self) -> None:
         """Forget the copy."""
         self._copies = {}
 
-    def restore(self, layers: Iterable[str]) -> None:
-        """Write the copy into the buffers of the layers with these names."""
+    def restore(self, layers: Collection[str]) -> None:
+        """Write the copy, if there is one, into the buffers of the layers with these names."""
+        names = [name for layer in self._layers if layer.name in layers for name in layer.buffers]
         with torch.no_grad():
-            for layer in layers:
-                for name, value in self._copies.get(layer, {}).items():
-                    self._model.get_buffer(name).copy_(value)
+            for name in names if self._copies else ():
+                self._model.get_buffer(name).copy_(self._copies[name])
 
 
 class StepProgress:
@@ -181,12 +177,6 @@ class StepProgress:
                 return
         self.complete.add(layer.name)
         self.complete_bytes += self._sizes[layer.name]
-
-
-def _owner_of(model: nn.Module, buffer: str) -> tuple[nn.Module, str]:
-    """Return the module that a buffer belongs to, and the buffer's name within it."""
-    above, _, name = buffer.rpartition(".")
-    return model.get_submodule(above), name
 
 
 def _is_blank(gradient: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -9,24 +10,27 @@ from salf.client.forecast import TimeForecast
 from salf.client.work import BlockRecord
 
 
+@dataclass
 class Stopwatch:
     """A clock with a limit, for work that may run on an accelerator.
 
     Attributes:
         clock: Returns seconds; read directly, it does not wait for the device.
-        is_cheap: Whether `now` returns at once, because the device is the CPU.
+        seconds: The time from the start to the limit.
+        device: Where the work runs.
         started: The clock's reading at the start.
         limit: The clock's reading at the deadline; infinite before the start.
-        seconds: The time from the start to the limit.
+        is_cheap: Whether `now` returns at once, because the device is the CPU.
     """
 
-    def __init__(self, clock: Callable[[], float], seconds: float, device: torch.device) -> None:
-        self.clock = clock
-        self.is_cheap = device.type == "cpu"
-        self.started = 0.0
-        self.limit = math.inf
-        self.seconds = seconds
-        self._device = device
+    clock: Callable[[], float]
+    seconds: float
+    device: torch.device
+    started: float = 0.0
+    limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.is_cheap = self.device.type == "cpu"
 
     def start(self) -> None:
         """Set `started` to now and `limit` to the deadline."""
@@ -36,7 +40,7 @@ class Stopwatch:
     def now(self) -> float:
         """Wait until the device has finished all queued work, then return the time."""
         if not self.is_cheap:
-            torch.accelerator.synchronize(self._device)
+            torch.accelerator.synchronize(self.device)
         return self.clock()
 
 
@@ -49,6 +53,7 @@ class TimeUp(BaseException):
         self.noticed = noticed
 
 
+@dataclass
 class TimeBudget:
     """Decides when a block must leave its loop.
 
@@ -59,38 +64,28 @@ class TimeBudget:
     Attributes:
         stopwatch: The block's clock and limit.
         forecast: What earlier blocks on this model measured.
+        record: The block's steps so far.
+        sizes: Bytes of the parameters of each layer that the optimizer changes, by name.
+        buffer_bytes: Bytes of these layers' buffers.
+        upload_bytes_per_second: Rate at which the update is sent; infinite to reserve no time.
         careful_from: Before this time, the limit is too far away for a forecast to matter.
         is_precise: Whether times are measured now. On an accelerator, reading the clock waits for the device, so this
             is false while the limit is far away.
     """
 
-    def __init__(
-        self,
-        stopwatch: Stopwatch,
-        forecast: TimeForecast,
-        record: BlockRecord,
-        sizes: Mapping[str, int],
-        buffer_bytes: int,
-        upload_bytes_per_second: float,
-    ) -> None:
-        """Prepare a budget.
+    stopwatch: Stopwatch
+    forecast: TimeForecast
+    record: BlockRecord
+    sizes: Mapping[str, int]
+    buffer_bytes: int
+    upload_bytes_per_second: float
+    careful_from: float = -math.inf
+    is_precise: bool = True
 
-        Args:
-            stopwatch: The block's clock and limit.
-            forecast: What earlier blocks on this model measured.
-            record: The block's steps so far.
-            sizes: Bytes of the parameters of each layer that the optimizer changes, by name.
-            buffer_bytes: Bytes of these layers' buffers.
-            upload_bytes_per_second: Rate at which the update is sent; infinite to reserve no time.
-        """
-        self.stopwatch, self.forecast = stopwatch, forecast
-        self.careful_from = -math.inf
-        self.is_precise = True
-        self._record, self._sizes = record, sizes
-        self._all_bytes, self._buffer_bytes = sum(sizes.values()), buffer_bytes
-        self._upload_bytes_per_second = upload_bytes_per_second
-        self._reserve = forecast.reserve.within(stopwatch.seconds)
-        self._optimistic_reserve = forecast.optimistic_reserve.within(stopwatch.seconds)
+    def __post_init__(self) -> None:
+        self._all_bytes = sum(self.sizes.values())
+        self._reserve = self.forecast.reserve.within(self.stopwatch.seconds)
+        self._optimistic_reserve = self.forecast.optimistic_reserve.within(self.stopwatch.seconds)
 
     def now_if_precise(self) -> float:
         """Return the time, or 0 while times are not measured."""
@@ -123,9 +118,9 @@ class TimeBudget:
         if now >= self.stopwatch.limit:
             self.forecast.refute(layer, now - since)
             raise TimeUp(self, now)
-        stepped = done if layer is None else done + self._sizes.get(layer, 0)
-        copied = 0 if self._record.steps else stepped
-        is_empty = not (self._record.steps or done)
+        stepped = done if layer is None else done + self.sizes.get(layer, 0)
+        copied = 0 if self.record.steps else stepped
+        is_empty = not (self.record.steps or done)
         if is_empty:
             takes = self._optimistic_reserve + self.forecast.lower(layer, stepped, copied)
         else:
@@ -145,10 +140,10 @@ class TimeBudget:
         """
         self.forecast.leave.add(left - noticed - stepping)
         limit = self.stopwatch.limit - self._upload_seconds(done)
-        was_optimistic = not self._record.steps and self._record.depth <= 1
+        was_optimistic = not self.record.steps and self.record.depth <= 1
         reserve = self.forecast.optimistic_reserve if was_optimistic else self.forecast.reserve
         reserve.update(missed=left > limit, block_seconds=self.stopwatch.seconds)
 
     def _upload_seconds(self, stepped: int) -> float:
-        sent = self._all_bytes if self._record.steps else stepped
-        return (sent + self._buffer_bytes) / self._upload_bytes_per_second
+        sent = self._all_bytes if self.record.steps else stepped
+        return (sent + self.buffer_bytes) / self.upload_bytes_per_second

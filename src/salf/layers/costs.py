@@ -45,18 +45,17 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     owner = {name: layer.name for layer in layers for name in layer.parameters}
     backward = dict.fromkeys(layers.names, 0.0)
     before = observed.reading_after_forward
-    for completion in observed.completions:
-        if completion.parameter in owner:
-            backward[owner[completion.parameter]] += completion.reading - before
-            before = completion.reading
+    for parameter, reading in observed.completions:
+        if parameter in owner:
+            backward[owner[parameter]] += reading - before
+            before = reading
     rows = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
-    tensors = dict(model.state_dict(keep_vars=True))
+    tensors = model.state_dict(keep_vars=True)
+    sizes = [sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers]
     return LayerCosts(
         forward=(observed.reading_after_forward - observed.reading_before) / rows,
         backward=tuple(backward[name] / rows for name in layers.names),
-        layer_bytes=tuple(
-            sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers
-        ),
+        layer_bytes=tuple(sizes),
     )
 
 

@@ -132,7 +132,7 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained layer by layer", problems)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    completed = [*reversed(trainable)] if observed is None else [done.parameter for done in observed.completions]
+    completed = [*reversed(trainable)] if observed is None else [name for name, _ in observed.completions]
     # A gradient that arrives in parts is complete with the last of them.
     place = {name: index for index, name in enumerate(completed)}
     owners = _owners(model, observed)

@@ -17,30 +17,18 @@ class ProbeFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Completion:
-    """The moment at which one parameter's gradient is ready.
-
-    Attributes:
-        parameter: The parameter's name.
-        reading: The meter's reading at that moment.
-    """
-
-    parameter: str
-    reading: float
-
-
-@dataclass(frozen=True)
 class PassTrace:
     """What happened in one forward and backward pass.
 
     Attributes:
-        completions: Gradients, in the order in which they became ready.
+        completions: The name of each parameter and the meter's reading when its gradient was ready, in this order. A
+            gradient that arrives in parts is listed several times.
         called: Module names, in the order of their first call.
         reading_before: The meter's reading before the forward pass.
         reading_after_forward: Its reading between the two passes.
     """
 
-    completions: tuple[Completion, ...]
+    completions: tuple[tuple[str, float], ...]
     called: tuple[str, ...]
     reading_before: float
     reading_after_forward: float
@@ -77,7 +65,7 @@ def trace_pass(model: nn.Module, example: Example, read_meter: Callable[[], floa
 
 
 def _observe_pass(model: nn.Module, example: Example, read_meter: Callable[[], float]) -> PassTrace:
-    completions: list[Completion] = []
+    completions: list[tuple[str, float]] = []
     called: dict[str, None] = {}
     try:
         for name, module in model.named_modules():
@@ -88,7 +76,7 @@ def _observe_pass(model: nn.Module, example: Example, read_meter: Callable[[], f
         if parameter.requires_grad:
             parameter.grad = None
             add_hook: Callable[..., object] = parameter.register_post_accumulate_grad_hook
-            add_hook(lambda _, name=name: completions.append(Completion(name, read_meter())))
+            add_hook(lambda _, name=name: completions.append((name, read_meter())))
     before = read_meter()
     try:
         outputs = call(model, example)
