@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 
 _LONGEST = 40
+_MOST = 8  # problems listed in a message
 
 
 class SalfError(Exception):
@@ -106,7 +107,7 @@ def _as_float(value: object) -> float:
 
 
 class _Problems(SalfError):
-    """An error that lists every problem found, not only the first."""
+    """An error with every problem found in `problems`; the message lists the first of them."""
 
     def __init__(self, what: str, problems: Iterable[str]) -> None:
         self.what = what
@@ -114,7 +115,8 @@ class _Problems(SalfError):
         super().__init__(what, self.problems)
 
     def __str__(self) -> str:
-        return f"{self.what}: " + "; ".join(self.problems)
+        more = [f"and {len(self.problems) - _MOST} more problems"] if len(self.problems) > _MOST else []
+        return f"{self.what}: " + "; ".join([*self.problems[:_MOST], *more])
 
 
 class UnsuitableModel(_Problems):

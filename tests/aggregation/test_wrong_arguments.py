@@ -32,7 +32,7 @@ def aggregate(**changes: object) -> salf.Aggregated:
         (lambda: salf.Update(None, 1, 1), "deltas is of type NoneType; give a mapping from names to tensors"),  # type: ignore[arg-type]
         (lambda: salf.Update(ONES, 1, 1, 3), "buffers is of type int; give a mapping from names to tensors"),  # type: ignore[arg-type]
         (lambda: salf.Update({"a": [1]}, 1, 1).to_bytes(), "'a' is of type list; give a tensor"),  # type: ignore[dict-item]
-        (META.to_bytes, "'0.weight' is on meta and torch.strided, not a dense tensor with values"),
+        (META.to_bytes, "'0.weight' is a tensor on meta with layout torch.strided; pass a dense tensor"),
         (lambda: salf.check_update({}, LAYERS, STATE), "update is of type dict; give a salf.Update"),  # type: ignore[arg-type]
         (
             lambda: salf.check_update(UPDATE, [], STATE),  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_wrong_arguments_are_refused(call: Callable[[], object], message: str) -
 def test_an_update_of_no_values_is_refused() -> None:
     with pytest.raises(InvalidUpdate, match=r"'0.weight' is stored as meta, not as a dense tensor"):
         aggregate(updates=[META])
-    with pytest.raises(InvalidUpdate, match=r"the state lacks '2.bias', which its layers name"):
+    with pytest.raises(InvalidUpdate, match=r"the state lacks '2.bias', which is in the layers"):
         salf.check_update(UPDATE, LAYERS, {name: value for name, value in STATE.items() if name != "2.bias"})
 
 

@@ -134,7 +134,7 @@ def test_values_are_read_as_toml_or_else_as_text(pair: str, value: object) -> No
         (["--set", "method.rule=corected"], "method.rule is 'corected'; choose one of corrected, contributors,"),
         (
             ["--set", "client.lr=nan", "--set", "seed=-1"],
-            "client.lr is nan; choose a finite number; seed is -1; choose a number of at",
+            "seed is -1; choose a number of at least 0; client.lr is nan; choose a finite number",
         ),
         (["[/bold]"], "there is no preset '[/bold]'; choose one of cifar10-vgg11, "),
         (["--set", "[red]=1"], "unknown key '[red]'"),

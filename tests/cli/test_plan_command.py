@@ -76,7 +76,7 @@ def test_permanently_slow_devices_bring_a_warning() -> None:
             ["--constant", "smoothness=0.5"],
             "--constant: strong_convexity is 1.0; choose a number greater than 0 and at most smoothness",
         ),
-        (["--example-shape", "3,4"], "describe the input of a model of your own"),
+        (["--example-shape", "3,4"], "describe a model of your own"),
         (["--model", "torch.nn:Identity"], "--model torch.nn:Identity needs the shape of an input"),
         (["--model", "m:f", "--example-shape", "3", "--set", "model.name=mlp"], "--set model.name and --model both"),
         (["--times", "nowhere.csv"], "cannot read the times in nowhere.csv"),

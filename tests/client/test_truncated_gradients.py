@@ -5,7 +5,7 @@ import torch
 from networks import TASKS, Task, backward, mlp_task
 from torch import nn
 
-from salf.client.truncated import truncated_gradients
+from salf.client.suitability import truncated_gradients
 from salf.errors import InvalidSetting
 from salf.layers.find import Layer, Layers, find_layers
 

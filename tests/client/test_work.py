@@ -40,7 +40,7 @@ def test_an_update_taken_in_time_outlives_what_happens_to_the_model() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "3", None])
 def test_a_wrong_number_of_examples_is_refused_on_the_client(wrong: int) -> None:
-    with pytest.raises(InvalidSetting, match=r"num_examples is .*; give a whole number of at least 1"):
+    with pytest.raises(InvalidSetting, match=r"num_examples is .*; choose a whole number of at least 1"):
         block()[0].update(wrong)
 
 

@@ -1,5 +1,6 @@
 """An experiment on Flower's simulation engine: what the plain engine gives, up to rounding."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -73,7 +74,7 @@ def test_an_invalid_update_is_counted_and_left_out() -> None:
 
     def node(message: Message) -> Iterable[tuple[float, Message]]:
         reply = client(message, CONTEXT)
-        if message.content.config_records["task"]["client"] == 0:
+        if json.loads(str(message.content.config_records["task"]["task"]))["client"] == 0:
             reply.content.metric_records["metrics"]["num-examples"] = 0
         return [(0.1, reply)]
 

@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from salf.bench import Case, Figure, all_cases
-from salf.cli.console import json_file, print_json, progress_bar, show, table_of, tell
+from salf.cli.console import counted, json_file, print_json, progress_bar, show, table_of, tell
 from salf.cli.options import AsJson, names_in, option, path_option
-from salf.cli.quantities import counted
 from salf.engines import find_device, title_of
 from salf.errors import InvalidSetting
 from salf.experiment import did_you_mean

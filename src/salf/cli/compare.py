@@ -11,9 +11,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from salf.cli.console import given_arguments, json_file, print_json, progress_bar, resumed_by, show, table_of, tell
+from salf.cli.console import (
+    counted,
+    given_arguments,
+    json_file,
+    megabytes,
+    percent,
+    print_json,
+    progress_bar,
+    resumed_by,
+    seconds,
+    show,
+    table_of,
+    tell,
+)
 from salf.cli.options import AsJson, Named, Settings, names_in, option, parse_settings, path_option, positive_numbers
-from salf.cli.quantities import counted, megabytes, percent, seconds
 from salf.experiment import Experiment
 from salf.methods import METHODS
 from salf.report import plot_accuracy, save_figure

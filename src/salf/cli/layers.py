@@ -11,9 +11,8 @@ import typer
 from rich.table import Table
 from torch import Tensor, nn
 
-from salf.cli.console import print_json, show, table_of, tell
+from salf.cli.console import counted, percent, print_json, show, table_of, tell
 from salf.cli.options import AsJson, Settings, names_in, option, parse_settings
-from salf.cli.quantities import counted, percent
 from salf.data import load
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment

@@ -7,11 +7,10 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from salf.cli.console import print_json, show, tell
+from salf.cli.console import counted, print_json, show, tell
 from salf.cli.layers import ExampleShape, GroupedModules, IntegerExample, example_of, model_of
 from salf.cli.options import AsJson, Named, Settings, names_in, option, parse_settings, path_option, positive_numbers
 from salf.cli.plan_tables import advice, plan_json, plan_tables
-from salf.cli.quantities import counted
 from salf.devices import Workload
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment, did_you_mean

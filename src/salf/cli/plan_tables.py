@@ -8,8 +8,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from salf.cli.console import table_of
-from salf.cli.quantities import counted, percent, seconds
+from salf.cli.console import counted, percent, seconds, table_of
 from salf.planning import DeadlinePlan, Fleet, Outlook
 
 _MOST_LAYERS, _MOST_ROWS = 4, 12

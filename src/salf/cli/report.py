@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from salf.cli.console import print_json, tell
+from salf.cli.console import counted, print_json, tell
 from salf.cli.options import AsJson, path_option
-from salf.cli.quantities import counted
 from salf.runs import find_runs, write_page
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)]

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from rich.text import Text
 
-from salf.cli.console import print_json, progress_bar, resumed_by, tell
+from salf.cli.console import counted, percent, print_json, progress_bar, resumed_by, seconds, tell
 from salf.cli.options import AsJson, Named, Settings, option, parse_settings, path_option
-from salf.cli.quantities import counted, percent, seconds
 from salf.errors import InvalidSetting
 from salf.experiment import Experiment
 from salf.methods import METHODS

@@ -5,5 +5,5 @@ partial update is made. `truncated_gradients` runs backpropagation down to a giv
 """
 
 from salf.client.deadline_block import Deadline as Deadline, Scaler as Scaler, deadline as deadline
-from salf.client.truncated import truncated_gradients as truncated_gradients
+from salf.client.suitability import truncated_gradients as truncated_gradients
 from salf.client.work import Work as Work

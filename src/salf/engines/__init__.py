@@ -7,7 +7,6 @@ plain engine on a few clients.
 from salf.engines.accelerator import (
     CPU as CPU,
     DEVICE_NAMES as DEVICE_NAMES,
-    draw_states as draw_states,
     find_device as find_device,
     fork_rng as fork_rng,
     is_device_name as is_device_name,
@@ -26,7 +25,6 @@ from salf.engines.tasks import (
     OptimizerSettings as OptimizerSettings,
     Tasks as Tasks,
     Training as Training,
-    add_each as add_each,
     cross_entropy_of as cross_entropy_of,
     train_round as train_round,
 )

@@ -112,11 +112,11 @@ def _nothing_fused() -> Iterator[None]:
             yield
 
 
-class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # - untyped in torch
     """Adds up the operations of everything that torch computes in its context."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()  # type: ignore[no-untyped-call]  # - untyped in torch
         self.operations = 0.0
 
     def __torch_dispatch__(

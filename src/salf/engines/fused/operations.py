@@ -163,7 +163,7 @@ def _scale_gradient(part: object, factor: Tensor, shape: Shape) -> object:
     sizes = [-1 if dim == shape.dim else 1 for dim in range(part.ndim)]
     own = factor.to(part.dtype).repeat_interleave(shape.rows).view(sizes)
     copy = part.clone()  # a view would not let the next operation work in place
-    copy.register_hook(lambda gradient: gradient * own)  # type: ignore[no-untyped-call]  # untyped in torch
+    copy.register_hook(lambda gradient: gradient * own)  # type: ignore[no-untyped-call]  # - untyped in torch
     return copy
 
 

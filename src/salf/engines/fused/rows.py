@@ -1,4 +1,4 @@
-"""Results of a nested pass in two parts, of which the first takes part in backpropagation, and references to them."""
+"""Results of a nested pass in two parts, and references to them; backpropagation goes through the first part only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

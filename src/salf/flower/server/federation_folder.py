@@ -16,8 +16,7 @@ from torch import Tensor
 
 from salf.errors import RunFolderError
 from salf.flower.server.deadlines import RoundTimes
-from salf.flower.server.federation_record import FederationRecord, log
-from salf.flower.server.federation_state import FederationState
+from salf.flower.server.federation_record import FederationRecord, FederationState, log
 from salf.flower.wire import from_record, to_record
 from salf.runs import Attachment, load_checkpoint, lock_folder, save_checkpoint, write_atomically
 from salf.simulation import ServerState

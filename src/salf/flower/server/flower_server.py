@@ -14,8 +14,7 @@ from salf.errors import InvalidSetting, check_positive, check_type, shown
 from salf.flower.server.client_metrics import mean_metrics
 from salf.flower.server.composition import AggregatedRound, check_composition, needs_whole_replies
 from salf.flower.server.deadlines import RoundDeadline
-from salf.flower.server.federation_record import FederationRecord, count_refused
-from salf.flower.server.federation_state import FederationState
+from salf.flower.server.federation_record import FederationRecord, FederationState, count_refused
 from salf.flower.server.training_round import TrainingRound, UpdateSum, UpdateValidator
 from salf.flower.wire import PREFIX, CountedFrom, TrainInstructions, size_of
 from salf.layers import Layers
