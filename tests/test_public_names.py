@@ -52,8 +52,8 @@ def test_the_package_exports_what_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_can_be_imported_and_has_a_docstring(name: str) -> None:
-    assert getattr(salf, name).__doc__
+def test_every_public_name_has_an_example_that_runs_as_a_doctest(name: str) -> None:
+    assert ">>> " in getattr(salf, name).__doc__
 
 
 def test_type_checkers_see_the_same_names_in_the_same_places() -> None:

@@ -12,19 +12,45 @@ _MOST = 8  # problems listed in a message
 
 
 class SalfError(Exception):
-    """A mistake that the caller can correct: the base of all errors of salf."""
+    """A mistake that the caller can correct: the base of all errors of salf.
+
+    >>> import salf
+    >>> try:
+    ...     salf.Experiment.load("digits", rounds=0)
+    ... except salf.SalfError as error:
+    ...     print(error)
+    preset 'digits' with overrides: rounds is 0; choose a number of at least 1
+    """
 
 
 class InvalidSetting(SalfError, ValueError):
-    """A setting, option or argument has a wrong value."""
+    """A setting, option or argument has a wrong value.
+
+    >>> import salf
+    >>> salf.Experiment.load("digits", rounds=0)
+    Traceback (most recent call last):
+    salf.errors.InvalidSetting: preset 'digits' with overrides: rounds is 0; choose a number of at least 1
+    """
 
 
 class DataUnavailable(SalfError):
-    """A data set is missing, incomplete or damaged."""
+    """A data set is missing, incomplete or damaged.
+
+    >>> from salf.data import load
+    >>> load("mnist", "nowhere")
+    Traceback (most recent call last):
+    salf.errors.DataUnavailable: ... not found in nowhere/mnist or nowhere; set data.root, or leave it out to download
+    """
 
 
 class RunFolderError(SalfError):
-    """A run's folder cannot be read or written, or belongs to another experiment."""
+    """A run's folder cannot be read or written, or belongs to another experiment.
+
+    >>> import salf
+    >>> salf.run_experiment(salf.Experiment.load("digits", rounds=1), out=__file__)
+    Traceback (most recent call last):
+    salf.errors.RunFolderError: ...
+    """
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], needed: str) -> None:
@@ -124,6 +150,11 @@ class UnsuitableModel(_Problems):
 
     Attributes:
         problems: Every reason, each with its remedy.
+
+    >>> import salf, torch
+    >>> salf.find_layers(torch.nn.ReLU())
+    Traceback (most recent call last):
+    salf.errors.UnsuitableModel: ReLU cannot be trained layer by layer: it has no parameters; use a model with ...
     """
 
 
@@ -132,4 +163,11 @@ class InvalidUpdate(_Problems):
 
     Attributes:
         problems: Every reason.
+
+    >>> import salf, torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> update = salf.Update({"weight": torch.ones(2, 1)}, steps=1, num_examples=4)
+    >>> salf.check_update(update, salf.find_layers(model), model.state_dict())
+    Traceback (most recent call last):
+    salf.errors.InvalidUpdate: this update cannot be aggregated; ...: 'weight' has shape (2, 1), not (1, 1)
     """

@@ -31,6 +31,13 @@ class Aggregated:
         memory: Each client's last updates, for a rule that remembers them; pass it to the next aggregation.
         overflowed: The names of layers whose sum, or new value, is not finite; they stay where they were.
         empty_probability: p_l of each layer, 0 without `reach`; empty where it was not computed.
+
+    >>> import salf
+    >>> layers = salf.find_layers(torch.nn.Linear(1, 1, bias=False))
+    >>> update = salf.Update({"weight": torch.ones(1, 1)}, steps=1, num_examples=4)
+    >>> result = salf.aggregate({"weight": torch.ones(1, 1)}, [update], layers, salf.Contributors())
+    >>> result.contributors, result.state["weight"].item()
+    ((1,), 2.0)
     """
 
     state: dict[str, Tensor]

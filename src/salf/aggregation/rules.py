@@ -230,6 +230,9 @@ class Memory(Rule):
     Both sums are over all clients that ever sent layer l. After MIFA (Gu et al., "Fast federated learning in the
     presence of arbitrary device unavailability", 2021), layer by layer. Every client must reach every layer now and
     then. The rule needs memory for one model per client: up to `budget_bytes`, beyond which it forgets the oldest.
+
+    >>> Memory(budget_bytes=2**20).memory_bytes
+    1048576
     """
 
     budget_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30

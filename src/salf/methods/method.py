@@ -83,6 +83,11 @@ class Method:
 
     Derive from `SynchronousMethod` or `AsynchronousMethod`, and give `name` a default. A field `deadline` is in
     seconds; a method without one uses the usual time of the experiment's devices.
+
+    >>> import salf
+    >>> method = salf.Experiment.load("digits").method
+    >>> isinstance(method, salf.Method), method.name
+    (True, 'salf')
     """
 
     name: str
@@ -201,6 +206,10 @@ class AsynchronousMethod(Method, ABC):
     """A method that updates the model as soon as a client's whole result arrives. No client waits for another.
 
     In records, a round is a stretch of virtual time of `deadline` seconds. Its end interrupts no client.
+
+    >>> from salf.methods import FedBuff
+    >>> FedBuff(deadline=2.0).round_seconds(5.0), FedBuff().round_seconds(5.0)
+    (2.0, 5.0)
     """
 
     deadline: Positive | None = None

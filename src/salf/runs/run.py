@@ -28,6 +28,10 @@ class Run:
         records: One per round.
         folder: Where the run was kept, if it was.
         starving: The layers that starve at the end of the run, input to output.
+
+    >>> run = run_experiment(Experiment.load("digits", rounds=2))
+    >>> len(run.records), run.time_s, run.folder
+    (2, 2.0, None)
     """
 
     experiment: Experiment

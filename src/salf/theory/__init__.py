@@ -7,6 +7,10 @@ a `ValueError`, for arguments outside the ranges that they state.
 Sources of the setting: "Stragglers-Aware Low-Latency Synchronous Federated Learning via Layer-Wise Model Updates"
 (arXiv 2403.18375), called "the paper", and "Adaptive Deadline and Batch Layered Synchronized Federated Learning" (arXiv
 2505.23973), called "ADEL-FL". Derivations are in docs/theory.md.
+
+>>> from salf import theory
+>>> theory.reach_probability(depth=theory.UniformDepth(), num_layers=4)
+array([0.25, 0.5 , 0.75, 1.  ])
 """
 
 from salf.theory.convergence import (
