@@ -39,7 +39,7 @@ def register(cls: Cls) -> Cls:
     """
     registries: tuple[Registry[Any], ...] = (METHODS, RULES, DEVICES)
     for registry in registries:
-        if isinstance(cls, type) and issubclass(cls, registry.bases):  # type: ignore[redundant-expr]
+        if isinstance(cls, type) and issubclass(cls, registry.bases):  # type: ignore[redundant-expr]  # - untyped calls
             registry.register(cls)
             return cls
     bases = ", ".join(base.__name__ for registry in registries for base in registry.bases)
