@@ -7,6 +7,7 @@ import pytest
 from language import problems_of
 from pydantic import TypeAdapter, ValidationError
 
+import salf
 from salf.errors import InvalidSetting
 from salf.registry import Choice, ExtensionWarning, Registry, registry as registries
 from salf.values import Positive, validated
@@ -152,3 +153,9 @@ def test_a_field_takes_tables_names_and_values(shapes: Registry[Shape]) -> None:
     for wrong in (3, {"radius": 2}, "triangle", {"name": 7}, {"name": "circle", "radius": 0}):
         with pytest.raises(ValidationError):
             field.validate_python(wrong)
+
+
+@pytest.mark.parametrize("given", [None, 3, "x", [], salf.aggregate, salf.Contributors()])
+def test_only_classes_can_be_registered(given: object) -> None:
+    with pytest.raises(salf.InvalidSetting, match=r"is no method, rule or device model; make it a subclass of one of"):
+        salf.register(given)  # type: ignore[type-var]

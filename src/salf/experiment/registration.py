@@ -39,8 +39,8 @@ def register(cls: Cls) -> Cls:
     """
     registries: tuple[Registry[Any], ...] = (METHODS, RULES, DEVICES)
     for registry in registries:
-        if issubclass(cls, registry.bases):
+        if isinstance(cls, type) and issubclass(cls, registry.bases):  # type: ignore[redundant-expr]  # - untyped calls
             registry.register(cls)
             return cls
     bases = ", ".join(base.__name__ for registry in registries for base in registry.bases)
-    raise InvalidSetting(f"{cls.__qualname__} is no method, rule or device model; make it a subclass of one of {bases}")
+    raise InvalidSetting(f"{cls!r} is no method, rule or device model; make it a subclass of one of {bases}")
