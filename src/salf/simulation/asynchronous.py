@@ -11,8 +11,10 @@ import numpy as np
 from salf import seeds
 from salf.aggregation import Aggregation, ClientResult, Contributors, ServerModel, Weights
 from salf.devices import Cohort, CompletionTimes
+from salf.errors import check_positive
 from salf.methods import AsynchronousMethod
 from salf.records import RoundRecord
+from salf.simulation.compatibility import draw_times
 from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ActiveJob, ActiveJobs, ServerState
 
@@ -109,7 +111,7 @@ class Dispatcher:
 
     def times(self, client: int, job: int) -> CompletionTimes:
         """Draw when a client finishes each layer of a job."""
-        return self._experiment.devices.times(self._workload, self.cohort(client, job))
+        return draw_times(self._experiment.devices, self._workload, self.cohort(client, job))
 
     def cohort(self, client: int, job: int) -> Cohort:
         """Return the cohort of one client, with the number of its job as the round."""
@@ -134,6 +136,7 @@ class AsynchronousRounds:
         workload, self._layers = federation.workload, federation.layers
         self._steps = np.full((1, len(self._layers)), workload.local_steps, dtype=np.int64)
         self._seconds = method.round_seconds(federation.experiment.devices.typical_seconds(workload))
+        check_positive(f"the round of method '{method.name}'", self._seconds)
         floating = {name for name, tensor in federation.model.state_dict().items() if tensor.is_floating_point()}
         self._statistics = frozenset(name for layer in self._layers for name in layer.buffers if name in floating)
 

@@ -2,13 +2,16 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from salf import data
+from salf.devices import Cohort, CompletionTimes, Devices, Workload
 from salf.engines import fork_rng
 from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
+from salf.methods import RoundSchedule
 
 _LONGEST_REASON = 200
 
@@ -91,3 +94,36 @@ def _forward(model: nn.Module, inputs: Tensor) -> object:
 def _reason(error: Exception) -> str:
     """Return the text of an error on one line, cut to 200 characters."""
     return " ".join(str(error).split())[:_LONGEST_REASON]
+
+
+def draw_times(devices: Devices, workload: Workload, cohort: Cohort) -> CompletionTimes:
+    """Return what a device model draws for a cohort, if its types, shapes and values can be simulated.
+
+    Raises:
+        InvalidSetting: A time is negative or NaN, or an array has another shape than `CompletionTimes` documents.
+    """
+    times = devices.times(workload, cohort)
+    check_type("the result of devices.times", times, CompletionTimes, "CompletionTimes")
+    each = (len(cohort.clients), workload.local_steps, workload.costs.num_layers)
+    for name, shape in {"ready": each, "sent": each, "whole": each[:1]}.items():
+        _check_array(f"devices.times: {name}", getattr(times, name), shape)
+    return times
+
+
+def check_schedule(schedule: RoundSchedule, shape: tuple[int, int]) -> None:
+    """Check that a method's schedule of a round fits a cohort; `shape` is (clients, layers).
+
+    Raises:
+        InvalidSetting: An array has another shape or a negative value, or the round would last a negative time.
+    """
+    check_type("the result of method.schedule", schedule, RoundSchedule, "a RoundSchedule")
+    for name, expected in {"steps": shape, "finished": shape, "seconds": ()}.items():
+        _check_array(f"method.schedule: {name}", getattr(schedule, name), expected)
+
+
+def _check_array(name: str, value: object, shape: tuple[int, ...]) -> None:
+    given = np.shape(np.asarray(value))
+    if given != shape:
+        raise InvalidSetting(f"{name} has shape {given}; give one of shape {shape}")
+    if not bool((np.asarray(value) >= 0).all()):
+        raise InvalidSetting(f"{name} has values that are negative or NaN; give numbers of at least 0")

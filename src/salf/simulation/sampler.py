@@ -9,6 +9,7 @@ from salf.data import Partition
 from salf.devices import Cohort, CohortBatch, CompletionTimes, Workload
 from salf.engines import Tasks
 from salf.experiment import Experiment
+from salf.simulation.compatibility import draw_times
 from salf.values import Floats, Ints
 
 _PILOTS, _PILOT_ROUNDS = 32, 2**31  # how many rounds are drawn to measure speeds, and where their numbers begin
@@ -74,10 +75,10 @@ class Sampler:
         """Draw when the clients of a cohort finish each layer of each local step of a workload."""
         devices, cohort_batch = self._experiment.devices, cohort.cohort_batch
         if cohort_batch is None or cohort.batch_fraction is not None:
-            return devices.times(workload, cohort)
+            return draw_times(devices, workload, cohort)
         known = self._ahead_of(cohort_batch).times
         if workload not in known:
-            known[workload] = devices.times(workload, cohort_batch.everyone)
+            known[workload] = draw_times(devices, workload, cohort_batch.everyone)
         return known[workload].of(cohort_batch.places(cohort.round))
 
     def mean_speeds(self) -> Floats:
@@ -87,7 +88,7 @@ class Sampler:
         """
         first, devices = self.draw_cohort(1), self._experiment.devices
         pilots = (replace(first, round=_PILOT_ROUNDS + number, cohort_batch=None) for number in range(_PILOTS))
-        speeds: Floats = np.mean([1 / devices.times(self._workload, pilot).whole for pilot in pilots], axis=0)
+        speeds: Floats = np.mean([1 / draw_times(devices, self._workload, pilot).whole for pilot in pilots], axis=0)
         return speeds
 
     def to_whole_examples(self, clients: Ints, batch_fraction: Floats) -> Floats:

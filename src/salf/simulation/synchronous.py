@@ -16,6 +16,7 @@ from salf.layers import Layers
 from salf.methods import RoundContext, RoundSchedule, RunContext, SynchronousMethod
 from salf.participation import Chances, ObservedSpeeds
 from salf.records import RoundRecord
+from salf.simulation.compatibility import check_schedule
 from salf.simulation.federation import SimulatedFederation
 from salf.simulation.server_state import ServerState
 from salf.values import Floats
@@ -134,6 +135,7 @@ class SynchronousRounds:
             cohort = replace(cohort, batch_fraction=self._sampler.to_whole_examples(cohort.clients, batch_fraction))
         options = tuple(self._sampler.times(workload, cohort) for workload in self._workloads)
         schedule = self._method.in_round(cohort.round, usual, state.observed).schedule(options, usual)
+        check_schedule(schedule, (len(cohort.clients), len(self._federation.layers)))
         speeds = state.speeds
         if cohort.batch_fraction is not None:  # these clients report how fast they worked
             speeds = speeds.observe(cohort.clients, cohort.batch_fraction / options[0].whole)
