@@ -18,6 +18,7 @@ _FORMAT = "salf-update-1"
 # The floating-point types that torch can sum; parameters of a model have no shorter type.
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _MOST = 2**53  # beyond it, a count is not exact as a floating-point weight
+_COUNTED = ("passes", "examples")  # what an update may count beside steps
 _COUNT = "an integer from 1 to 2^53"
 _NOT_BYTES = "these bytes are not an update; send the result of Update.to_bytes()"
 
@@ -32,12 +33,14 @@ class Update:
     Attributes:
         deltas: Maps a parameter's name to its local minus its global weights.
         steps: Maps a layer's name to the number of optimizer steps that it received, or gives one number for every
-            layer in the update. The numbers of a client's layers differ by at most one.
+            layer in the update.
         num_examples: The size of the client's data set, at least 1.
         buffers: Maps a buffer's name to its value (not a difference), for the layers in the update.
+        passes: Maps a layer's name to the number of backward passes that it has seen; empty if they were not counted.
+        examples: Maps a layer's name to the number of examples in these passes; empty if they were not counted.
 
     Raises:
-        InvalidSetting: `deltas` or `buffers` is not a mapping.
+        InvalidSetting: `deltas`, `buffers`, `passes` or `examples` is not a mapping.
 
     >>> update = Update({"head.weight": torch.zeros(2, 3)}, steps=1, num_examples=50)
     >>> sorted(update.deltas), update.steps_of("head")
@@ -48,11 +51,15 @@ class Update:
     steps: int | Mapping[str, int]
     num_examples: int
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    passes: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("deltas", "buffers"):
             check_type(name, getattr(self, name), Mapping, "a mapping from names to tensors")
-        for name in ("deltas", "steps", "buffers"):
+        for name in _COUNTED:
+            check_type(name, getattr(self, name), Mapping, "a mapping from layer names to numbers")
+        for name in ("deltas", "steps", "buffers", *_COUNTED):
             value = getattr(self, name)
             if isinstance(value, Mapping) and not isinstance(value, MappingProxyType):  # already read-only
                 object.__setattr__(self, name, MappingProxyType(dict(value)))
@@ -60,13 +67,19 @@ class Update:
     def __repr__(self) -> str:
         # A value may be of any type until `check_update` has run.
         size = sum(getattr(value, "nbytes", 0) for value in (*self.deltas.values(), *self.buffers.values()))
+        counted = "".join(f", {name}={counts}" for name, counts in self._plain_counts().items())
         return (
             f"Update({len(self.deltas)} parameters, {len(self.buffers)} buffers, {size} bytes, "
-            f"steps={self._plain_steps()}, num_examples={self.num_examples})"
+            f"steps={self._plain_steps()}, num_examples={self.num_examples}{counted})"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Update, (dict(self.deltas), self._plain_steps(), self.num_examples, dict(self.buffers)))
+        counts = dict(self.passes), dict(self.examples)
+        return (Update, (dict(self.deltas), self._plain_steps(), self.num_examples, dict(self.buffers), *counts))
+
+    def _plain_counts(self) -> dict[str, dict[str, int]]:
+        """Return the passes and the examples of the layers, without those that were not counted."""
+        return {name: dict(getattr(self, name)) for name in _COUNTED if getattr(self, name)}
 
     def _plain_steps(self) -> int | dict[str, int]:
         return dict(self.steps) if isinstance(self.steps, Mapping) else self.steps
@@ -93,6 +106,7 @@ class Update:
         tensors = {f"delta/{name}": _dense_copy(name, tensor) for name, tensor in self.deltas.items()}
         tensors |= {f"buffer/{name}": _dense_copy(name, tensor) for name, tensor in self.buffers.items()}
         header = {"format": _FORMAT, "steps": self._plain_steps(), "num_examples": self.num_examples}
+        header |= self._plain_counts()
         # One entry only: safetensors writes several in an order that differs between processes.
         return save_tensors(tensors, metadata={"salf": json.dumps(header, sort_keys=True)})
 
@@ -110,6 +124,9 @@ class Update:
             if header["format"] != _FORMAT:
                 raise InvalidUpdate(_NOT_BYTES, [f"their format is '{header['format']}', not '{_FORMAT}'"])
             steps, num_examples = header["steps"], header["num_examples"]
+            counts = [header.get(name, {}) for name in _COUNTED]
+            if not all(isinstance(each, dict) for each in counts):
+                raise TypeError(f"{' or '.join(_COUNTED)} is not an object")
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InvalidUpdate(_NOT_BYTES, [f"they are damaged ({type(error).__name__}: {error!s:.200})"]) from error
         parts: dict[str, dict[str, Tensor]] = {"delta": {}, "buffer": {}}
@@ -118,15 +135,15 @@ class Update:
             if kind not in parts:
                 raise InvalidUpdate(_NOT_BYTES, [f"they hold '{name}', neither a delta nor a buffer"])
             parts[kind][rest] = tensor
-        return cls(parts["delta"], steps, num_examples, parts["buffer"])
+        return cls(parts["delta"], steps, num_examples, parts["buffer"], *counts)
 
 
 def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> None:
     """Check that an update may be aggregated into `state`.
 
-    Checked are the names, shapes and types of all tensors; that every value is finite; that each layer is whole or
-    absent; that `num_examples` and `steps` are integers from 1 to 2^53; and that the steps of two layers differ by at
-    most one.
+    Checked are the names, shapes and types of all tensors (floating-point tensors may have another floating-point type
+    than the state's); that every value is finite; that each layer is whole or absent; that `num_examples` and the
+    `steps` of each layer are integers from 1 to 2^53; and the same of `passes` and `examples`, unless these are empty.
 
     Args:
         update: The client's update.
@@ -165,16 +182,17 @@ def _check_parts(update: Update, layers: Layers, state: Mapping[str, Tensor] | N
 def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
     if not _is_count(update.num_examples):
         yield f"num_examples is {update.num_examples!r:.40}, not {_COUNT}"
-    if isinstance(update.steps, Mapping):
-        for name in update.steps:
-            if name not in layers.names:
-                yield f"steps name '{name}', which is not a layer of this model"
-    steps = {layer.name: update.steps_of(layer.name) for layer in layers if update.includes(layer)}
-    wrong = {name: count for name, count in steps.items() if not _is_count(count)}
-    for name, count in wrong.items():
-        yield f"layer '{name}' has {count!r:.40} steps, not {_COUNT}"
-    if steps and not wrong and max(steps.values()) - min(steps.values()) > 1:
-        yield f"steps differ by more than one between layers ({min(steps.values())} to {max(steps.values())})"
+    sent = [layer.name for layer in layers if update.includes(layer)]
+    for kind in ("steps", *_COUNTED):
+        counts = getattr(update, kind)
+        if isinstance(counts, Mapping):
+            for name in counts:
+                if name not in layers.names:
+                    yield f"{kind} name '{name}', which is not a layer of this model"
+        for name in sent if kind == "steps" or counts else ():
+            count = counts.get(name, 0) if isinstance(counts, Mapping) else counts
+            if not _is_count(count):
+                yield f"layer '{name}' has {count!r:.40} {kind}, not {_COUNT}"
 
 
 def _is_count(value: object) -> bool:
@@ -225,7 +243,7 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
     expected = state[name]
     if value.shape != expected.shape:
         yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
-    if value.dtype != expected.dtype:
+    if value.dtype != expected.dtype and not {value.dtype, expected.dtype} <= _FLOATS:
         yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
     if not finite and not is_finite(value):
         yield f"'{name}' holds values that are not finite"

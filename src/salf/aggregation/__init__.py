@@ -6,7 +6,7 @@ built-in rule: `LayerShare` and `Contributions` are what it decides on. Engines 
 
 from salf.aggregation.aggregation import Aggregated as Aggregated, Aggregation as Aggregation, aggregate as aggregate
 from salf.aggregation.client_memory import ClientMemory as ClientMemory, Remembered as Remembered
-from salf.aggregation.cohort_sums import CohortSums as CohortSums
+from salf.aggregation.cohort_sums import CohortSums as CohortSums, Weigh as Weigh, check_weigh as check_weigh
 from salf.aggregation.robust import (
     Centre as Centre,
     ClippedLayers as ClippedLayers,

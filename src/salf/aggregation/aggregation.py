@@ -5,7 +5,7 @@ are averaged over contributors and never extrapolated; integer buffers take the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from salf.aggregation.client_memory import ClientMemory, Recollection
-from salf.aggregation.cohort_sums import CohortSums, Reach
+from salf.aggregation.cohort_sums import CohortSums, Reach, Weigh
 from salf.aggregation.rules import LayerShare, Rule
-from salf.aggregation.sums import mean_of
+from salf.aggregation.sums import at_home, mean_of
 from salf.errors import InvalidSetting, check_type
 from salf.layers import Layer, Layers
 from salf.update import Update, all_finite, check_update
@@ -57,6 +57,7 @@ def aggregate(
     reach: Reach | None = None,
     clients: Sequence[int] | None = None,
     memory: ClientMemory | None = None,
+    weigh: Weigh = "clients",
 ) -> Aggregated:
     """Aggregate one round's updates, layer by layer, into a new state; the arguments do not change.
 
@@ -71,6 +72,9 @@ def aggregate(
             first; or a depth distribution of `salf.theory`. Without it p_l counts as 0.
         clients: The senders' numbers, for rules that tell clients apart over rounds, such as `Memory`.
         memory: The `memory` of the previous round's result.
+        weigh: With "examples", a client weighs in each layer by the number of examples that the layer has seen
+            (`Update.examples`): least noise where the clients' data are alike. With "clients", all count alike, or by
+            the rule's weights: unbiased where the data differ.
 
     Raises `InvalidUpdate` for an update that must not be aggregated, and `InvalidSetting` for a wrong argument.
 
@@ -83,7 +87,7 @@ def aggregate(
     {'body': tensor([1.3333]), 'head': tensor([2.])}
     """
     check_type("updates", updates, Iterable, "the round's updates, as a list or another iterable")
-    running = Aggregation(state, layers, rule, reach=reach, clients=clients, memory=memory)
+    running = Aggregation(state, layers, rule, reach=reach, clients=clients, memory=memory, weigh=weigh)
     for update in updates:
         running.add(update)
     return running.finish(num_clients)
@@ -100,6 +104,9 @@ class Aggregation:
         clients: As in `aggregate`.
         memory: As in `aggregate`.
         momentum: The momentum of the clients' SGD, for rules that normalise by steps.
+        weigh: As in `aggregate`. With n_{u,l} the examples of a layer, its contributors weigh a_u n_{u,l}
+            Σ a_u / Σ a_u n_{u,l} instead of a_u, which leaves their total weight, so the meaning of a rule's factor, as
+            it is.
 
     Attributes:
         sums: The interface of engines that compute many clients at once.
@@ -123,6 +130,7 @@ class Aggregation:
         clients: Sequence[int] | None = None,
         memory: ClientMemory | None = None,
         momentum: float = 0.0,
+        weigh: Weigh = "clients",
     ) -> None:
         check_type("state", state, (dict, Mapping), "the model's state dict")
         check_type("layers", layers, Layers, "the model's layers, as find_layers returns them")
@@ -135,8 +143,9 @@ class Aggregation:
         self._state, self._layers, self._rule = state, layers, rule
         self._known = memory or {}
         budget = rule.memory_bytes
-        self._memory = None if budget is None else Recollection(self._known, budget)
-        self.sums = CohortSums(layers, rule, reach=reach, clients=clients, momentum=momentum)
+        self.sums = CohortSums(layers, rule, reach=reach, clients=clients, momentum=momentum, weigh=weigh)
+        by_examples = self.sums.weighs_examples
+        self._memory = None if budget is None else Recollection(self._known, budget, by_examples=by_examples)
 
     @torch.no_grad()
     def add(self, update: Update, position: int | None = None, *, checked: bool = False) -> None:
@@ -156,19 +165,22 @@ class Aggregation:
         row = self.sums.received if position is None else position
         weight = self.sums.weight_of(update.num_examples)
         steps = [update.steps_of(layer.name) if update.includes(layer) else 0 for layer in self._layers]
-        own = self.sums.layer_weights_of(update, steps, row, weight)
+        own, examples = self.sums.layer_weights_of(update, steps, row, weight), self.sums.examples_of(update, row)
         if self._memory is not None:
-            self._memory.remember(update, self._layers, self.sums.client_at(row), own)
-        progress = {count: self.sums.progress(count) for count in {*steps} - {0}}  # two numbers of steps at most
-        for layer, count, own_weight, total in zip(self._layers, steps, own, self.sums.layer_sums, strict=True):
+            deltas = self._at_home(update.deltas, update.deltas)
+            self._memory.remember(replace(update, deltas=deltas), self._layers, self.sums.client_at(row), own)
+        progress = {count: self.sums.progress(count) for count in {*steps} - {0}}
+        for layer, count, own_weight, seen, total in zip(
+            self._layers, steps, own, examples, self.sums.layer_sums, strict=True
+        ):
             if not count:
                 continue
-            taken, divisor = progress[count]
+            (taken, divisor), relative = progress[count], total.relative(seen)
             deltas = {} if self._memory is not None else self._at_home(update.deltas, layer.parameters)
-            total.add(deltas, own_weight / divisor, weight, taken)
+            total.add(deltas, own_weight / divisor, weight, taken, relative)
             buffers = self._at_home(update.buffers, layer.buffers)
             if buffers:
-                total.add_buffers(buffers, weight)
+                total.add_buffers(buffers, weight * relative)
         self.sums.received += 1
         self.sums.weight_received += weight
 
@@ -212,8 +224,9 @@ class Aggregation:
                 idle |= total.scaled() | total.buffers
                 continue
             factor = self._rule.factor(LayerShare(asked, total.contributors, moved.weight, weight_all, chance))
+            factor *= moved.factor
             if self._rule.normalise == "steps":
-                factor *= moved.weighted_steps / moved.weight
+                factor *= moved.mean_steps
             deltas |= {name: moved.deltas.pop(name) for name in layer.parameters}
             factors += [factor * moved.scale] * len(layer.parameters)
             for name, value in total.buffers.items():
@@ -229,8 +242,8 @@ class Aggregation:
         return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
     def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-        """Return those of `names` that were sent, on the device of the state."""
-        return {name: tensors[name].to(self._state[name].device) for name in names if name in tensors}
+        """Return those of `names` that were sent, on the device of the state and in a type that is wide enough."""
+        return {name: at_home(self._state[name], tensors[name]) for name in names if name in tensors}
 
 
 def _overflowed(layers: Layers, values: Mapping[str, Tensor]) -> list[Layer]:

@@ -22,12 +22,14 @@ class Remembered:
         weight: The client's weight in the layer when it sent this.
         steps: How many optimizer steps the layer took.
         turn: The number of the aggregation in which it arrived, from 1.
+        examples: How many examples the layer has seen; 0 if the client did not report it.
     """
 
     deltas: Mapping[str, Tensor]
     weight: float
     steps: int
     turn: int = 0
+    examples: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -48,13 +50,22 @@ class Recollection:
     Args:
         known: The memory after the previous round; it is not changed.
         budget_bytes: The most memory that all remembered tensors may take.
+        by_examples: Whether clients weigh by their examples.
+
+    Raises:
+        InvalidSetting: Clients weigh by their examples, and something known does not say how many it saw.
     """
 
-    def __init__(self, known: ClientMemory, budget_bytes: int) -> None:
+    def __init__(self, known: ClientMemory, budget_bytes: int, *, by_examples: bool = False) -> None:
         self._memory = dict(known)
-        self._budget_bytes = budget_bytes
+        self._budget_bytes, self._by_examples = budget_bytes, by_examples
         lasts = [(client, layer, last) for client, layers in known.items() for layer, last in layers.items()]
         self.turn = 1 + max((last.turn for *_, last in lasts), default=0)
+        if by_examples and not all(last.examples for *_, last in lasts):
+            raise InvalidSetting(
+                "memory holds updates whose clients did not report their examples; aggregate with weigh='clients', or "
+                "begin with an empty memory"
+            )
         self._num_bytes = sum(last.num_bytes for *_, last in lasts)
         self._oldest = [(last.turn, client, layer, last.num_bytes) for client, layer, last in lasts]
         heapify(self._oldest)
@@ -80,7 +91,8 @@ class Recollection:
         for layer, weight in zip(layers, weights, strict=True):
             if update.includes(layer):
                 deltas = {name: update.deltas[name].clone() for name in layer.parameters}
-                sent[layer.name] = Remembered(deltas, weight, update.steps_of(layer.name), self.turn)
+                counts = update.steps_of(layer.name), self.turn, update.examples.get(layer.name, 0)
+                sent[layer.name] = Remembered(deltas, weight, *counts)
         known = self._memory.get(client, {})
         replaced = sum(known[layer].num_bytes for layer in sent if layer in known)
         self._num_bytes += sum(last.num_bytes for last in sent.values()) - replaced
@@ -95,7 +107,8 @@ class Recollection:
             last = self._memory[client].get(layer.name)
             if last is not None:
                 taken, divisor = progress(last.steps)
-                total.add(last.deltas, last.weight / divisor, last.weight, taken)
+                relative = total.relative(last.examples if self._by_examples else 1)
+                total.add(last.deltas, last.weight / divisor, last.weight, taken, relative)
         return total
 
     def _forget_oldest(self) -> None:

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from types import NoneType
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from salf.aggregation.rules import Contributions, Rule
 from salf.aggregation.sums import LayerSum, PartialSum, local_progress
-from salf.errors import InvalidSetting, check_type
+from salf.errors import InvalidSetting, InvalidUpdate, check_type, shown
 from salf.layers import Layers
 from salf.theory import DepthDistribution, empty_probability, reach_probability
 from salf.update import Update
 from salf.values import Floats, Ints
 
 Reach = npt.ArrayLike | DepthDistribution
+Weigh = Literal["clients", "examples"]
 _MOST_CLIENTS = 2**53  # beyond it a number of clients is no longer exact as a weight
 
 
@@ -28,8 +30,10 @@ class CohortSums:
         layer_sums: The sums of each layer, input to output.
         received: How many clients were added, including those that sent nothing.
         weight_received: Σ a_u over them.
-        needs_individual_updates: Whether each client's own update must be added, not only the cohort's sum.
+        needs_individual_updates: Whether each client's own update must be added, not only the cohort's sum: sums do
+            not tell how many examples each client's layer has seen.
         weighs_equally: Whether a_u is 1 for every client.
+        weighs_examples: Whether a client weighs in each layer by the examples that the layer has seen.
     """
 
     def __init__(
@@ -40,10 +44,14 @@ class CohortSums:
         reach: Reach | None = None,
         clients: Sequence[int] | None = None,
         momentum: float = 0.0,
+        weigh: Weigh = "clients",
     ) -> None:
+        check_weigh(weigh)
+        self.weighs_examples = weigh == "examples"
         self._layers, self._rule, self._clients, self._momentum = layers, rule, clients, momentum
         self._reach = _as_probabilities(reach, len(layers))
-        self.needs_individual_updates = rule.needs_individual_updates or rule.memory_bytes is not None
+        self._shows_updates = rule.needs_individual_updates or rule.memory_bytes is not None
+        self.needs_individual_updates = self._shows_updates or self.weighs_examples
         self.weighs_equally = rule.weighs_equally
         self._weighs_layers = rule.weighs_layers or rule.needs_reach
         self.layer_sums = [LayerSum() for _ in layers]
@@ -70,7 +78,8 @@ class CohortSums:
             InvalidSetting: The rule needs individual updates, or `reach` where it is missing or contradicts `steps`.
         """
         if self.needs_individual_updates:
-            raise InvalidSetting(f"{_name(self._rule)} needs each client's own update; use Aggregation.add")
+            needing = _name(self._rule) if self._shows_updates else "weigh='examples'"
+            raise InvalidSetting(f"{needing} needs each client's own update; use Aggregation.add")
         if not self._weighs_layers:
             return None
         found = self._layer_weights(np.ones((len(steps), 1)), steps, range(len(steps)))
@@ -107,6 +116,22 @@ class CohortSums:
             return [weight] * len(steps)
         found = self._layer_weights(np.array([[weight]]), np.array([steps]), [row], update)
         return [weight] * len(steps) if found is None else found[0].tolist()
+
+    def examples_of(self, update: Update, row: int) -> list[int]:
+        """Return how many examples of a client count in each layer: 1 where clients are weighed, 0 for a missing layer.
+
+        Raises:
+            InvalidUpdate: Examples are weighed, and the update does not report them.
+        """
+        if not self.weighs_examples:
+            return [1] * len(self._layers)
+        if update.deltas and not update.examples:
+            raise InvalidUpdate(
+                f"update {row + 1} cannot be weighed by its examples; report them as Update(..., examples=...), or "
+                "aggregate with weigh='clients'",
+                ["it does not say how many examples its layers have seen"],
+            )
+        return [update.examples.get(layer.name, 0) for layer in self._layers]
 
     def progress(self, steps: int) -> tuple[float, float]:
         """Return the progress τ of so many steps, and what the rule divides Δ by: τ or 1."""
@@ -148,7 +173,7 @@ class CohortSums:
     ) -> Floats | None:
         """Return the checked weights w_{u,l} of some clients, 0 where they sent nothing; None if they are a_u."""
         rule = self._rule
-        reach, shown = self._reach_of(rows, steps), update if self.needs_individual_updates else None
+        reach, shown = self._reach_of(rows, steps), update if self._shows_updates else None
         numbers = np.array([self.client_at(row) for row in rows], dtype=np.int64)
         found = rule.layer_weights(Contributions(weights, steps, numbers, reach, shown))
         if found is None:
@@ -195,6 +220,12 @@ def _as_probabilities(reach: Reach | None, num_layers: int) -> Floats | None:
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InvalidSetting("reach holds values that are not probabilities; give numbers between 0 and 1")
     return chances
+
+
+def check_weigh(weigh: object) -> None:
+    """Raise `InvalidSetting` unless `weigh` is one of its two values."""
+    if not isinstance(weigh, str) or weigh not in get_args(Weigh):
+        raise InvalidSetting(f"weigh is {shown(weigh)}; choose 'clients' or 'examples'")
 
 
 def _check_row(name: str, size: int, row: int) -> None:

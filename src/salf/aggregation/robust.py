@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregated, Aggregation
-from salf.aggregation.cohort_sums import Reach
+from salf.aggregation.cohort_sums import Reach, Weigh
 from salf.aggregation.rules import Rule
 from salf.aggregation.sums import PartialSum
 from salf.errors import InvalidSetting
@@ -165,24 +165,27 @@ class RobustAggregation:
             if not sent:
                 yield None
                 continue
-            deltas = {name: self._total([update.deltas[name] for update in sent]) for name in layer.parameters}
+            deltas = {name: self._total(name, [update.deltas[name] for update in sent]) for name in layer.parameters}
             carried = [update.buffers for update in sent if all(name in update.buffers for name in layer.buffers)]
-            buffers = {name: self._total([each[name] for each in carried]) for name in layer.buffers if carried}
+            buffers = {name: self._total(name, [each[name] for each in carried]) for name in layer.buffers if carried}
             count = len(sent)
             steps = float(sum(update.steps_of(layer.name) for update in sent))
             yield PartialSum(count, float(count), steps, deltas, buffers if len(carried) == count else {})
 
-    def _total(self, tensors: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack([*tensors])
-        if not stacked.is_floating_point():
-            return stacked.sort(dim=0).values[len(tensors) // 2]
-        wide = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
-        return self._centre.of(wide) * len(tensors)
+    def _total(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        """Return what has the centre of several values of a tensor of the state as its mean."""
+        kind = self._state[name].dtype
+        if not kind.is_floating_point:
+            return torch.stack([*tensors]).sort(dim=0).values[len(tensors) // 2]
+        wide = torch.promote_types(kind, torch.float32)
+        return self._centre.of(torch.stack([tensor.to(wide) for tensor in tensors])) * len(tensors)
 
 
-def check_rule(rule: Rule, centre: Centre) -> None:
+def check_rule(rule: Rule, centre: Centre, weigh: Weigh = "clients") -> None:
     """Raise `InvalidSetting` unless a centre can replace the mean of a rule, which must weigh contributors equally."""
     name = type(centre).__name__
+    if weigh != "clients":
+        raise InvalidSetting(f"{name} weighs all contributors equally; leave weigh alone")
     if rule.weighs_layers or rule.needs_individual_updates or rule.memory_bytes is not None:
         raise InvalidSetting(f"{name} weighs all contributors equally, unlike {type(rule).__name__}; use Corrected")
     if not rule.weighs_equally or rule.normalise is not None:

@@ -53,17 +53,44 @@ class PartialSum:
 
 @dataclass(slots=True)
 class LayerSum:
-    """Running sums of one layer over the updates that hold it; `deltas` are yet to be multiplied by `scale`."""
+    """Running sums of one layer over the updates that hold it; `deltas` are yet to be multiplied by `scale`.
+
+    A contributor weighs a_u n_u, where n_u is its number of examples over that of the first contributor, so that equal
+    numbers weigh exactly a_u.
+
+    Attributes:
+        weight: Σ a_u.
+        weighted_examples: Σ a_u n_u.
+        weighted_steps: Σ a_u n_u τ_u.
+        buffer_weight: Σ a_u n_u over the contributors that sent buffers.
+    """
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     contributors: int = 0
     weight: float = 0.0
+    weighted_examples: float = 0.0
     weighted_steps: float = 0.0
     buffer_weight: float = 0.0
     scale: float = 1.0
+    _unit: int = 0
 
-    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float) -> None:
+    @property
+    def factor(self) -> float:
+        """What makes the contributors' weights a_u n_u sum to Σ a_u."""
+        return self.weight / self.weighted_examples
+
+    @property
+    def mean_steps(self) -> float:
+        """The contributors' weighted mean of τ_u."""
+        return self.weighted_steps / self.weighted_examples
+
+    def relative(self, examples: int) -> float:
+        """Return n_u of a contributor with so many examples in the layer; the first one is the unit."""
+        self._unit = self._unit or examples
+        return examples / self._unit
+
+    def add(self, deltas: Mapping[str, Tensor], scale: float, weight: float, steps: float, examples: float = 1) -> None:
         """Add one client's update of the layer.
 
         Args:
@@ -71,18 +98,21 @@ class LayerSum:
             scale: The factor of the deltas.
             weight: The client's weight a_u.
             steps: The client's progress τ_u.
+            examples: The client's n_u, from `relative`.
         """
         self.contributors += 1
         self.weight += weight
-        self.weighted_steps += weight * steps
+        self.weighted_examples += weight * examples
+        self.weighted_steps += weight * examples * steps
         sums = self.scaled()
         for name, delta in deltas.items():
-            _accumulate(sums, name, delta, scale)
+            _accumulate(sums, name, delta, scale * examples)
 
     def add_total(self, total: PartialSum) -> None:
         """Add what several clients sent; the total is used up."""
         self.contributors += total.contributors
         self.weight += total.weight
+        self.weighted_examples += total.weight
         self.weighted_steps += total.weighted_steps
         if self.deltas:
             sums = self.scaled()
@@ -130,6 +160,13 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor, scale: float)
         sums[name] = value.to(wide) * scale
     else:
         sums[name].add_(value, alpha=scale if scale <= torch.finfo(wide).max else math.inf)
+
+
+def at_home(old: Tensor, value: Tensor) -> Tensor:
+    """Return what a client sent for `old` on its device, and widened if it is of another floating-point type."""
+    if value.dtype == old.dtype:
+        return value.to(old.device)
+    return value.to(old.device, torch.promote_types(old.dtype, torch.float32))
 
 
 def mean_of(old: Tensor, total: Tensor, weight: float) -> Tensor:

@@ -66,7 +66,8 @@ class PlainEngine:
             return self._parameters[name].detach() - weights[name]
 
         with torch.no_grad():
-            return update_of(self._training.layers, task.steps, task.num_examples, delta_of, self._copy_buffer)
+            sizes = task.batches.shape[1], task.num_examples
+            return update_of(self._training.layers, task.steps, *sizes, delta_of, self._copy_buffer)
 
     def _load(self, weights: Weights) -> None:
         with torch.no_grad():

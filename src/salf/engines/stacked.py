@@ -112,7 +112,7 @@ class StackedEngine:
         with torch.no_grad():
             deltas = {name: value.detach() - weights[name] for name, value in parameters.items()}
         return {
-            position: self._update(place, tasks.steps[position], int(tasks.num_examples[position]), deltas, buffers)
+            position: self._update(place, tasks, position, deltas, buffers)
             for place, position in enumerate(own.tolist())
         }
 
@@ -142,12 +142,11 @@ class StackedEngine:
             outputs: Tensor = torch.func.vmap(one)(dict(parameters), dict(buffers), inputs)
         return outputs
 
-    def _update(self, place: int, steps: Ints, num_examples: int, deltas: Weights, buffers: Weights) -> Update:
-        """Return the update of the client at `place` in the stack."""
-        layers = self._training.layers
-        return update_of(
-            layers, steps, num_examples, lambda name: deltas[name][place], lambda name: buffers[name][place]
-        )
+    def _update(self, place: int, tasks: Tasks, position: int, deltas: Weights, buffers: Weights) -> Update:
+        """Return the update of the client at `place` in the stack and `position` in the tasks."""
+        layers, sizes = self._training.layers, (tasks.batch_size(position), int(tasks.num_examples[position]))
+        delta_of, buffer_of = (lambda name: deltas[name][place]), (lambda name: buffers[name][place])
+        return update_of(layers, tasks.steps[position], *sizes, delta_of, buffer_of)
 
 
 def _add_proximal(parameters: Mapping[str, nn.Parameter], weights: Weights, proximal: float) -> None:

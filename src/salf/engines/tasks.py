@@ -142,6 +142,10 @@ class Tasks:
         arrays = ("clients", "steps", "batches", "num_examples")
         return replace(self, **{name: getattr(self, name)[places] for name in arrays})
 
+    def batch_size(self, place: int) -> int:
+        """Return the number of examples in each batch of the client in one row."""
+        return int((self.batches[place, 0] >= 0).sum()) if self.batches.shape[1] else 0
+
     def task(self, place: int) -> ClientTask:
         """Return the task of the client in one row."""
         own, client = self.batches[place], int(self.clients[place])
@@ -229,6 +233,7 @@ def add_each(running: Aggregation, tasks: Tasks, update_of: Callable[[int], Upda
 def update_of(
     layers: Layers,
     steps: Ints,
+    batch_size: int,
     num_examples: int,
     delta_of: Callable[[str], Tensor],
     buffer_of: Callable[[str], Tensor],
@@ -238,6 +243,7 @@ def update_of(
     Args:
         layers: The model's layers.
         steps: How many steps each of them took, shape (layers,).
+        batch_size: The number of examples of a step.
         num_examples: The size of the client's data set.
         delta_of: Gives a parameter's change by its name.
         buffer_of: Gives a buffer's value by its name.
@@ -245,4 +251,6 @@ def update_of(
     sent = [(layer, int(count)) for layer, count in zip(layers, steps, strict=True) if count]
     deltas = {name: delta_of(name) for layer, _ in sent for name in layer.parameters}
     buffers = {name: buffer_of(name) for layer, _ in sent for name in layer.buffers}
-    return Update(deltas, {layer.name: count for layer, count in sent}, num_examples, buffers)
+    passes = {layer.name: count for layer, count in sent}
+    examples = {name: count * batch_size for name, count in passes.items()}
+    return Update(deltas, passes, num_examples, buffers, passes, examples)

@@ -27,3 +27,4 @@ from salf.flower.server import (
     SalfStrategy as SalfStrategy,
 )
 from salf.flower.simulation_engine import run_on_flower as run_on_flower
+from salf.flower.wire import to_record as to_record

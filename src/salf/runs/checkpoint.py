@@ -90,7 +90,10 @@ def plain_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _metadata(state: ServerState, notes: Mapping[str, Any]) -> str:
     """Return what is not a tensor, as JSON."""
     memory = {
-        client: {layer: [last.weight, last.steps, list(last.deltas), last.turn] for layer, last in layers.items()}
+        client: {
+            layer: [last.weight, last.steps, list(last.deltas), last.turn, last.examples]
+            for layer, last in layers.items()
+        }
         for client, layers in state.memory.items()
     }
     described = {"format": _FORMAT, "round": state.round, "time_s": state.time_s, "memory": memory}
@@ -129,8 +132,8 @@ def _unflatten(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> Serve
     """Build the state again from what `_groups` and `_metadata` returned."""
     memory = {
         int(client): {
-            layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, turn)
-            for layer, (weight, steps, names, turn) in layers.items()
+            layer: Remembered({name: tensors[f"memory/{client}/{name}"] for name in names}, weight, steps, *rest)
+            for layer, (weight, steps, names, *rest) in layers.items()
         }
         for client, layers in metadata["memory"].items()
     }

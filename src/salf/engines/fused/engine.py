@@ -110,8 +110,8 @@ class FusedEngine:
             found = self._pass.gradients_of_each(*self._arguments(part))
             for place, steps, moves in zip(part.places.tolist(), part.steps, found, strict=True):
                 delta_of = partial(self._decayed, moves, weights)
-                num_examples = int(tasks.num_examples[place])
-                updates[place] = update_of(self._layers, steps, num_examples, delta_of, weights.__getitem__)
+                sizes = tasks.batch_size(place), int(tasks.num_examples[place])
+                updates[place] = update_of(self._layers, steps, *sizes, delta_of, weights.__getitem__)
         return updates
 
     def _decayed(self, moves: Weights, weights: Weights, name: str) -> Tensor:

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
 )
 from torch import Tensor
 
-from salf.aggregation import Centre, ClippedLayers, Rule
+from salf.aggregation import Centre, ClippedLayers, Rule, Weigh
 from salf.errors import InvalidSetting, check_type
 from salf.flower.wire import NUM_EXAMPLES, from_record, to_record
 from salf.layers import Layer, Layers
@@ -48,13 +48,14 @@ _REFUSED: dict[type[Strategy], str] = {
 }
 
 
-def check_composition(strategy: object, rule: Rule, robust: ClippedLayers | Centre | None) -> None:
+def check_composition(strategy: object, rule: Rule, robust: ClippedLayers | Centre | None, weigh: Weigh) -> None:
     """Raise `InvalidSetting` if a strategy cannot be wrapped.
 
     Args:
         strategy: What the user wants to wrap.
         rule: The aggregation rule; privacy noise fits only the mean over all sampled clients.
         robust: The robust aggregation, if any.
+        weigh: What a client weighs by within a layer.
     """
     check_type("strategy", strategy, Strategy, "a strategy of flwr.serverapp.strategy, such as FedAvg()")
     kind = type(strategy).__name__
@@ -63,13 +64,14 @@ def check_composition(strategy: object, rule: Rule, robust: ClippedLayers | Cent
             raise InvalidSetting(f"{kind} cannot be wrapped: {reason}")
     if not isinstance(strategy, FixedClipping):
         return
-    check_composition(strategy.strategy, rule, robust)
+    check_composition(strategy.strategy, rule, robust, weigh)
     if strategy.accountant is not None:
         raise InvalidSetting(f"{kind} has an accountant, which counts whole replies; leave the accountant out")
-    if not rule.limits_influence or isinstance(robust, Centre):
+    if not rule.limits_influence or isinstance(robust, Centre) or weigh != "clients":
         raise InvalidSetting(
             f"{kind} adds noise for a mean over all sampled clients, in which one client weighs 1/n. In a mean over a "
-            "layer's contributors a client weighs more, and the noise would be too small; use rule=Everyone()"
+            "layer's contributors, or over examples, a client may weigh more, and the noise would be too small; use "
+            "rule=Everyone() with weigh='clients'"
         )
 
 

@@ -9,7 +9,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from salf.aggregation import Aggregated, Aggregation, Centre, ClippedLayers, RobustAggregation, Rule, check_rule
+from salf.aggregation import (
+    Aggregated,
+    Aggregation,
+    Centre,
+    ClippedLayers,
+    RobustAggregation,
+    Rule,
+    Weigh,
+    check_rule,
+    check_weigh,
+)
 from salf.errors import InvalidSetting, check_positive, check_type, shown
 from salf.flower.server.client_metrics import mean_metrics
 from salf.flower.server.composition import AggregatedRound, check_composition, needs_whole_replies
@@ -35,6 +45,7 @@ class StrategyConfig:
     deadline: RoundDeadline
     layers: Layers
     rule: Rule
+    weigh: Weigh
     robust: ClippedLayers | Centre | None
     grace_seconds: float
     counted_from: CountedFrom
@@ -52,9 +63,10 @@ class StrategyConfig:
         check_positive("grace_seconds", self.grace_seconds)
         check_positive("max_change", self.max_change, finite=False)
         check_positive("poll_seconds", self.poll_seconds)
-        check_composition(self.strategy, self.rule, self.robust)
+        check_weigh(self.weigh)
+        check_composition(self.strategy, self.rule, self.robust, self.weigh)
         if isinstance(self.robust, Centre):
-            check_rule(self.rule, self.robust)
+            check_rule(self.rule, self.robust, self.weigh)
 
     @property
     def needs_whole_replies(self) -> bool:
@@ -157,11 +169,12 @@ class FlowerServer:
 
     def _update_sum(self, positions: list[int]) -> UpdateSum:
         """Return an empty sum for the clients at some positions in the state's nodes."""
-        server, layers, rule = self.state.server, self.config.layers, self.config.rule
+        server, layers, rule, weigh = self.state.server, self.config.layers, self.config.rule, self.config.weigh
         reach = server.observed.probability(positions) if positions else None
         if isinstance(self.config.robust, Centre):
             return RobustAggregation(server.weights, layers, rule, self.config.robust, reach=reach)
-        return Aggregation(server.weights, layers, rule, reach=reach, clients=positions, memory=server.memory)
+        known = server.memory
+        return Aggregation(server.weights, layers, rule, reach=reach, clients=positions, memory=known, weigh=weigh)
 
     def _with_instructions(self, message: Message, instructions: TrainInstructions) -> Message:
         """Return the strategy's message with a node's own instructions, expiring with the round."""

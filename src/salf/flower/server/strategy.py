@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from salf.aggregation import Centre, ClippedLayers, Corrected, Rule
+from salf.aggregation import Centre, ClippedLayers, Corrected, Rule, Weigh
 from salf.errors import InvalidSetting
 from salf.flower.server.client_metrics import usable_evaluations
 from salf.flower.server.deadlines import Fixed, RoundDeadline
@@ -32,6 +32,8 @@ class SalfStrategy(Strategy):
         deadline: The deadline of each round: seconds, or `Fixed`, `DeadlineSchedule`, `Quantile` or `Adaptive`.
         layers: The layers of the model, from `salf.find_layers(model, example)`.
         rule: The aggregation rule; by default `salf.Corrected()`.
+        weigh: With "examples", a client weighs in each layer by the examples that it reports for the layer, as in
+            `salf.aggregate`; replies that report none are refused. The server cannot verify these numbers.
         robust: A protection against hostile clients: `ClippedLayers`, `Median` or `TrimmedMean`.
         grace_seconds: How long after the deadline replies may still arrive.
         counted_from: When a client's deadline starts. With "message", the time before its loop (starting a process,
@@ -63,6 +65,7 @@ class SalfStrategy(Strategy):
         deadline: RoundDeadline | float,
         layers: Layers,
         rule: Rule | None = None,
+        weigh: Weigh = "clients",
         robust: ClippedLayers | Centre | None = None,
         grace_seconds: float = 5.0,
         counted_from: CountedFrom = "message",
@@ -78,6 +81,7 @@ class SalfStrategy(Strategy):
             deadline,
             layers,
             rule,
+            weigh,
             robust,
             grace_seconds,
             counted_from,

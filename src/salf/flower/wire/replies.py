@@ -13,13 +13,14 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from salf.errors import InvalidUpdate, shown
-from salf.flower.wire.arrays import array_view, size_of
+from salf.flower.wire.arrays import array_view, as_numpy, size_of
 from salf.layers import Layers
 from salf.update import Update
 
 NUM_EXAMPLES = "num-examples"
 PREFIX = "salf-"
 _ROUND, _STEPS, _ELAPSED = f"{PREFIX}round", f"{PREFIX}steps", f"{PREFIX}elapsed-s"
+_PASSES, _EXAMPLES = f"{PREFIX}passes", f"{PREFIX}examples"
 _OVERSHOOT, _INTERRUPTED = f"{PREFIX}overshoot-s", f"{PREFIX}interrupted"
 _UNREADABLE = "this reply cannot be read; send what salf.flower.reply returns"
 
@@ -95,25 +96,30 @@ def write_reply(
         whole: Whether to include the arrays of unfinished layers, unchanged.
 
     Returns:
-        The new weights of each finished layer, with the names and in the order of `received`, and the metrics.
+        The new weights of each finished layer, with the names, the types and in the order of `received`, and the
+        metrics.
     """
     arrays = {}
     for name, array in received.items():
         if name in update.deltas:
-            delta = update.deltas[name].detach().cpu().numpy()
-            arrays[name] = Array(np.asarray(array_view(array) + delta, dtype=delta.dtype))
+            known = array_view(array)
+            arrays[name] = Array(np.asarray(known + as_numpy(update.deltas[name]), dtype=known.dtype))
         elif name in update.buffers:
-            arrays[name] = Array(update.buffers[name].detach().cpu().numpy())
+            arrays[name] = Array(np.asarray(as_numpy(update.buffers[name]), dtype=array_view(array).dtype))
         elif whole:
             arrays[name] = array
     return ArrayRecord(arrays), _write_metrics(update, report, layers, metrics)
 
 
 def _write_metrics(update: Update, report: ClientReport, layers: Layers, metrics: Mapping[str, float]) -> MetricRecord:
-    """Return the steps of each layer, 0 for one that was not sent, with the report and the user's own metrics."""
+    """Return what was counted of each layer, 0 for one that was not sent, with the report and the user's metrics."""
+    sent = [layer.name if update.includes(layer) else None for layer in layers]
     record: dict[str, int | float | list[int] | list[float]] = dict(metrics)
     record[NUM_EXAMPLES] = update.num_examples
-    record[_STEPS] = [update.steps_of(layer.name) if update.includes(layer) else 0 for layer in layers]
+    record[_STEPS] = [0 if name is None else update.steps_of(name) for name in sent]
+    for key, counts in ((_PASSES, update.passes), (_EXAMPLES, update.examples)):
+        if counts:
+            record[key] = [0 if name is None else counts.get(name, 0) for name in sent]
     record[_ROUND] = -1 if report.round is None else report.round
     record[_ELAPSED] = report.elapsed_seconds or 0.0
     record[_OVERSHOOT] = report.overshoot_seconds or 0.0
@@ -152,24 +158,27 @@ def _read_reply(content: RecordDict, layers: Layers, state: Mapping[str, Tensor]
     if problems:
         raise InvalidUpdate(_UNREADABLE, problems)
     [arrays], [record] = content.array_records.values(), content.metric_records.values()
-    steps, report, size = _read_steps(record, layers, problems), _read_report(record, problems), size_of(arrays)
+    steps, passes, examples = (_read_counts(record, key, layers, problems) for key in (_STEPS, _PASSES, _EXAMPLES))
+    report, size = _read_report(record, problems), size_of(arrays)
     read = _read_arrays(arrays, steps, layers, state, problems)
     if problems:
         raise InvalidUpdate(_UNREADABLE, problems)
     parameters = {name for layer in layers for name in layer.parameters}
     deltas = MappingProxyType(_LazyDeltas({name: read[name] for name in read if name in parameters}, state))
     buffers = {name: torch.from_numpy(values.copy()) for name, values in read.items() if name not in parameters}
-    examples: Any = record.get(NUM_EXAMPLES)  # the validator checks it
-    return ClientReply(Update(deltas, 1 if steps is None else steps, examples, buffers), report, _own(record), size)
+    num_examples: Any = record.get(NUM_EXAMPLES)  # the validator checks the numbers
+    steps_of_each = 1 if steps is None else steps
+    update = Update(deltas, steps_of_each, num_examples, buffers, passes or {}, examples or {})
+    return ClientReply(update, report, _own(record), size)
 
 
-def _read_steps(record: MetricRecord, layers: Layers, problems: list[str]) -> dict[str, int] | None:
-    """Return the steps of each layer that was sent; None if the client does not report them."""
-    given = record.get(_STEPS)
+def _read_counts(record: MetricRecord, key: str, layers: Layers, problems: list[str]) -> dict[str, int] | None:
+    """Return what was counted of each layer, without zeros; None if the client does not report it."""
+    given = record.get(key)
     if given is None:
         return None
     if not isinstance(given, list) or len(given) != len(layers) or any(type(count) is not int for count in given):
-        problems.append(f"{_STEPS} is {shown(given)}, not {len(layers)} whole numbers")
+        problems.append(f"{key} is {shown(given)}, not {len(layers)} whole numbers")
         return None
     return {name: count for name, count in zip(layers.names, given, strict=True) if type(count) is int and count != 0}
 
