@@ -38,7 +38,7 @@ DAMAGES: list[Callable[[Update], Update]] = [
     lambda update: break_value(update, float("nan")),
     lambda update: break_value(update, float("-inf")),
     lambda update: replace(update, deltas={name: torch.stack([delta] * 2) for name, delta in update.deltas.items()}),
-    lambda update: replace(update, deltas={name: delta.to(torch.float16) for name, delta in update.deltas.items()}),
+    lambda update: replace(update, deltas={name: delta.to(torch.int64) for name, delta in update.deltas.items()}),
     lambda update: replace(
         update, deltas={name: delta.to(torch.float8_e4m3fn) for name, delta in update.deltas.items()}
     ),
@@ -49,6 +49,8 @@ DAMAGES: list[Callable[[Update], Update]] = [
     lambda update: replace(update, steps=0),
     lambda update: replace(update, steps=10**400),
     lambda update: replace(update, steps={"stranger": 1}),
+    lambda update: replace(update, passes={"stranger": 1}),
+    lambda update: replace(update, examples=dict.fromkeys(update.examples, 0)),
     lose_one,
 ]
 

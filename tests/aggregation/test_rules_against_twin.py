@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from aggregation_cases import FLOATS, Cohort, cohorts, models, rules, same_result
+from aggregation_cases import FLOATS, WEIGHINGS, Cohort, cohorts, models, rules, same_result
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import aggregate
 from salf.aggregation.client_memory import ClientMemory
-from salf.aggregation.cohort_sums import Reach
+from salf.aggregation.cohort_sums import Reach, Weigh
 from salf.aggregation.rules import Contributors, Corrected, Everyone, InverseProbability, Memory, Rule
 from salf.theory import EmpiricalDepth, ExponentialDepth, UniformDepth
 
@@ -43,6 +43,17 @@ def naive_share(
     return a[client] / (a_all if isinstance(rule, Everyone) else sum(a[other] for other in who))
 
 
+def naive_layer_weights(
+    cohort: Cohort, layer: str, a: Sequence[float], who: Sequence[int], weigh: Weigh
+) -> list[float]:
+    """What each client weighs in a layer: a_u, or a_u n_u with the same sum over the contributors."""
+    if weigh == "clients":
+        return [*a]
+    seen = [update.examples.get(layer, 0) for update in cohort.updates]
+    total = sum(a[u] for u in who) / sum(a[u] * seen[u] for u in who)
+    return [weight * count * total for weight, count in zip(a, seen, strict=True)]
+
+
 def naive_steps(rule: Rule, a: Sequence[float], steps: Sequence[int]) -> list[float]:
     """By what `normalise` multiplies each contributor's share."""
     mean = sum(weight * count for weight, count in zip(a, steps, strict=True)) / sum(a)
@@ -50,7 +61,13 @@ def naive_steps(rule: Rule, a: Sequence[float], steps: Sequence[int]) -> list[fl
 
 
 def twin(
-    cohort: Cohort, rule: Rule, asked: int, chances: Sequence[Sequence[float]] | None, *, absolute: bool = False
+    cohort: Cohort,
+    rule: Rule,
+    asked: int,
+    chances: Sequence[Sequence[float]] | None,
+    weigh: Weigh = "clients",
+    *,
+    absolute: bool = False,
 ) -> dict[str, Numbers]:
     """The new state in plain loops; with `absolute`, of absolute values: the magnitude that rounding goes by."""
     a = [float(update.num_examples) if rule.weight_by_examples else 1.0 for update in cohort.updates]
@@ -61,13 +78,14 @@ def twin(
         if len(who) < rule.min_contributors:
             continue
         p = naive_empty([row[index] for row in chances], rule.min_contributors) if chances else 0.0
-        scale = naive_steps(rule, [a[u] for u in who], [cohort.updates[u].steps_of(layer.name) for u in who])
+        own = naive_layer_weights(cohort, layer.name, a, who, weigh)
+        scale = naive_steps(rule, [own[u] for u in who], [cohort.updates[u].steps_of(layer.name) for u in who])
         for client, each in zip(who, scale, strict=True):
             pi = chances[client][index] if chances else 1.0
-            share = each * naive_share(rule, client, who, a, a_all, asked, p, pi)
+            share = each * naive_share(rule, client, who, own, a_all, asked, p, pi)
             for name in layer.parameters:
                 new[name] = new[name] + share * numbers(cohort.updates[client].deltas[name], absolute)
-        new |= naive_buffers(cohort, who, layer.buffers, a, absolute)
+        new |= naive_buffers(cohort, who, layer.buffers, own, absolute)
     return new
 
 
@@ -122,12 +140,15 @@ def reaches(draw: st.DrawFn, num_layers: int, asked: int) -> tuple[Reach, list[l
 
 @pytest.mark.parametrize("kind", [Corrected, Contributors, Everyone, InverseProbability])
 @settings(max_examples=100, deadline=None)
-@given(data=st.data(), cohort=cohorts(), unheard=st.integers(0, 3))
-def test_the_rules_follow_their_formulas(kind: type[Rule], data: st.DataObject, cohort: Cohort, unheard: int) -> None:
+@given(data=st.data(), cohort=cohorts(), unheard=st.integers(0, 3), weigh=st.sampled_from(WEIGHINGS))
+def test_the_rules_follow_their_formulas(
+    kind: type[Rule], data: st.DataObject, cohort: Cohort, unheard: int, weigh: Weigh
+) -> None:
     rule, asked = data.draw(rules(kind)), len(cohort.updates) + unheard
     reach, chances = data.draw(reaches(len(cohort.layers), asked))
-    result = aggregate(cohort.state, cohort.updates, cohort.layers, rule, num_clients=asked, reach=reach)
-    assert_agrees(result.state, twin(cohort, rule, asked, chances), twin(cohort, rule, asked, chances, absolute=True))
+    result = aggregate(cohort.state, cohort.updates, cohort.layers, rule, num_clients=asked, reach=reach, weigh=weigh)
+    wanted = twin(cohort, rule, asked, chances, weigh)
+    assert_agrees(result.state, wanted, twin(cohort, rule, asked, chances, weigh, absolute=True))
     assert result.contributors == tuple(len(cohort.who(layer)) for layer in range(len(cohort.layers)))
     assert result.overflowed == ()
 
@@ -148,6 +169,7 @@ def twin_memory(
     clients: Sequence[int],
     rule: Memory,
     memory: dict[tuple[int, str], tuple[dict[str, Tensor], float, int]],
+    weigh: Weigh,
     *,
     absolute: bool = False,
 ) -> dict[str, Numbers]:
@@ -158,7 +180,8 @@ def twin_memory(
         who = cohort.who(index)
         for row in who:
             deltas = {name: cohort.updates[row].deltas[name] for name in layer.parameters}
-            memory[clients[row], layer.name] = (deltas, a[row], cohort.updates[row].steps_of(layer.name))
+            seen = cohort.updates[row].examples[layer.name] if weigh == "examples" else 1
+            memory[clients[row], layer.name] = (deltas, a[row] * seen, cohort.updates[row].steps_of(layer.name))
         if len(who) < rule.min_contributors:
             continue
         known = [last for (_, name), last in memory.items() if name == layer.name]
@@ -167,13 +190,16 @@ def twin_memory(
             share = each * weight / sum(other for _, other, _ in known)
             for name in layer.parameters:
                 new[name] = new[name] + share * numbers(deltas[name], absolute)
-        new |= naive_buffers(cohort, who, layer.buffers, a, absolute)
+        own = naive_layer_weights(cohort, layer.name, a, who, weigh)
+        new |= naive_buffers(cohort, who, layer.buffers, own, absolute)
     return new
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), dtype=st.sampled_from(FLOATS))
-def test_memory_is_everyones_last_word_over_several_rounds(data: st.DataObject, dtype: torch.dtype) -> None:
+@given(data=st.data(), dtype=st.sampled_from(FLOATS), weigh=st.sampled_from(WEIGHINGS))
+def test_memory_is_everyones_last_word_over_several_rounds(
+    data: st.DataObject, dtype: torch.dtype, weigh: Weigh
+) -> None:
     model = data.draw(models([dtype]))
     rule = data.draw(rules(Memory))
     assert isinstance(rule, Memory)
@@ -182,10 +208,12 @@ def test_memory_is_everyones_last_word_over_several_rounds(data: st.DataObject, 
     for _ in range(3):
         cohort = data.draw(cohorts(st.just(model), max_clients=3))
         clients = data.draw(st.permutations(range(6)))[: len(cohort.updates)]
-        magnitude = twin_memory(cohort, clients, rule, dict(remembered), absolute=True)
-        wanted = twin_memory(cohort, clients, rule, remembered)
+        magnitude = twin_memory(cohort, clients, rule, dict(remembered), weigh, absolute=True)
+        wanted = twin_memory(cohort, clients, rule, remembered, weigh)
         before = {} if memory is None else {client: dict(layers) for client, layers in memory.items()}
-        result = aggregate(cohort.state, cohort.updates, cohort.layers, rule, clients=clients, memory=memory)
+        result = aggregate(
+            cohort.state, cohort.updates, cohort.layers, rule, clients=clients, memory=memory, weigh=weigh
+        )
         assert_agrees(result.state, wanted, magnitude)
         assert memory is None or {client: dict(layers) for client, layers in memory.items()} == before
         memory = result.memory

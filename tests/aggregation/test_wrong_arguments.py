@@ -31,6 +31,8 @@ def aggregate(**changes: object) -> salf.Aggregated:
     [
         (lambda: salf.Update(None, 1, 1), "deltas is of type NoneType; give a mapping from names to tensors"),  # type: ignore[arg-type]
         (lambda: salf.Update(ONES, 1, 1, 3), "buffers is of type int; give a mapping from names to tensors"),  # type: ignore[arg-type]
+        (lambda: salf.Update(ONES, 1, 1, {}, 3), "passes is of type int; give a mapping from layer names"),  # type: ignore[arg-type]
+        (lambda: salf.Update(ONES, 1, 1, examples=None), "examples is of type NoneType; give a mapping"),  # type: ignore[arg-type]
         (lambda: salf.Update({"a": [1]}, 1, 1).to_bytes(), "'a' is of type list; give a tensor"),  # type: ignore[dict-item]
         (META.to_bytes, "'0.weight' is a tensor on meta with layout torch.strided; pass a dense tensor"),
         (lambda: salf.check_update({}, LAYERS, STATE), "update is of type dict; give a salf.Update"),  # type: ignore[arg-type]
@@ -64,6 +66,8 @@ def aggregate(**changes: object) -> salf.Aggregated:
         ),
         (lambda: aggregate(clients=3), "clients is of type int; give a number for each client that is asked"),
         (lambda: aggregate(memory=3), "memory is of type int; give the memory of the result before"),
+        (lambda: aggregate(weigh="steps"), "weigh is 'steps'; choose 'clients' or 'examples'"),
+        (lambda: aggregate(weigh=None), "weigh is None; choose 'clients' or 'examples'"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Callable[[], object], message: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salf.aggregation.aggregation import Aggregated
+from salf.aggregation.cohort_sums import Weigh
 from salf.aggregation.rules import (
     Contributions,
     Contributors,
@@ -84,10 +85,9 @@ def cohorts(
 def updates(draw: st.DrawFn, layers: Layers, state: Mapping[str, Tensor], reached: Sequence[bool]) -> Update:
     values = random_values(draw(st.integers(0, 2**32)))
     conveyed = [layer for layer, here in zip(layers, reached, strict=True) if here]
-    fewest = draw(st.integers(1, 4))
-    steps: int | dict[str, int] = fewest
+    steps: int | dict[str, int] = draw(st.integers(1, 4))
     if draw(st.booleans()):
-        steps = {layer.name: fewest + draw(st.integers(0, 1)) for layer in conveyed}
+        steps = {layer.name: draw(st.integers(1, 9)) for layer in conveyed}
     return Update(
         {name: values(state[name].shape, state[name].dtype) for layer in conveyed for name in layer.parameters},
         steps,
@@ -98,7 +98,11 @@ def updates(draw: st.DrawFn, layers: Layers, state: Mapping[str, Tensor], reache
             if draw(st.integers(0, 4))  # a client may keep a layer's statistics to itself
             for name in layer.buffers
         },
+        examples={layer.name: draw(st.integers(1, 60)) for layer in conveyed},
     )
+
+
+WEIGHINGS: list[Weigh] = ["clients", "examples"]
 
 
 @st.composite

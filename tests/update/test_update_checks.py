@@ -43,15 +43,17 @@ class Draft:
     deltas: dict[str, Any] = field(
         default_factory=lambda: {name: STATE[name].clone() for layer in LAYERS for name in layer.parameters}
     )
-    steps: Any = field(default_factory=lambda: {"stem": 2, "body": 2, "neck": 3, "head": 3})
+    steps: Any = field(default_factory=lambda: {"stem": 2, "body": 1, "neck": 99, "head": 3})
     num_examples: Any = 10
     buffers: dict[str, Any] = field(
         default_factory=lambda: {name: STATE[name].clone() for layer in LAYERS for name in layer.buffers}
     )
+    passes: Any = field(default_factory=lambda: {"stem": 1, "body": 9, "neck": 9, "head": 2**53})
+    examples: Any = field(default_factory=lambda: {"stem": 4, "body": 4, "neck": 8, "head": 8})
 
     def problems(self) -> tuple[str, ...]:
         try:
-            check_update(Update(self.deltas, self.steps, self.num_examples, self.buffers), LAYERS, STATE)
+            check_update(Update(**vars(self)), LAYERS, STATE)
         except InvalidUpdate as error:
             return error.problems
         return ()
@@ -78,12 +80,17 @@ APART: list[tuple[Callable[[Draft], None], str]] = [
     (give("num_examples", 0), "num_examples is 0, not an integer from 1 to 2^53"),
     (put("steps", "tail", 1), "steps name 'tail', which is not a layer of this model"),
     (put("steps", "neck", 0), "layer 'neck' has 0 steps, not an integer from 1 to 2^53"),
+    (put("passes", "neck", 0), "layer 'neck' has 0 passes, not an integer from 1 to 2^53"),
+    (put("passes", "tail", 1), "passes name 'tail', which is not a layer of this model"),
+    (put("examples", "stem", 2**53 + 1), f"layer 'stem' has {2**53 + 1} examples, not an integer from 1 to 2^53"),
+    (put("examples", "tail", None), "examples name 'tail', which is not a layer of this model"),
+    (drop("examples", "head"), "layer 'head' has 0 examples, not an integer from 1 to 2^53"),
     (put("deltas", "tail.weight", torch.zeros(1)), "'tail.weight' is not a trainable parameter of this model"),
     (put("deltas", "frozen", torch.zeros(2)), "'frozen' is not a trainable parameter of this model"),
     (put("deltas", "stem.mean", torch.zeros(2)), "'stem.mean' is not a trainable parameter of this model"),
     (put("buffers", "frozen", torch.zeros(2)), "'frozen' is not a buffer of a layer of this model"),
     (put("deltas", "stem.weight", torch.zeros(3, 2)), "'stem.weight' has shape (3, 2), not (2, 3)"),
-    (put("deltas", "stem.bias", torch.zeros(2).double()), "'stem.bias' has type torch.float64, not torch.float32"),
+    (put("deltas", "stem.bias", torch.zeros(2).int()), "'stem.bias' has type torch.int32, not torch.float32"),
     (drop("deltas", "body.weight"), "a part of layer 'body' is missing (body.weight)"),
     (put("deltas", "body.bias", torch.tensor(float("nan"))), "'body.bias' holds values that are not finite"),
     (drop("buffers", "stem.count"), "a part of the buffers of layer 'stem' is missing (stem.count)"),
@@ -112,12 +119,13 @@ def test_every_problem_is_listed_once(chosen: set[int]) -> None:
     [
         (drop("deltas", "neck.weight"), "buffer 'neck.mean' is sent without its layer 'neck'"),
         (drop("deltas", "stem.weight", "stem.bias"), "buffer 'stem.count' is sent without its layer 'stem'"),
-        (put("steps", "stem", 1), "steps differ by more than one between layers (1 to 3)"),
         (drop("steps", "head"), "layer 'head' has 0 steps, not an integer from 1 to 2^53"),
         (put("deltas", "body.bias", torch.zeros(1)), "'body.bias' has shape (1,), not ()"),
         (put("deltas", "head.bias", torch.zeros(2).to(torch.float8_e5m2)), "'head.bias' has type torch.float8_e5m2"),
         (put("deltas", "head.bias", torch.zeros(2).to(torch.complex64)), "'head.bias' has type torch.complex64"),
         (put("buffers", "stem.count", torch.tensor(0.0)), "'stem.count' has type torch.float32, not torch.int64"),
+        (put("buffers", "stem.count", torch.tensor(0).int()), "'stem.count' has type torch.int32, not torch.int64"),
+        (put("buffers", "stem.mean", torch.zeros(2).int()), "'stem.mean' has type torch.int32, not torch.float32"),
     ],
 )
 def test_a_problem_is_named(damage: Callable[[Draft], None], problem: str) -> None:
@@ -148,6 +156,32 @@ def test_counts_are_whole_numbers_of_at_least_one(value: object) -> None:
         assert Draft(steps=steps).problems() == tuple(
             f"layer '{name}' has {value!r:.40} steps, not an integer from 1 to 2^53" for name in wrong
         )
+    for kind in ("passes", "examples"):
+        assert Draft(**{kind: dict.fromkeys(LAYERS.names, 1) | {"body": value}}).problems() == (
+            f"layer 'body' has {value!r:.40} {kind}, not an integer from 1 to 2^53",
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_floating_point_type_passes(dtype: torch.dtype) -> None:
+    draft = Draft()
+    for tensors in (draft.deltas, draft.buffers):
+        tensors |= {name: value.to(dtype) for name, value in tensors.items() if value.is_floating_point()}
+    assert draft.problems() == ()
+    draft.deltas["head.bias"][0] = torch.nan
+    assert draft.problems() == ("'head.bias' holds values that are not finite",)
+
+
+def test_passes_and_examples_may_be_left_out_each() -> None:
+    assert (
+        Draft(passes={}).problems() == Draft(examples={}).problems() == Draft(passes={}, examples={}).problems() == ()
+    )
+
+
+def test_counts_of_layers_that_were_not_sent_are_of_no_interest() -> None:
+    draft = Draft(passes={**Draft().passes, "body": 0}, examples={**Draft().examples, "body": None})
+    drop("deltas", "body.weight", "body.bias")(draft)
+    assert draft.problems() == ()
 
 
 @settings(max_examples=40, deadline=None)
@@ -174,12 +208,14 @@ def test_finite_values_pass_even_when_their_sum_is_not() -> None:
 
 def test_an_update_cannot_be_changed_from_outside() -> None:
     deltas, steps, buffers = {"a": torch.zeros(1)}, {"layer": 1}, {"b": torch.zeros(1)}
-    update = Update(deltas, steps, 3, buffers)
-    later: list[dict[str, Any]] = [deltas, steps, buffers]
+    passes, examples = {"layer": 2}, {"layer": 9}
+    update = Update(deltas, steps, 3, buffers, passes, examples)
+    later: list[dict[str, Any]] = [deltas, steps, buffers, passes, examples]
     for given_mapping in later:
         given_mapping.clear()
     assert (set(update.deltas), update.steps, set(update.buffers)) == ({"a"}, {"layer": 1}, {"b"})
-    kept: list[Any] = [update.deltas, update.steps, update.buffers]
+    assert (update.passes, update.examples) == ({"layer": 2}, {"layer": 9})
+    kept: list[Any] = [update.deltas, update.steps, update.buffers, update.passes, update.examples]
     for mapping in kept:
         with pytest.raises(TypeError):
             mapping["c"] = 1

@@ -5,7 +5,7 @@ are averaged over contributors and never extrapolated; integer buffers take the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import NoneType
 
 import numpy as np
@@ -167,8 +167,7 @@ class Aggregation:
         steps = [update.steps_of(layer.name) if update.includes(layer) else 0 for layer in self._layers]
         own, examples = self.sums.layer_weights_of(update, steps, row, weight), self.sums.examples_of(update, row)
         if self._memory is not None:
-            deltas = self._at_home(update.deltas, update.deltas)
-            self._memory.remember(replace(update, deltas=deltas), self._layers, self.sums.client_at(row), own)
+            self._memory.remember(update, self._layers, self.sums.client_at(row), own, self._at_home)
         progress = {count: self.sums.progress(count) for count in {*steps} - {0}}
         for layer, count, own_weight, seen, total in zip(
             self._layers, steps, own, examples, self.sums.layer_sums, strict=True

@@ -63,8 +63,7 @@ class Recollection:
         self.turn = 1 + max((last.turn for *_, last in lasts), default=0)
         if by_examples and not all(last.examples for *_, last in lasts):
             raise InvalidSetting(
-                "memory holds updates whose clients did not report their examples; aggregate with weigh='clients', or "
-                "begin with an empty memory"
+                "memory holds updates whose clients did not report their examples; pass weigh='clients', or no memory"
             )
         self._num_bytes = sum(last.num_bytes for *_, last in lasts)
         self._oldest = [(last.turn, client, layer, last.num_bytes) for client, layer, last in lasts]
@@ -75,7 +74,14 @@ class Recollection:
         """All that is remembered."""
         return MappingProxyType(self._memory)
 
-    def remember(self, update: Update, layers: Layers, client: int, weights: Sequence[float]) -> None:
+    def remember(
+        self,
+        update: Update,
+        layers: Layers,
+        client: int,
+        weights: Sequence[float],
+        at_home: Callable[[Mapping[str, Tensor], Sequence[str]], Mapping[str, Tensor]],
+    ) -> None:
         """Remember what a client sent, in place of its earlier updates of the same layers.
 
         Args:
@@ -83,6 +89,7 @@ class Recollection:
             layers: The model's layers.
             client: The client's number.
             weights: The client's weight in each layer.
+            at_home: Returns some of the deltas as they are to be summed.
 
         Raises:
             InvalidSetting: The budget does not hold the updates of this round.
@@ -90,7 +97,7 @@ class Recollection:
         sent: dict[str, Remembered] = {}
         for layer, weight in zip(layers, weights, strict=True):
             if update.includes(layer):
-                deltas = {name: update.deltas[name].clone() for name in layer.parameters}
+                deltas = {name: delta.clone() for name, delta in at_home(update.deltas, layer.parameters).items()}
                 counts = update.steps_of(layer.name), self.turn, update.examples.get(layer.name, 0)
                 sent[layer.name] = Remembered(deltas, weight, *counts)
         known = self._memory.get(client, {})

@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +53,10 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord(arrays)
 
 
-def as_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
+def as_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     """Return the values of a tensor in its own type; bfloat16, which NumPy lacks, as float32."""
     carried = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
-    values: npt.NDArray[np.generic] = carried.detach().cpu().numpy()
+    values: npt.NDArray[Any] = carried.detach().cpu().numpy()
     return values
 
 
