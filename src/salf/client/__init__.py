@@ -4,6 +4,7 @@
 partial update is made. `truncated_gradients` runs backpropagation down to a given depth, without a clock.
 """
 
-from salf.client.deadline_block import Deadline as Deadline, Scaler as Scaler, deadline as deadline
+from salf.client.deadline_block import Deadline as Deadline, deadline as deadline
+from salf.client.final_step import Scaler as Scaler
 from salf.client.suitability import truncated_gradients as truncated_gradients
 from salf.client.work import Work as Work

@@ -1,72 +1,73 @@
-"""The block that gives a training loop a deadline and keeps the layers it finishes.
+"""The block that gives a training loop a deadline and keeps what it finishes.
 
 Gradients become ready from the last layer to the first. When the time is up, the block leaves the loop wherever it is,
-and steps the optimizer over the layers whose gradients are complete.
+or lets the loop end itself, and the optimizer steps over the layers whose gradients are complete.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from salf.client.final_step import FinalStep, Scaler, warn
 from salf.client.forecast import forecast_of
-from salf.client.hooks import Hooks
+from salf.client.hooks import Hooks, is_compiled
 from salf.client.step_progress import StepProgress
-from salf.client.suitability import check_suitable, trainable_parameters
+from salf.client.suitability import check_optimizer, check_suitable, is_private, runs_in_buckets
 from salf.client.time_budget import Stopwatch, TimeBudget, TimeUp
-from salf.client.work import BlockRecord, Work
+from salf.client.torch_events import BackwardCall
+from salf.client.work import BlockRecord, Work, version_of
 from salf.errors import InvalidSetting, check_positive, check_type
 from salf.layers import Layer, Layers, find_layers
+from salf.layers.probe import tensors_in
 
-
-@runtime_checkable
-class Scaler(Protocol):
-    """The part of `torch.amp.GradScaler` that a deadline uses."""
-
-    def step(self, optimizer: Optimizer) -> object:
-        """Unscale the gradients and step, unless a gradient is not finite."""
-        ...
-
-    def update(self) -> None:
-        """Adapt the scale."""
-        ...
+_REFUSALS = 1000  # how often a loop may ask for another batch before the block leaves it
 
 
 def deadline(
     model: nn.Module,
-    optimizer: Optimizer,
-    seconds: float,
+    optimizer: Optimizer | None = None,
+    seconds: float | None = None,
     *,
     layers: Layers | None = None,
     clock: Callable[[], float] = time.monotonic,
     upload_bytes_per_second: float | None = None,
     scaler: Scaler | None = None,
     accumulate: int | None = None,
+    before_step: Callable[[], object] | None = None,
 ) -> "Deadline":
     """Give the training loop in a `with` block a deadline, and keep what it finishes.
 
-    The block ends the loop at its deadline, wherever the loop is. Finished steps stay. If a backward pass is
-    interrupted, the optimizer steps once more, over the layers whose gradients are complete. The block discards all
-    other gradients, restores the buffers of the other layers, and removes its hooks from the model.
+    The block ends the loop at its deadline. Finished steps stay. If a step is interrupted, it is taken over the layers
+    that have a gradient: with gradient accumulation, from the passes that are finished. The gradient of a layer that j
+    of k passes have reached is multiplied by k / j. The block discards all other gradients, restores the buffers of the
+    other layers, and removes its hooks.
 
-    This last step skips the code between the loop's backward pass and its step, such as gradient clipping, and the code
-    after it, such as a scheduler's step. Exceptions of the loop itself pass through unchanged.
+    There are two ways to end the loop:
+
+    * The loop stays as it is. The block leaves it by an exception of its own, wherever it is, and takes the last step
+      itself. That step skips the loop's code between backward pass and step, such as clipping, unless it is in
+      `before_step`; and the code after the step, such as a scheduler's step.
+    * The loop ends itself: give it `work.batches(loader)`. Its function returns as usual, and its own code runs for the
+      last step. `optimizer` is then not needed, except with gradient accumulation.
+
+    Other exceptions of the loop pass through unchanged.
 
     The block checks the time whenever a module that owns parameters is called, and whenever the gradient of a layer is
-    ready. It cannot interrupt a single layer, or a data loader. A compiled model, or a wrapper that delivers gradients
-    in buckets, may allow no check within the backward pass, which is then kept or lost as a whole.
+    ready. It cannot interrupt a single layer, or a data loader. Passes of a compiled model, of
+    `DistributedDataParallel`, and of private training with Opacus are not interrupted: whole steps are kept.
 
     The first block on a model knows no durations, so it may pass its deadline by the layer in progress. Later blocks
     with the same model and clock end before a layer that they cannot finish in time.
 
     Args:
         model: The model that the loop trains.
-        optimizer: Its optimizer. `step` must work without a closure.
+        optimizer: Its optimizer, or a wrapper of it. `step` must work without a closure. Without one, steps of every
+            torch optimizer that holds the model's parameters count.
         seconds: Time from entering the block to the deadline, greater than 0; `math.inf` for no deadline.
         layers: The model's layers. The default is `find_layers(model)`, which is right if the model declares its
             modules in the order of their calls.
@@ -74,8 +75,11 @@ def deadline(
         upload_bytes_per_second: Rate at which the update is sent; the block then ends early enough to send it before
             the deadline. The default reserves no time.
         scaler: The `torch.amp.GradScaler` of the loop, if it has one.
-        accumulate: Number of backward passes per optimizer step. A layer is complete when the last of them has reached
-            it. By default the block learns the number from the first whole step.
+        accumulate: Number of backward passes per optimizer step. By default the block learns it from earlier steps;
+            before the first whole step, it steps only if the loop does. Pass 1 if the passes of a step differ, such as
+            those over real and over generated images: they then count as one.
+        before_step: A function without arguments that the block calls before its own last step, such as the loop's
+            clipping. Gradients of unfinished layers are None.
 
     Returns:
         A context manager that gives the `Work` of the block, and that can be entered once.
@@ -83,7 +87,7 @@ def deadline(
     Raises:
         InvalidSetting: An argument has a wrong type, or a number is not greater than 0.
         UnsuitableModel: The optimizer needs a closure or holds no whole layer of the model, `layers` belong to another
-            model, or the model has no trainable parameters.
+            model, the model has no trainable parameters, or it is trained by several processes.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -95,6 +99,8 @@ def deadline(
     >>> work.steps, work.depth, work.interrupted, sorted(work.update(num_examples=4).deltas)
     (3, 2, False, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
+    if seconds is None:
+        raise InvalidSetting("seconds is missing; pass the time to the deadline, or math.inf for no deadline")
     check_positive("seconds", seconds, finite=False)
     if upload_bytes_per_second is not None:
         check_positive("upload_bytes_per_second", upload_bytes_per_second, finite=False)
@@ -102,172 +108,362 @@ def deadline(
         check_type("accumulate", accumulate, int, "a whole number of backward passes")
         check_positive("accumulate", accumulate, finite=False)
     check_type("model", model, nn.Module, "an nn.Module")
-    check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+    check_optimizer(optimizer)
     check_type("scaler", scaler, (Scaler, type(None)), "a torch.amp.GradScaler")
-    if not callable(clock):
-        raise InvalidSetting(f"clock is of type {type(clock).__name__}; give a function that returns seconds")
+    for name, function in (("clock", clock), ("before_step", before_step or time.monotonic)):
+        if not callable(function):
+            raise InvalidSetting(f"{name} is of type {type(function).__name__}; pass a function")
     layers = find_layers(model) if layers is None else layers
     check_type("layers", layers, Layers, "the result of salf.find_layers(model)")
     check_suitable(model, optimizer, layers)
-    stopwatch = Stopwatch(clock, seconds, next(iter(trainable_parameters(model, optimizer).values())).device)
-    return Deadline(model, optimizer, layers, stopwatch, upload_bytes_per_second or math.inf, scaler, accumulate)
+    device = model.get_parameter(layers[0].parameters[0]).device
+    stopwatch, rate = Stopwatch(clock, seconds, device), upload_bytes_per_second or math.inf
+    return Deadline(model, optimizer, layers, stopwatch, rate, scaler, accumulate, before_step)
 
 
 class Deadline:
     """The context manager that `deadline` returns.
 
     It passes the events of the training loop (forward pass, gradient, step) to its parts. `StepProgress` knows which
-    layers are complete, `TimeForecast` how long things take, `TimeBudget` when to leave, and `BlockRecord` what is
-    finished.
+    layers are complete, `TimeForecast` how long things take, `TimeBudget` when to leave, `FinalStep` what happens to
+    the gradients then, and `BlockRecord` what is finished.
+
+    Attributes:
+        optimizer: The optimizer of the block's own last step. It may be set until the block ends, if the loop makes it.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         layers: Layers,
         stopwatch: Stopwatch,
         upload_bytes_per_second: float,
         scaler: Scaler | None,
         accumulate: int | None,
+        before_step: Callable[[], object] | None,
     ) -> None:
         """Prepare a block; see `deadline` for the arguments."""
-        self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._parameters = trainable_parameters(model, optimizer)
-        self._layers = tuple(layer for layer in layers if all(name in self._parameters for name in layer.parameters))
-        self._sizes = {
-            layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in self._layers
-        }
-        buffer_bytes = sum(model.get_buffer(name).nbytes for layer in self._layers for name in layer.buffers)
+        self.optimizer = optimizer
+        self._model, self._layers = model, layers
+        self._parameters = {name: model.get_parameter(name) for layer in layers for name in layer.parameters}
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._owner = {name: layer.name for layer in layers for name in layer.parameters}
+        held = layers if optimizer is None else self._held_layers(optimizer)
+        self._sizes = {layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in held}
+        buffer_bytes = sum(model.get_buffer(name).nbytes for layer in held for name in layer.buffers)
         self._forecast = forecast_of(model, stopwatch.clock)
         self._record = BlockRecord(model, layers, self._forecast.spare_copies)
-        self._stopwatch = stopwatch
+        self._stopwatch, self._device = stopwatch, next(iter(self._parameters.values())).device
         self._budget = TimeBudget(
             stopwatch, self._forecast, self._record, self._sizes, buffer_bytes, upload_bytes_per_second
         )
-        self._progress = StepProgress(model, layers, self._sizes, self._forecast.passes, accumulate)
-        self._hooks = Hooks(model, optimizer)
-        self._stepped: list[Layer] = []
+        self._progress = StepProgress(model, layers, self._sizes, self._forecast.pattern, accumulate)
+        self._final = FinalStep(self._parameters, self._progress, self._record, scaler, before_step)
+        self._hooks = Hooks(model)
+        self._is_private = is_private(model, optimizer)
+        self._is_indivisible = self._is_private or is_compiled(model) or runs_in_buckets(model)
+        self._seen: dict[int, Optimizer] = {}
+        self._stepped: set[str] = set()
+        self._stepped_in_backward: set[str] = set()
         self._stepping_since = self._stepping_seconds = 0.0
+        self._backward_calls = self._nested_steps = self._refusals = 0
+        self._calls_since_step = 0
+        self._weights_version: int | None = None
+        self._is_evaluating = self._ends_itself = self._is_leaving = self._waits_for_step = False
+        self._time_up: TimeUp | None = None
+        self._expected: set[str] = set()
+        self._kept_bytes = 0
 
     def __enter__(self) -> Work:
         if self._hooks.are_registered or self._record.finished:
             raise InvalidSetting("a deadline block can be entered only once; call salf.deadline(...) for each block")
+        self._initial_version = self._version_of_weights()
+        self._hooks.register(self, self._parameters)
         self._stopwatch.start()
-        self._hooks.register(
-            (name for layer in self._layers for name in layer.parameters),
-            on_model=self._on_model,
-            on_module=self._on_module,
-            on_gradient=self._on_gradient,
-            before_step=self._before_step,
-            after_step=self._after_step,
-        )
-        return Work(self._record)
+        return Work(self._record, self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        time_up = error if isinstance(error, TimeUp) and error.budget is self._budget else None
-        self._record.interrupted = time_up is not None
+        is_own = isinstance(error, TimeUp) and error.budget is self._budget
+        if isinstance(error, TimeUp) and is_own:
+            self._latch(error)
         try:
-            if time_up is not None:
-                self._keep_complete_layers()
+            if self._time_up is not None and (error is None or is_own):
+                # A loop that ends after one pass would not have made it a part of a larger group.
+                self._finish_step(is_last_pass=error is None and not self._ends_itself)
         finally:
             self._hooks.remove()
             now = self._stopwatch.now()
             self._record.finish(self._model, now - self._stopwatch.started)
-        if time_up is not None:
-            self._budget.learn_from_leaving(time_up.noticed, now, self._stepping_seconds, self._progress.complete_bytes)
-        return time_up is not None
+        if is_own or error is None:
+            self._close(now)
+        self._seen.clear()
+        return is_own
 
-    def _on_model(self) -> None:
+    # What happens in the loop.
+
+    def on_model(self, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
         """React to the start of a forward pass."""
+        self._nested_steps = 0
         now = self._stopwatch.now()
-        if torch.is_grad_enabled():
-            self._progress.begin_pass(now)
+        self._is_evaluating = not torch.is_grad_enabled()
+        if not self._is_evaluating:
+            if self._time_up is not None and (not self._ends_itself or self._refusals):
+                raise self._time_up
+            self._note_device()
+            tensor = next(tensors_in([arguments, named]), None)
+            self._progress.begin_pass(now, tensor.shape[0] if tensor is not None and tensor.ndim else 0)
             self._budget.begin_pass(now)
-        if now >= self._budget.careful_from:
-            self._leave_unless_layer_fits(None, now, 0)
+        if now >= self._budget.careful_from and not self._ends_itself:
+            self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
 
-    def _on_module(self) -> None:
+    def on_module(self, name: str) -> None:
         """React to the next part of a forward pass, or of one that a checkpoint repeats in the backward pass."""
         if self._progress.since is None:  # the loop calls the model's modules without the model
-            self._on_model()
+            self.on_model((), {})
             return
+        if self._backward_calls:
+            self._progress.pass_in_progress.repeated[name] += 1
+        elif not (torch.is_grad_enabled() or self._is_evaluating):
+            self._progress.pass_in_progress.hidden[name] += 1
         now = self._stopwatch.clock()
-        if now >= self._budget.careful_from:
+        if (
+            now >= self._budget.careful_from
+            and self._may_interrupt()
+            and (self._backward_calls or not self._ends_itself)
+        ):
             order = self._progress.order
-            previous, done = (order[-1], self._progress.complete_bytes) if order else (None, 0)
-            self._leave_unless_layer_fits(previous, now, done)
+            self._leave_unless_layer_fits(order[-1] if order else None, now, self._progress.kept_bytes())
 
-    def _on_gradient(self, name: str, _: Tensor) -> None:
+    def on_backward(self, call: BackwardCall, roots: tuple[object, ...], inputs: tuple[object, ...] | None) -> None:
+        """Run a backward call; if it is cut and the loop goes on, return early."""
+        if self._backward_calls:
+            self._progress.begin_segment(roots, inputs)
+            call()
+            return
+        self._nested_steps = 0
+        is_cut = self._time_up is not None
+        now = self._stopwatch.clock()
+        self._note_weights()
+        self._calls_since_step += 1
+        self._progress.begin_backward(now, roots, inputs, exact=now >= self._budget.careful_from or is_cut)
+        if is_cut and self._progress.pass_in_progress.expected and self._may_interrupt():
+            self._give_up_pass()
+            return
+        self._backward_calls += 1
+        try:
+            call()
+        except TimeUp as up:
+            if up.budget is not self._budget:
+                raise
+            self._latch(up)
+            if not self._lets_loop_step():
+                raise
+            self._give_up_pass()
+        except BaseException:
+            self._progress.cut_pass()  # the loop may go on with another batch
+            raise
+        else:
+            self._end_backward()
+        finally:
+            self._backward_calls -= 1
+
+    def on_gradient(self, name: str) -> None:
         """React to the gradient of a parameter, which may complete a layer."""
         layer, budget = self._progress.arrive(name), self._budget
         if not budget.is_precise:
             return
         if layer is None:
-            if self._progress.needs_another_pass(name):
+            if self._time_up is None and self._progress.needs_more(name) and self._may_interrupt():
                 budget.leave_if_up(self._stopwatch.now())
             return
         now, since = self._stopwatch.now(), self._progress.since
         if since is not None:
             self._forecast.layers[layer].add(now - since)
         self._progress.since = now
-        if now >= budget.careful_from and len(self._progress.complete) < len(self._layers):
-            self._leave_unless_layer_fits(layer, now, self._progress.complete_bytes)
+        is_last = len(self._progress.complete) >= len(self._sizes)
+        if now >= budget.careful_from and not is_last and self._may_interrupt() and self._time_up is None:
+            self._leave_unless_layer_fits(layer, now, self._progress.kept_bytes())
 
-    def _leave_unless_layer_fits(self, previous: str | None, now: float, done: int) -> None:
-        """Leave the loop unless the layer after `previous` can be finished; see `TimeBudget`."""
-        layer = self._forecast.next_layer(previous)
-        self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done)
-
-    def _before_step(self, _: Optimizer, arguments: tuple[object, ...], named: dict[str, object]) -> None:
-        if named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
+    def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
+        """React to the start of an optimizer's step, unless it is part of another one."""
+        self._nested_steps += 1
+        if self._nested_steps > 1:
+            return
+        if self._time_up is not None:
+            self._final.drop_unfinished()
+        elif not self._backward_calls:
+            self._progress.end_pass(at_step=True)
+        held = [self._names.get(id(value)) for group in optimizer.param_groups for value in group["params"]]
+        names = [name for name in held if name is not None]
+        self._stepped = {self._owner[name] for name in names if self._parameters[name].grad is not None}
+        if names and named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
+            self._nested_steps = 0
             raise InvalidSetting(
                 "optimizer.step(closure) runs backward passes itself; call step() without a closure under a deadline"
             )
+        if not self._stepped:
+            return
+        self._seen[id(optimizer)] = optimizer
         before = self._budget.now_if_precise()
-        parameters = self._parameters
-        self._stepped = [
-            layer for layer in self._layers if any(parameters[name].grad is not None for name in layer.parameters)
-        ]
-        copied = self._record.keep_initial(name for layer in self._stepped for name in layer.parameters)
+        stepped = [layer for layer in self._layers if layer.name in self._stepped]
+        copied = self._record.keep_initial(name for layer in stepped for name in layer.parameters)
         self._stepping_since = self._budget.now_if_precise()
         self._stepping_seconds = self._stepping_since - before
         if copied and self._budget.is_precise:
             self._forecast.copy.add(copied, self._stepping_seconds)
 
-    def _after_step(self, *_: object) -> None:
-        if getattr(self._optimizer, "found_inf", False):  # a GradScaler told a fused optimizer to skip the step
+    def after_step(self, optimizer: Optimizer) -> None:
+        """React to the end of an optimizer's step, unless it is part of another one."""
+        self._nested_steps -= 1
+        # A GradScaler tells a fused optimizer by `found_inf` to skip the step.
+        if self._nested_steps > 0 or not self._stepped or getattr(optimizer, "found_inf", False):
             return
-        size = sum(self._sizes[layer.name] for layer in self._stepped)
+        size = sum(self._sizes.get(name, 0) for name in self._stepped)
         if self._budget.is_precise and size:
             took = self._stopwatch.now() - self._stepping_since
             self._stepping_seconds += took
             self._forecast.step.add(size, took)
-        self._record.count_step(layer.name for layer in self._stepped)
-        if not self._record.interrupted:
-            self._forecast.passes = self._progress.passes()
-            self._forecast.learn_order(self._progress.order)
-            self._progress.begin_step(self._forecast.passes)
+        if self._backward_calls:
+            self._stepped_in_backward |= self._stepped
+        else:
+            self._count_step(self._stepped)
+            self._leave_after_step()
 
-    def _keep_complete_layers(self) -> None:
-        """Step over the layers whose gradients are complete, and undo the rest of the interrupted step."""
+    # Whether and how to leave the loop.
+
+    def _may_interrupt(self) -> bool:
+        """Say whether a pass may be interrupted here."""
+        return not self._is_indivisible and not self._is_within_step()
+
+    def _is_within_step(self) -> bool:
+        """Say whether the weights have changed since the step's first pass, as within a step of SAM."""
+        if self._weights_version is None or self._calls_since_step > 2 * (self._progress.passes_per_step or 1) + 1:
+            return False
+        return self._version_of_weights() != self._weights_version
+
+    def _leave_unless_layer_fits(self, previous: str | None, now: float, done: int) -> None:
+        """Leave the loop unless the layer after `previous` can be finished; see `TimeBudget`."""
+        if self._time_up is None and self._is_within_step():
+            self._waits_for_step = True
+        elif self._time_up is None:
+            layer, whole = self._forecast.next_layer(previous), self._is_indivisible
+            self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done, whole_pass=whole)
+
+    def _leave_after_step(self) -> None:
+        """Leave a loop whose last step was waited for, or which cannot be left at another place."""
+        if self._ends_itself or self._is_leaving:
+            return
+        if self._time_up is not None:
+            raise self._time_up
+        if self._is_indivisible or self._waits_for_step:
+            now = self._stopwatch.now()
+            if now >= self._budget.careful_from:
+                self._leave_unless_layer_fits(None, now, 0)
+
+    def _latch(self, time_up: TimeUp) -> None:
+        """Note that the time is up, and what the pass in progress has reached."""
+        if self._time_up is None:
+            self._time_up, self._record.interrupted = time_up, True
+            self._expected = self._progress.cut_pass()
+            self._kept_bytes = self._progress.kept_bytes()
+            self._steps_at_cut = dict(self._record.layer_steps)
+
+    def _lets_loop_step(self) -> bool:
+        """Say whether the loop's own step decides what the gradients of the interrupted step are."""
+        progress = self._progress
+        is_first = progress.passes_per_step is None and max(progress.passes.values(), default=0) <= 1
+        return self._ends_itself or self.optimizer is None or is_first
+
+    def _give_up_pass(self) -> None:
+        """Prepare the gradients for the loop's own step after a backward pass that was cut or not begun."""
+        self._expected |= self._progress.cut_pass()
+        self._final.scale()
+        self._final.hide_unfinished(self._expected)
+
+    def is_time_up(self) -> bool:
+        """Say whether a loop that ends itself should end."""
+        self._ends_itself = True
+        if self._time_up is None and not self._record.finished and not self._is_within_step():
+            now = self._stopwatch.clock()
+            if now >= self._budget.careful_from:
+                self._progress.end_pass()
+                now = self._stopwatch.now()
+                layer, whole = self._forecast.next_layer(None), self._is_indivisible
+                try:
+                    self._budget.leave_unless_layer_fits(layer, now, now, self._progress.kept_bytes(), whole_pass=whole)
+                except TimeUp as up:
+                    self._latch(up)
+                    self._final.scale()
+        return self._time_up is not None or self._record.finished
+
+    def refuse_batch(self) -> None:
+        """Count a refused batch; leave a loop that does not end without batches."""
+        self._refusals += 1
+        if self._refusals > _REFUSALS and self._time_up is not None and not self._record.finished:
+            raise self._time_up
+
+    # What remains of a step or a block.
+
+    def _count_step(self, layers: set[str]) -> None:
+        progress = self._progress
+        self._record.count_step(layers, progress.passes, progress.examples)
+        if self._time_up is None:
+            progress.learn_step(layers)
+            progress.buffers.discard()
+        progress.begin_step(layers)
+        self._weights_version, self._calls_since_step = None, 0
+
+    def _end_backward(self) -> None:
+        """Note that a backward call was not cut; count steps that it took itself."""
+        self._progress.end_backward()
         self._forecast.learn_order(self._progress.order)
-        complete = [layer for layer in self._layers if layer.name in self._progress.complete]
-        kept = {id(self._parameters[name]) for layer in complete for name in layer.parameters}
-        parameters = [value for group in self._optimizer.param_groups for value in group["params"]]
-        for parameter in parameters:
-            if id(parameter) not in kept:
-                parameter.grad = None
-        self._stepping_seconds = 0.0
-        before = dict(self._record.layer_steps)
-        if complete and self._scaler is None:
-            self._optimizer.step()
-        elif complete and self._scaler is not None:
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        for parameter in parameters:
-            parameter.grad = None
-        unchanged = {name for name, steps in self._record.layer_steps.items() if steps == before[name]}
-        self._progress.buffers.restore(unchanged)
+        if self._stepped_in_backward:
+            self._progress.end_pass(at_step=True)
+            self._count_step(self._stepped_in_backward)
+            self._stepped_in_backward = set()
+
+    def _finish_step(self, *, is_last_pass: bool) -> None:
+        """Take the block's own last step unless the loop has taken it, and undo the rest of the interrupted one."""
+        self._is_leaving, self._nested_steps = True, 0
+        self._forecast.learn_order(self._progress.order)
+        if not self._lets_loop_step():
+            self._stepping_seconds = 0.0
+        optimizers = [*self._seen.values()] if self.optimizer is None else [self.optimizer]
+        if self._stepped_in_backward:
+            self._count_step(self._stepped_in_backward)
+        self._final.take(optimizers, is_wanted=not self._is_private, is_last_pass=is_last_pass)
+        steps = self._record.layer_steps
+        self._progress.buffers.restore({name for name, before in self._steps_at_cut.items() if steps[name] == before})
+
+    def _close(self, now: float) -> None:
+        """Learn from a block that ended, and warn of steps that were not seen."""
+        if self._time_up is not None:
+            self._budget.learn_from_leaving(self._time_up.noticed, now, self._stepping_seconds, self._kept_bytes)
+        if not self._record.depth and self._version_of_weights() != self._initial_version:
+            warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
+
+    def _held_layers(self, optimizer: Optimizer) -> list[Layer]:
+        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        return [layer for layer in self._layers if all(id(self._parameters[name]) in held for name in layer.parameters)]
+
+    def _note_weights(self) -> None:
+        """Remember the weights' versions at the first pass of a step."""
+        if self._weights_version is None:
+            self._weights_version = self._version_of_weights()
+            self._hooks.watch_gradients(self, self._parameters)  # those that the loop has unfrozen
+
+    def _note_device(self) -> None:
+        """Follow a model that the loop moves, and remember a precision for which gradients are scaled."""
+        device = next(iter(self._parameters.values())).device
+        if device != self._device:
+            self._device = device
+            self._stopwatch.move(device)
+        kind = device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
+            self._final.needs_scaler = True
+
+    def _version_of_weights(self) -> int:
+        return sum(version_of(parameter) for parameter in self._parameters.values())

@@ -1,13 +1,14 @@
 """What earlier steps on one model tell about the next: how long layers, steps and copies take."""
 
-import math
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from torch import Tensor, nn
+
+from salf.client.loop_pattern import LoopPattern
 
 _REMEMBERED = 16
 _DEVIATIONS = 3.0
@@ -95,7 +96,7 @@ class Estimate:
 class EstimateBySize:
     """Durations of work on a number of bytes, for sizes that recur.
 
-    An unknown size takes as long as the next larger known one. Beyond the largest, time grows in proportion.
+    A size takes as long as the fastest of those that are not smaller. Beyond the largest, time grows in proportion.
 
     >>> estimate = EstimateBySize()
     >>> estimate.add(100, 2.0)
@@ -127,7 +128,9 @@ class EstimateBySize:
             self._estimates[self._nearest(size)].ease()
 
     def _nearest(self, size: int) -> int:
-        return min((known for known in self._estimates if known >= size), default=max(self._estimates))
+        # Less work takes no longer than more, whatever one measurement of it says.
+        larger = (known for known in self._estimates if known >= size)
+        return min(larger, key=lambda known: (self._estimates[known].upper, known), default=max(self._estimates))
 
 
 @dataclass
@@ -180,7 +183,7 @@ class TimeForecast:
         step: The time of an optimizer step, by the bytes it changes.
         copy: The time to copy weights before they change, by bytes.
         leave: The time to leave the loop.
-        passes: How many backward passes reach each parameter per optimizer step; None before the first whole step.
+        pattern: How the loop uses its backward passes.
         reserve: For blocks that have finished a layer.
         optimistic_reserve: For blocks that try their first layer.
         spare_copies: Memory for a copy of the weights. Every block needs it, and it is expensive to allocate.
@@ -191,7 +194,7 @@ class TimeForecast:
     step: EstimateBySize = field(default_factory=EstimateBySize)
     copy: EstimateBySize = field(default_factory=EstimateBySize)
     leave: Estimate = field(default_factory=Estimate)
-    passes: Mapping[str, int] | None = None
+    pattern: LoopPattern = field(default_factory=LoopPattern)
     reserve: Reserve = field(default_factory=lambda: Reserve(_RATE))
     optimistic_reserve: Reserve = field(default_factory=lambda: Reserve(_OPTIMISTIC_RATE))
     spare_copies: dict[str, Tensor] = field(default_factory=dict)
@@ -217,7 +220,7 @@ class TimeForecast:
             copied: Bytes that are copied before the step.
         """
         tail = self.leave.upper + self.step.upper(stepped) + self.copy.upper(copied)
-        return tail + (self.layers[layer].upper if layer in self.layers else 0.0)
+        return tail + self.layer_seconds(layer)
 
     def lower(self, layer: str | None, stepped: int, copied: int) -> float:
         """Return the seconds, seldom undercut, for what `upper` describes."""
@@ -237,11 +240,15 @@ class TimeForecast:
         if layer in self.layers:
             self.layers[layer].refute(elapsed)
 
-    def whole_step_seconds(self) -> float:
-        """Return the seconds of a whole step, seldom exceeded; infinite while a layer's time is unknown."""
-        if not self.order or any(layer not in self.layers for layer in self.order):
-            return math.inf
-        return sum(self.layers[layer].upper for layer in self.order)
+    def layer_seconds(self, layer: str | None) -> float:
+        """Return the seconds, seldom exceeded, from the layer before this one to its completion; 0 if unknown."""
+        return self.layers[layer].upper if layer in self.layers else 0.0
+
+    def whole_pass_seconds(self) -> float:
+        """Return the seconds of a forward and backward pass, seldom exceeded; 0 while a layer's time is unknown."""
+        if any(layer not in self.layers for layer in self.order):
+            return 0.0
+        return sum(map(self.layer_seconds, self.order))
 
 
 _forecasts: weakref.WeakKeyDictionary[nn.Module, tuple[Callable[[], float], TimeForecast]] = weakref.WeakKeyDictionary()

@@ -1,13 +1,14 @@
-"""Whether a model, an optimizer and a deadline can work together."""
+"""Whether a model, an optimizer and a deadline can work together; gradients down to a depth, without a clock."""
 
 import inspect
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from salf.errors import InvalidSetting, UnsuitableModel
+from salf.errors import InvalidSetting, UnsuitableModel, check_type
 from salf.layers import Layers
 
 
@@ -54,11 +55,41 @@ def trainable_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn
     return {name: value for name, value in model.named_parameters() if value.requires_grad and id(value) in held}
 
 
-def check_suitable(model: nn.Module, optimizer: Optimizer, layers: Layers) -> None:
+def check_optimizer(optimizer: object) -> None:
+    """Raise `InvalidSetting` unless this is None or an optimizer, or has `param_groups` and `step` like one."""
+    if optimizer is not None and not (
+        hasattr(optimizer, "param_groups") and callable(getattr(optimizer, "step", None))
+    ):
+        check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+
+
+def is_private(model: nn.Module, optimizer: Optimizer | None) -> bool:
+    """Say whether gradients are clipped per example and noised, as by Opacus; then only whole steps may be sent."""
+    kinds = (*type(optimizer).__mro__, *(kind for module in model.modules() for kind in type(module).__mro__))
+    return any(kind.__name__ in {"DPOptimizer", "AbstractGradSampleModule", "GradSampleModule"} for kind in kinds)
+
+
+def runs_in_buckets(model: nn.Module) -> bool:
+    """Say whether a wrapper delivers gradients in buckets, so that no backward pass may be interrupted."""
+    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+
+
+def check_suitable(model: nn.Module, optimizer: Optimizer | None, layers: Layers) -> None:
     """Raise `UnsuitableModel`, with every reason, unless a deadline can interrupt the training of these layers."""
-    problems = [*_layer_problems(model, layers), *_optimizer_problems(model, optimizer, layers)]
+    problems = [*_layer_problems(model, layers), *_wrapper_problems(model)]
+    if optimizer is not None:
+        problems += _optimizer_problems(model, optimizer, layers)
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained under a deadline", problems)
+
+
+def _wrapper_problems(model: nn.Module) -> Iterator[str]:
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel) and torch.distributed.get_world_size(module.process_group) > 1:
+            yield "DistributedDataParallel spans several processes, which would wait for each other; use one process"
+    sharded = [name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")]
+    if sharded:
+        yield f"'{sharded[0]}' is a sharded tensor of fully_shard (FSDP2); train on one device without sharding"
 
 
 def _layer_problems(model: nn.Module, layers: Layers) -> Iterator[str]:

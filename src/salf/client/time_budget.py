@@ -30,7 +30,11 @@ class Stopwatch:
     limit: float = math.inf
 
     def __post_init__(self) -> None:
-        self.is_cheap = self.device.type == "cpu"
+        self.move(self.device)
+
+    def move(self, device: torch.device) -> None:
+        """Follow the work to another device."""
+        self.device, self.is_cheap = device, device.type == "cpu"
 
     def start(self) -> None:
         """Set `started` to now and `limit` to the deadline."""
@@ -96,7 +100,7 @@ class TimeBudget:
         if now >= self.careful_from:
             whole = self._all_bytes
             last_step = self._reserve + self.forecast.upper(None, whole, whole) + self._upload_seconds(whole)
-            margin = 2 * self.forecast.whole_step_seconds() + last_step
+            margin = 2 * (self.forecast.whole_pass_seconds() or math.inf) + last_step
             self.careful_from = self.stopwatch.limit - margin
         self.is_precise = self.stopwatch.is_cheap or now >= self.careful_from
 
@@ -105,7 +109,9 @@ class TimeBudget:
         if now >= self.stopwatch.limit:
             raise TimeUp(self, now)
 
-    def leave_unless_layer_fits(self, layer: str | None, now: float, since: float | None, done: int) -> None:
+    def leave_unless_layer_fits(
+        self, layer: str | None, now: float, since: float | None, done: int, *, whole_pass: bool = False
+    ) -> None:
         """Leave the loop if the limit is reached, or would be before another layer is finished.
 
         Args:
@@ -113,19 +119,21 @@ class TimeBudget:
             now: The time.
             since: The time of the last completion; None for now.
             done: Bytes of the layers that the step in progress has completed.
+            whole_pass: Whether the pass that begins cannot be interrupted, so that all its layers must fit.
         """
         since = now if since is None else since
+        rest = self.forecast.whole_pass_seconds() - self.forecast.layer_seconds(layer) if whole_pass else 0.0
         if now >= self.stopwatch.limit:
             self.forecast.refute(layer, now - since)
             raise TimeUp(self, now)
-        stepped = done if layer is None else done + self.sizes.get(layer, 0)
+        stepped = self._all_bytes if whole_pass else done if layer is None else done + self.sizes.get(layer, 0)
         copied = 0 if self.record.steps else stepped
         is_empty = not (self.record.steps or done)
         if is_empty:
             takes = self._optimistic_reserve + self.forecast.lower(layer, stepped, copied)
         else:
             takes = self._reserve + self.forecast.upper(layer, stepped, copied)
-        if since + takes + self._upload_seconds(stepped) > self.stopwatch.limit:
+        if since + takes + rest + self._upload_seconds(stepped) > self.stopwatch.limit:
             self.forecast.ease(layer, stepped, copied, block_was_empty=is_empty)
             raise TimeUp(self, now)
 

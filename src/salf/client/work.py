@@ -1,6 +1,8 @@
 """What a user learns about a finished block, and the update that goes to the server."""
 
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,28 @@ from salf.errors import SalfError, check_count
 from salf.layers import Layers
 from salf.update import Update
 
+_Batch = TypeVar("_Batch")
+
+
+class Block(Protocol):
+    """What a loop asks its block when it ends itself."""
+
+    def is_time_up(self) -> bool:
+        """Say whether no further batch should begin."""
+        ...
+
+    def refuse_batch(self) -> None:
+        """Note that the loop asked for a batch after that; this may leave a loop that never ends."""
+        ...
+
 
 class BlockRecord:
     """What one block has done so far. The block writes it; `Work` shows it to the user.
 
     Attributes:
-        steps: Number of whole optimizer steps.
         layer_steps: Number of steps that each layer received, by name, input to output.
+        layer_passes: Number of backward passes whose gradients these steps applied.
+        layer_examples: Number of examples in these passes.
         interrupted: Whether the deadline ended the block.
         finished: Whether the block is over.
         seconds: How long the block lasted.
@@ -29,8 +46,9 @@ class BlockRecord:
             layers: All its layers.
             spare_copies: Memory of earlier blocks' copies, by parameter; taken here and given back with the update.
         """
-        self.steps = 0
         self.layer_steps = dict.fromkeys(layers.names, 0)
+        self.layer_passes, self.layer_examples = dict(self.layer_steps), dict(self.layer_steps)
+        self._whole_steps = dict(self.layer_steps)
         self.interrupted = self.finished = False
         self.seconds = 0.0
         self._layers, self._spare = layers, spare_copies
@@ -38,6 +56,11 @@ class BlockRecord:
         self._initial: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._payload: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    @property
+    def steps(self) -> int:
+        """The number of whole optimizer steps; of several optimizers, the number of the most frequent one."""
+        return max(self._whole_steps.values())
 
     @property
     def depth(self) -> int:
@@ -54,17 +77,25 @@ class BlockRecord:
             self._initial |= dict(zip(first, copies, strict=True))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def count_step(self, layers: Iterable[str]) -> None:
-        """Count an optimizer step over the layers with these names; it is whole unless the block was interrupted."""
-        self.steps += not self.interrupted
+    def count_step(self, layers: Iterable[str], passes: Mapping[str, int], examples: Mapping[str, int]) -> None:
+        """Count an optimizer step; it is whole unless the block was interrupted.
+
+        Args:
+            layers: Names of the layers.
+            passes: The passes that the step applies, by layer.
+            examples: The examples in these passes, by layer.
+        """
         for name in layers:
+            self._whole_steps[name] += not self.interrupted
             self.layer_steps[name] += 1
+            self.layer_passes[name] += passes.get(name, 0)
+            self.layer_examples[name] += examples.get(name, 0)
 
     def finish(self, model: nn.Module, seconds: float) -> None:
         """Note that the block is over, after `seconds`."""
         self._tensors |= dict(model.named_buffers())  # modules may have replaced them
         self._versions = {
-            name: _version(self._tensors[name])
+            name: version_of(self._tensors[name])
             for layer in self._layers
             if self.layer_steps[layer.name]
             for name in layer.parameters
@@ -77,13 +108,18 @@ class BlockRecord:
             self._payload = self._make_payload()
             self._spare |= self._initial
             self._initial = {}
-        steps = {name: count for name, count in self.layer_steps.items() if count}
+        steps, passes, examples = (
+            {name: counts[name] for name, steps in self.layer_steps.items() if steps}
+            for counts in (self.layer_steps, self.layer_passes, self.layer_examples)
+        )
         deltas, buffers = self._payload
-        return Update(deltas, steps, num_examples, buffers)
+        # Examples are not known where the calls of the model cannot be seen.
+        known = (counts if all(counts.values()) else {} for counts in (passes, examples))
+        return Update(deltas, steps, num_examples, buffers, *known)
 
     def _make_payload(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the deltas and buffers of the layers that received a step."""
-        changed = [name for name, version in self._versions.items() if _version(self._tensors[name]) != version]
+        changed = [name for name, version in self._versions.items() if version_of(self._tensors[name]) != version]
         if changed:
             raise SalfError(
                 f"the model has changed since the block ended ({', '.join(changed[:3])}"
@@ -95,7 +131,7 @@ class BlockRecord:
         return deltas, {name: now[name].clone() for layer in sent for name in layer.buffers}
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """Return autograd's counter of in-place writes to a tensor."""
     return tensor._version  # noqa: SLF001 - the only counter of writes, and it costs nothing to read
 
@@ -124,8 +160,9 @@ class Work:
     (1, 1, False)
     """
 
-    def __init__(self, record: BlockRecord) -> None:
-        self._record = record
+    def __init__(self, record: BlockRecord, block: Block) -> None:
+        """Show the record of a block, which a `with` statement keeps alive."""
+        self._record, self._block = record, weakref.ref(block)
 
     def __repr__(self) -> str:
         return (
@@ -144,8 +181,69 @@ class Work:
 
     @property
     def layer_steps(self) -> Mapping[str, int]:
-        """The steps of each layer, input to output: one more than `steps` if the interrupted pass completed it."""
+        """The steps of each layer, input to output, that of an interrupted pass included."""
         return dict(self._record.layer_steps)
+
+    @property
+    def layer_passes(self) -> Mapping[str, int]:
+        """The backward passes whose gradients each layer's steps applied, input to output.
+
+        Without gradient accumulation, it equals `layer_steps`. An interrupted step counts the passes that had reached
+        the layer.
+        """
+        return dict(self._record.layer_passes)
+
+    @property
+    def layer_examples(self) -> Mapping[str, int]:
+        """The examples in these passes: the first dimension of the first tensor that the model was called with.
+
+        It is 0 where calls of the model cannot be seen, as within a compiled one.
+        """
+        return dict(self._record.layer_examples)
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether no further pass should begin, because the deadline is reached or would be before a layer is finished.
+
+        For loops that end themselves, as with `batches`: the block then leaves it to the loop to end.
+
+        >>> import math, salf, torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> with salf.deadline(model, seconds=math.inf) as work:
+        ...     work.time_is_up
+        False
+        """
+        block = self._block()
+        return block is None or block.is_time_up()
+
+    def batches(self, loader: Iterable[_Batch]) -> "Batches[_Batch]":
+        """Return `loader`, but ending when time is up, for a training function that is to return as usual.
+
+        A backward pass that the deadline interrupts then returns early, with the gradients of the finished layers; the
+        function's own clipping, step and logging run on them. No further batch follows. Gradients of unfinished layers
+        are zero until the step, which leaves these layers as they are.
+
+        Args:
+            loader: The training batches, such as a `DataLoader`. Its length and attributes remain available.
+
+        >>> import salf, torch
+        >>> def train(model, loader):
+        ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     losses = []
+        ...     for batch in loader:
+        ...         optimizer.zero_grad()
+        ...         loss = model(batch).sum()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         losses.append(loss.item())
+        ...     return len(losses)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> with salf.deadline(model, seconds=60) as work:
+        ...     trained = train(model, work.batches([torch.ones(4, 2)] * 3))
+        >>> trained, work.steps, work.layer_examples
+        (3, 3, {'weight+bias': 12})
+        """
+        return Batches(loader, self._block)
 
     @property
     def interrupted(self) -> bool:
@@ -185,3 +283,35 @@ class Work:
                 "work.update() is called inside the 'with salf.deadline(...)' block; call it after the block"
             )
         return self._record.update(int(num_examples))
+
+
+class Batches(Generic[_Batch]):
+    """Batches that end when the time of a block is up; `Work.batches` makes it."""
+
+    def __init__(self, loader: Iterable[_Batch], block: "weakref.ref[Block]") -> None:
+        """Wrap a loader for a block, which is over when it is gone."""
+        self._loader, self._block = loader, block
+
+    def __iter__(self) -> Iterator[_Batch]:
+        block = self._block()
+        size = len(self._loader) if isinstance(self._loader, Sized) else None
+        if block is None:
+            return
+        if not block.is_time_up():
+            for number, batch in enumerate(self._loader, 1):
+                if block.is_time_up():  # loading takes time, too
+                    break
+                yield batch
+                if number != size and block.is_time_up():
+                    break
+            else:
+                return
+        block.refuse_batch()
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # - raises the loader's own error where it has no length
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # copying and pickling look for these before there is a loader
+            raise AttributeError(name)
+        return getattr(self._loader, name)

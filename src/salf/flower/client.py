@@ -8,7 +8,7 @@ began sends no layer.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -26,19 +26,21 @@ _NO_TIME = 1e-6  # seconds: less than any layer takes, for a client whose deadli
 def deadline(
     message: Message,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None = None,
     *,
     scaler: Scaler | None = None,
     accumulate: int | None = None,
+    before_step: Callable[[], object] | None = None,
 ) -> Deadline:
     """End the training loop in a `with` block at the deadline of the round.
 
     Args:
         message: The server's message, which a `SalfStrategy` configured.
         model: The model to train, with the message's weights.
-        optimizer: The optimizer of the model's parameters.
+        optimizer: The optimizer of the model's parameters; not needed by a loop over `work.batches(loader)`.
         scaler: The gradient scaler of mixed precision, as in `salf.deadline`.
         accumulate: The number of backward passes per step, as in `salf.deadline`.
+        before_step: A function to call before the block's own last step, as in `salf.deadline`.
 
     Raises:
         InvalidSetting: The message has no deadline.
@@ -46,16 +48,22 @@ def deadline(
 
     >>> import salf.flower
     >>> def train_model(message, context):  # the @app.train() function of Flower's ClientApp
-    ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ...     with salf.flower.deadline(message, model, optimizer) as work:
-    ...         train(model, optimizer)  # a training loop
-    ...     return salf.flower.reply(message, work, num_examples=1000)
+    ...     with salf.flower.deadline(message, model) as work:
+    ...         loss = train(model, work.batches(loader))  # a training function that returns its mean loss
+    ...     return salf.flower.reply(message, work, num_examples=1000, metrics={"loss": loss})
     """
     instructions = TrainInstructions.read(message)
     seconds = max(instructions.deadline_seconds - _elapsed(message, instructions), _NO_TIME)
     layers, rate = instructions.layers, instructions.upload_bytes_per_second
     return client.deadline(
-        model, optimizer, seconds, layers=layers, upload_bytes_per_second=rate, scaler=scaler, accumulate=accumulate
+        model,
+        optimizer,
+        seconds,
+        layers=layers,
+        upload_bytes_per_second=rate,
+        scaler=scaler,
+        accumulate=accumulate,
+        before_step=before_step,
     )
 
 
