@@ -182,12 +182,12 @@ def _check_parts(update: Update, layers: Layers, state: Mapping[str, Tensor] | N
 def _count_problems(update: Update, layers: Layers) -> Iterator[str]:
     if not _is_count(update.num_examples):
         yield f"num_examples is {update.num_examples!r:.40}, not {_COUNT}"
-    sent = [layer.name for layer in layers if update.includes(layer)]
+    known, sent = set(layers.names), [layer.name for layer in layers if update.includes(layer)]
     for kind in ("steps", *_COUNTED):
         counts = getattr(update, kind)
         if isinstance(counts, Mapping):
             for name in counts:
-                if name not in layers.names:
+                if name not in known:
                     yield f"{kind} name '{name}', which is not a layer of this model"
         for name in sent if kind == "steps" or counts else ():
             count = counts.get(name, 0) if isinstance(counts, Mapping) else counts

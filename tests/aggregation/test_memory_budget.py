@@ -1,6 +1,7 @@
 """What clients last conveyed is remembered within a budget, and the oldest of it is forgotten first."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,11 +78,12 @@ def test_a_budget_for_less_than_a_round_is_refused() -> None:
 def test_what_is_oldest_is_known_after_a_checkpoint(tmp_path: Path) -> None:
     memory: ClientMemory = {}
     for client in (4, 2, 3):
-        one = [conveying(float(client), whole=True)]
+        one = [replace(conveying(float(client), whole=True), examples={"body": 5, "head": client})]
         memory = aggregate(STATE, one, LAYERS, Memory(budget_bytes=60), clients=[client], memory=memory).memory
     save_checkpoint(tmp_path / "state", ServerState(3, 3.0, STATE, ObservedReach(2), memory))
     again = load_checkpoint(tmp_path / "state")[0].memory
     after = aggregate(STATE, [conveying(9.0, whole=True)], LAYERS, Memory(budget_bytes=60), clients=[9], memory=again)
     assert sorted(after.memory) == [2, 3, 4, 9]
     assert after.memory[4] == {}
+    assert [after.memory[3][layer].examples for layer in LAYERS.names] == [5, 3]
     assert set(after.memory[2]) == set(after.memory[3]) == {"body", "head"}

@@ -1,5 +1,7 @@
 """Centres in place of the mean: against naive twins, and against what they are for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,20 @@ def test_what_does_not_belong_is_refused_and_changes_nothing() -> None:
     for norm in (0.0, -1.0, float("nan")):
         with pytest.raises(InvalidSetting, match="max_norm is"):
             ClippedLayers(norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_clients_of_other_precisions_have_one_centre(dtype: torch.dtype) -> None:
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in STATE.items()}
+    running = RobustAggregation(state, LAYERS, Contributors(), Median())
+    for value, own in ((1.0, torch.bfloat16), (2.0, torch.float64), (9.0, torch.float32)):
+        update = update_of(value)
+        floats = {"mean": update.buffers["mean"].to(own)}
+        deltas = {name: delta.to(own) for name, delta in update.deltas.items()}
+        running.add(replace(update, deltas=deltas, buffers={**update.buffers, **floats}))
+    found = running.finish().state
+    assert [found[name].tolist() for name in ("a", "b", "mean")] == [[2.0, 2.0]] * 3
+    assert {name: value.dtype for name, value in found.items()} == {name: value.dtype for name, value in state.items()}
 
 
 def test_a_round_without_updates_leaves_the_state() -> None:

@@ -70,11 +70,18 @@ def test_noise_for_a_mean_over_all_clients_is_not_added_to_another_mean(rule: An
         wrapped(private(), LAYERS, rule=rule)
 
 
+def test_noise_for_a_mean_over_all_clients_is_not_added_to_a_mean_over_examples() -> None:
+    with pytest.raises(InvalidSetting, match=r"or over examples, .*; use rule=Everyone\(\) with weigh='clients'"):
+        wrapped(private(), LAYERS, rule=Everyone(), weigh="examples")
+
+
 @pytest.mark.parametrize("centre", [Median(), TrimmedMean()])
 @pytest.mark.parametrize("rule", [Memory(), InverseProbability(), Corrected(weight_by_examples=True)])
 def test_a_robust_centre_with_a_rule_that_weighs_clients_unequally_is_refused(centre: Any, rule: Any) -> None:
     with pytest.raises(InvalidSetting, match="weighs all contributors equally"):
         wrapped(inner(2), LAYERS, rule=rule, robust=centre)
+    with pytest.raises(InvalidSetting, match="weighs all contributors equally; leave weigh alone"):
+        wrapped(inner(2), LAYERS, robust=centre, weigh="examples")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,7 @@ def test_a_robust_centre_with_a_rule_that_weighs_clients_unequally_is_refused(ce
         ({"layers": MODEL}, "give salf.find_layers"),
         ({"deadline": 0}, "deadline_seconds is 0; choose a number greater than 0"),
         ({"rule": "corrected"}, r"give a rule, such as salf.Corrected\(\)"),
+        ({"weigh": "steps"}, "weigh is 'steps'; choose 'clients' or 'examples'"),
         ({"robust": 1.0}, "give ClippedLayers"),
         ({"counted_from": "now"}, "choose 'message' or 'loop'"),
         ({"grace_seconds": -1}, "grace_seconds is -1; choose a number greater than 0"),

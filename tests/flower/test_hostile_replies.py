@@ -101,12 +101,14 @@ def with_other_names(message: Message, data: st.DataObject) -> Message:
 def with_bad_counts(message: Message, data: st.DataObject) -> Message:
     reply = answer(message, update_of(3, LAYERS, STATE, seed=1))
     record = record_of(reply)
-    key = data.draw(st.sampled_from(["num-examples", "salf-steps", "salf-round", "salf-elapsed-s"]))
+    counted = ["salf-steps", "salf-passes", "salf-examples"]
+    key = data.draw(st.sampled_from(["num-examples", *counted, "salf-round", "salf-elapsed-s"]))
     if key == "num-examples":
         bad: Any = st.one_of(st.integers(-(2**62), 0), st.integers(2**53 + 1, 2**62), st.floats(), st.just([1, 2]))
-    elif key == "salf-steps":
-        wrong_length = st.lists(st.integers(0, 3), max_size=6).filter(lambda steps: len(steps) != len(LAYERS))
-        bad = st.one_of(st.just([1, -1, 1]), st.just([1, 5, 1]), st.just([2**60, 1, 1]), wrong_length, st.just(1.5))
+    elif key in counted:
+        wrong_length = st.lists(st.integers(0, 3), max_size=6).filter(lambda counts: len(counts) != len(LAYERS))
+        bad = st.one_of(st.just([1, -1, 1]), st.just([2**60, 1, 1]), wrong_length, st.sampled_from([1.5, [1.0] * 3]))
+        bad = bad if key == "salf-steps" else st.one_of(bad, st.just([1, 0, 1]))
     elif key == "salf-round":
         bad = st.one_of(st.integers(-5, 0), st.integers(2, 2**62), st.floats(), st.just([1]))
     else:

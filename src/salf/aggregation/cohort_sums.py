@@ -127,7 +127,7 @@ class CohortSums:
             return [1] * len(self._layers)
         if update.deltas and not update.examples:
             raise InvalidUpdate(
-                f"update {row + 1} cannot be weighed by its examples; pass Update(..., examples=...), or weigh='clients'",
+                f"update {row + 1} has no weight; pass Update(..., examples=...), or weigh='clients'",
                 ["it does not say how many examples its layers have seen"],
             )
         return [update.examples.get(layer.name, 0) for layer in self._layers]
