@@ -1,6 +1,6 @@
 """Several backward passes for one optimizer step, and steps that are left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from virtual_time import Clock, take_time
 
 from salf.client.deadline_block import deadline
 from salf.layers.find import find_layers
+from salf.update import check_update
 
 # With the network of three layers a pass takes 4 seconds: one for the forward pass and one for each layer.
 PASS = 4
@@ -34,52 +35,63 @@ def accumulate(task: Task, optimizer: Optimizer, passes: int, steps: int = 100) 
         optimizer.step()
 
 
-def expected(passes: int, steps: int, partial: int, depth: int) -> dict[str, Tensor]:
-    """The weights after `steps` steps, and one over the last `depth` layers that got `partial` passes."""
+def accumulate_groups(task: Task, optimizer: Optimizer, groups: Iterable[int]) -> None:
+    for passes in groups:
+        accumulate(task, optimizer, passes, steps=1)
+
+
+def expected(passes: int, steps: int, reached: dict[str, int]) -> dict[str, Tensor]:
+    """The weights after `steps` steps, and one in which `reached` passes have reached each layer."""
     task = mlp_task()
     optimizer = sgd(task.model)
     accumulate(task, optimizer, passes, steps)
-    optimizer.zero_grad()
-    for number in range(partial):
-        backward(task.loss(steps * passes + number))
-    for layer in find_layers(task.model)[: 3 - depth]:
-        for name in layer.parameters:
-            task.model.get_parameter(name).grad = None
+    means: dict[str, Tensor] = {}
+    for layer in find_layers(task.model):
+        optimizer.zero_grad()
+        for number in range(reached[layer.name]):
+            backward(task.loss(steps * passes + number))
+        for name in layer.parameters if reached[layer.name] else ():
+            gradient = task.model.get_parameter(name).grad
+            assert gradient is not None
+            factor = passes / reached[layer.name]
+            means[name] = gradient if factor == 1 else gradient * factor
+    for name, parameter in task.model.named_parameters():
+        parameter.grad = means.get(name)
     optimizer.step()
     return parameters_of(task.model)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["given", "learnt"])
-@pytest.mark.parametrize("passes", [1, 2, 3])
+@pytest.mark.parametrize("passes", [1, 2, 3, 16])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_layer_counts_when_the_last_pass_has_reached_it(known: bool, passes: int, depth: int) -> None:
+@pytest.mark.parametrize("finished", [0, 1, 15])
+def test_finished_passes_and_layers_are_kept(known: bool, passes: int, depth: int, finished: int) -> None:
+    finished = min(finished, passes - 1)
     task, clock = timed_task()
     optimizer = sgd(task.model)
-    seconds = (2 * passes - 1) * PASS + 1 + depth
+    seconds = (passes + finished) * PASS + 1 + depth
     with deadline(task.model, optimizer, seconds, clock=clock, accumulate=passes if known else None) as work:
         accumulate(task, optimizer, passes)
+    reached = {"fc1": finished, "fc2": finished + (depth > 1), "fc3": finished + 1}
     assert (work.steps, work.seconds) == (1, seconds)
-    assert list(work.layer_steps.values()) == [1] * (3 - depth) + [2] * depth
-    assert same(parameters_of(task.model), expected(passes, 1, passes, depth))
+    assert work.layer_steps == {name: 1 + (count > 0) for name, count in reached.items()}
+    assert work.layer_passes == {name: passes + count for name, count in reached.items()}
+    assert work.layer_examples == {name: 5 * (passes + count) for name, count in reached.items()}
+    assert same(parameters_of(task.model), expected(passes, 1, reached))
+    update = work.update(num_examples=20)
+    assert update.passes == work.layer_passes
+    assert update.examples == work.layer_examples
+    check_update(update, find_layers(task.model), task.model.state_dict())
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["given", "learnt"])
-def test_passes_before_the_last_send_nothing(known: bool) -> None:
+def test_finished_passes_are_kept_when_the_time_is_up_in_a_forward_pass() -> None:
     task, clock = timed_task()
     optimizer = sgd(task.model)
-    with deadline(task.model, optimizer, 2 * PASS + 3, clock=clock, accumulate=2 if known else None) as work:
-        accumulate(task, optimizer, passes=2)
-    assert (work.interrupted, work.seconds) == (True, 2 * PASS + 3)
-    assert work.layer_steps == {"fc1": 1, "fc2": 1, "fc3": 1}
-    assert same(parameters_of(task.model), expected(2, 1, 0, 0))
-
-
-def test_in_the_first_step_too_if_their_number_was_given() -> None:
-    task, clock = timed_task()
-    optimizer = sgd(task.model)
-    with deadline(task.model, optimizer, 3, clock=clock, accumulate=2) as work:
-        accumulate(task, optimizer, passes=2)
-    assert (work.interrupted, work.depth, work.seconds) == (True, 0, 3)
+    with deadline(task.model, optimizer, 2 * PASS + 1, clock=clock, accumulate=4) as work:
+        accumulate(task, optimizer, passes=4)
+    assert work.layer_steps == work.layer_steps | dict.fromkeys(work.layer_steps, 1)
+    assert work.layer_passes == {"fc1": 2, "fc2": 2, "fc3": 2}
+    assert same(parameters_of(task.model), expected(4, 0, {"fc1": 2, "fc2": 2, "fc3": 2}))
 
 
 def test_what_one_block_has_learnt_the_next_one_knows() -> None:
@@ -89,30 +101,76 @@ def test_what_one_block_has_learnt_the_next_one_knows() -> None:
         accumulate(task, optimizer, passes=2, steps=1)
     with deadline(task.model, optimizer, 3, clock=clock) as work:
         accumulate(task, optimizer, passes=2)
-    assert (work.interrupted, work.depth) == (True, 0)
-    with deadline(task.model, optimizer, PASS + 3, clock=clock) as work:
-        accumulate(task, optimizer, passes=2)
-    assert list(work.layer_steps.values()) == [0, 1, 1]
+    assert work.layer_passes == {"fc1": 0, "fc2": 1, "fc3": 1}
 
 
-@pytest.mark.parametrize(("seconds", "passes"), [(3, 1), (PASS + 3, 2), (2 * PASS + 3, 3)])
-def test_before_anything_is_known_the_passes_begun_are_what_counts(seconds: float, passes: int) -> None:
+@pytest.mark.parametrize(("seconds", "passes"), [(PASS + 1, 1), (PASS + 3, 2), (2 * PASS + 3, 3)])
+def test_while_the_number_of_passes_is_unknown_their_gradients_are_not_stepped(seconds: float, passes: int) -> None:
     task, clock = timed_task()
     optimizer = sgd(task.model)
-    with deadline(task.model, optimizer, seconds, clock=clock) as work:
+    before = parameters_of(task.model)
+    with (
+        pytest.warns(UserWarning, match=f"gradients of {passes} backward passes are lost.*pass accumulate="),
+        deadline(task.model, optimizer, seconds, clock=clock) as work,
+    ):
         accumulate(task, optimizer, passes=5)
-    assert list(work.layer_steps.values()) == [0, 1, 1]
-    assert same(parameters_of(task.model), expected(5, 0, passes, 2))
+    assert (work.depth, work.interrupted) == (0, True)
+    assert same(parameters_of(task.model), before)
 
 
-@pytest.mark.parametrize(("seconds", "layer_steps"), [(3 * PASS + 2, [1, 1, 2]), (3 * PASS + 1, [1, 1, 1])])
-def test_more_passes_than_learnt_are_noticed(seconds: float, layer_steps: list[int]) -> None:
+def test_in_the_first_pass_the_loop_shows_whether_it_accumulates() -> None:
+    """The loop's own step runs if it follows the first pass; another pass ends the block without a step."""
     task, clock = timed_task()
     optimizer = sgd(task.model)
-    with deadline(task.model, optimizer, seconds, clock=clock) as work:
-        accumulate(task, optimizer, passes=1, steps=1)
-        accumulate(task, optimizer, passes=9)
-    assert list(work.layer_steps.values()) == layer_steps
+    with deadline(task.model, optimizer, 3, clock=clock) as work:
+        accumulate(task, optimizer, passes=1)
+    assert work.layer_passes == {"fc1": 0, "fc2": 1, "fc3": 1}
+    assert same(parameters_of(task.model), expected(1, 0, work.layer_passes))
+    task, clock = timed_task()
+    optimizer = sgd(task.model)
+    before = parameters_of(task.model)
+    with pytest.warns(UserWarning, match="1 backward passes"), deadline(task.model, optimizer, 3, clock=clock) as work:
+        accumulate(task, optimizer, passes=8)
+    assert (work.depth, work.seconds) == (0, 3)
+    assert same(parameters_of(task.model), before)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_more_passes_than_learnt_are_noticed(passes: int) -> None:
+    task, clock = timed_task()
+    optimizer = sgd(task.model)
+    block = deadline(task.model, optimizer, (passes + 2) * PASS + 2, clock=clock)
+    with pytest.warns(UserWarning, match="pass accumulate="), block as work:
+        accumulate_groups(task, optimizer, (passes, 9))
+    assert list(work.layer_steps.values()) == [1, 1, 1]
+
+
+def test_a_shorter_group_at_the_end_of_an_epoch_does_not_change_the_number() -> None:
+    task, clock = timed_task()
+    optimizer = sgd(task.model)
+    with deadline(task.model, optimizer, 7 * PASS + 2, clock=clock) as work:
+        accumulate_groups(task, optimizer, (4, 1, 4))
+    assert work.layer_passes == {"fc1": 7, "fc2": 7, "fc3": 8}
+    twin = mlp_task()
+    naive = sgd(twin.model)
+    accumulate_groups(twin, naive, (4, 1))
+    naive.zero_grad()
+    last = {}
+    for number in range(3):
+        backward(twin.loss(number))
+        last = {name: value.grad.clone() for name, value in twin.model.named_parameters() if value.grad is not None}
+        if number == 1:
+            for name, value in twin.model.named_parameters():
+                if not name.startswith("fc3"):
+                    last[name] = value.grad * 2  # type: ignore[operator]  # - backward has made it
+                    kept = {key: gradient for key, gradient in last.items() if not key.startswith("fc3")}
+    for name, value in twin.model.named_parameters():
+        value.grad = last[name] * 4 / 3 if name.startswith("fc3") else kept[name]
+    naive.step()
+    assert all(
+        torch.allclose(value, twin.model.get_parameter(name), rtol=1e-6, atol=1e-7)
+        for name, value in task.model.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -154,15 +212,7 @@ def test_a_step_left_out_among_several_passes_does_not_count() -> None:
             backward(task.loss(number))
             if number % 2 and number > 1:
                 optimizer.step()
-    assert list(work.layer_steps.values()) == [0, 0, 1]
-    task, clock = timed_task()
-    optimizer = sgd(task.model)
-    with deadline(task.model, optimizer, 2 * PASS + 2, clock=clock, accumulate=2) as work:
-        for number in range(100):
-            if number % 2 == 0:
-                optimizer.zero_grad(set_to_none=False)
-            backward(task.loss(number))
-    assert work.depth == 0
+    assert work.layer_passes == {"fc1": 1, "fc2": 1, "fc3": 2}
 
 
 class TwoHeads(nn.Module):

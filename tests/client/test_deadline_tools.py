@@ -223,10 +223,10 @@ def test_an_optimizer_may_hold_part_of_the_model() -> None:
     optimizer = SGD([task.model.get_parameter(name) for name in held], lr=0.1, momentum=0.9)
     with deadline(task.model, optimizer, STEP + 3, clock=clock) as work:
         train(task, optimizer)
-    # Nothing that this optimizer holds lies below fc2, so that its steps are whole.
-    assert work.layer_steps == {"fc1": 0, "fc2": 2, "fc3": 0}
-    assert (work.depth, work.steps, work.interrupted) == (1, 2, True)
-    assert work.update(1).deltas.keys() == {"fc2.weight", "fc2.bias"}
+    # Nothing that this optimizer holds lies below fc2, so that its steps are whole. What it trains of fc3 is sent.
+    assert work.layer_steps == {"fc1": 0, "fc2": 2, "fc3": 2}
+    assert (work.depth, work.steps, work.interrupted) == (2, 2, True)
+    assert work.update(1).deltas.keys() == {"fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"}
     after = parameters_of(task.model)
     assert {name for name in before if torch.equal(before[name], after[name])} == {"fc1.weight", "fc1.bias", "fc3.bias"}
 

@@ -131,14 +131,14 @@ def test_the_next_layer_follows_from_the_longest_order_seen() -> None:
     ]
 
 
-def test_a_whole_step_is_foreseen_only_when_every_layer_was_timed() -> None:
+def test_a_whole_pass_is_foreseen_only_when_every_layer_was_timed() -> None:
     forecast = TimeForecast()
-    assert forecast.whole_step_seconds() == math.inf
+    assert forecast.whole_pass_seconds() == 0
     forecast.learn_order(["head", "stem"])
     forecast.layers["head"].add(2.0)
-    assert forecast.whole_step_seconds() == math.inf
+    assert forecast.whole_pass_seconds() == 0
     forecast.layers["stem"].add(3.0)
-    assert forecast.whole_step_seconds() == 5
+    assert forecast.whole_pass_seconds() == 5
 
 
 def test_foreseeing_adds_up_and_easing_eases_each_part() -> None:

@@ -4,72 +4,122 @@ import torch
 from networks import TASKS, mlp_task
 from torch import nn
 
-from salf.client.step_progress import BufferSnapshot, RequiredPasses, StepProgress
+from salf.client.loop_pattern import LoopPattern
+from salf.client.step_progress import BufferSnapshot, StepProgress
 from salf.layers import Layers, find_layers
 
 PARAMETERS = ["fc3.bias", "fc3.weight", "fc2.bias", "fc2.weight", "fc1.bias", "fc1.weight"]
 
 
-def progress_of(model: nn.Module, passes: dict[str, int] | None = None, accumulate: int | None = None) -> StepProgress:
+def progress_of(model: nn.Module, pattern: LoopPattern | None = None, accumulate: int | None = None) -> StepProgress:
     layers = find_layers(model)
     sizes = {layer.name: 10 * (place + 1) for place, layer in enumerate(layers)}
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    return StepProgress(model, layers, sizes, passes, accumulate)
+    return StepProgress(model, layers, sizes, pattern or LoopPattern(), accumulate)
 
 
-def arrive(progress: StepProgress, count: int) -> list[str | None]:
+def arrive(progress: StepProgress, model: nn.Module, count: int) -> list[str | None]:
+    for name in PARAMETERS[:count]:
+        parameter = model.get_parameter(name)
+        parameter.grad = torch.ones_like(parameter) if parameter.grad is None else parameter.grad.add_(1)
     return [progress.arrive(name) for name in PARAMETERS[:count]]
 
 
-def test_a_layer_is_complete_when_all_its_gradients_have_arrived() -> None:
-    progress = progress_of(mlp_task().model)
-    progress.begin_pass(1.0)
-    assert arrive(progress, 3) == [None, "fc3", None]
-    assert (progress.complete, progress.complete_bytes, progress.order) == ({"fc3"}, 30, ["fc3"])
-    assert progress.needs_another_pass("fc2.weight")
-    assert not progress.needs_another_pass("fc3.bias")
-    progress.begin_step(progress.passes())
-    assert (progress.complete, progress.complete_bytes, progress.order, progress.since) == (set(), 0, [], None)
+def whole_pass(progress: StepProgress, model: nn.Module) -> None:
+    progress.begin_pass(1.0, examples=4)
+    progress.begin_backward(1.0, [sum(value.sum() for value in model.parameters())], None, exact=True)
+    arrive(progress, model, 6)
+    progress.end_backward()
 
 
-def test_with_accumulation_the_last_pass_completes_a_layer() -> None:
-    progress = progress_of(mlp_task().model, accumulate=2)
-    progress.begin_pass(1.0)
-    assert arrive(progress, 6) == [None] * 6
-    progress.begin_pass(2.0)
-    assert arrive(progress, 2) == [None, "fc3"]
-    assert progress.passes() == dict.fromkeys(PARAMETERS, 1) | {"fc3.bias": 2, "fc3.weight": 2}
-
-
-def test_a_pass_without_a_step_before_it_revokes_completion() -> None:
-    progress = progress_of(mlp_task().model)
-    progress.begin_pass(1.0)
-    arrive(progress, 6)
-    assert progress.complete == {"fc1", "fc2", "fc3"}
-    progress.begin_pass(2.0)
-    assert progress.complete == set()
-
-
-def test_gradients_that_were_set_to_zero_begin_a_new_step() -> None:
+def test_a_layer_is_reached_when_all_its_gradients_have_arrived() -> None:
     model = mlp_task().model
     progress = progress_of(model)
     progress.begin_pass(1.0)
-    arrive(progress, 6)
+    assert arrive(progress, model, 3) == [None, "fc3", None]
+    assert (progress.complete, progress.kept_bytes(), progress.order) == ({"fc3"}, 30, ["fc3"])
+    assert progress.needs_more("fc2.weight")
+    assert not progress.needs_more("fc3.bias")
+    progress.begin_step(["fc3"])
+    assert (progress.complete, progress.kept_bytes(), progress.order, progress.since) == (set(), 0, [], None)
+
+
+def test_a_layer_is_kept_with_what_has_reached_it() -> None:
+    model = mlp_task().model
+    progress = progress_of(model, accumulate=4)
+    whole_pass(progress, model)
+    whole_pass(progress, model)
+    progress.begin_pass(3.0, examples=1)
+    arrive(progress, model, 3)
+    assert progress.cut_pass() == set(PARAMETERS[:3])
+    assert progress.passes == {"fc1": 2, "fc2": 2, "fc3": 3}
+    assert progress.examples == {"fc1": 8, "fc2": 8, "fc3": 9}
+    assert [layer.name for layer in progress.kept()] == ["fc1", "fc2", "fc3"]
+    assert [progress.factor_of(name) for name in PARAMETERS] == [4 / 3, 4 / 3, 4 / 3, 2, 2, 2]
+
+
+def test_gradients_that_the_loop_cleared_are_not_kept() -> None:
+    for set_to_none in (True, False):
+        model = mlp_task().model
+        progress = progress_of(model)
+        whole_pass(progress, model)
+        model.zero_grad(set_to_none)
+        progress.begin_pass(2.0)
+        assert progress.kept_bytes() == 0
+        progress.cut_pass()
+        assert progress.kept() == []
+
+
+def test_gradients_that_were_stepped_and_not_cleared_are_not_kept() -> None:
+    model = mlp_task().model
+    progress = progress_of(model)
+    whole_pass(progress, model)
+    progress.end_pass()
+    progress.begin_step(["fc1", "fc2", "fc3"])
+    whole_pass(progress, model)
+    progress.end_pass()
+    assert progress.kept() == []
     model.zero_grad()
-    progress.begin_pass(2.0)
-    assert arrive(progress, 2) == [None, "fc3"]
+    whole_pass(progress, model)
+    progress.end_pass()
+    assert len(progress.kept()) == 3
 
 
-def test_the_required_passes_follow_earlier_steps_until_more_arrive() -> None:
-    layers = find_layers(mlp_task((4, 3, 2)).model)
-    required = RequiredPasses(layers, accumulate=None)
-    required.reset({"fc2.weight": 3, "fc2.bias": 3})
-    assert required.of == {"fc2.weight": 3, "fc2.bias": 3, "fc1.weight": 1, "fc1.bias": 1}
-    required.extend({"fc2.weight": 1, "fc2.bias": 1})
-    assert required.of == {"fc2.weight": 3, "fc2.bias": 3, "fc1.weight": 2, "fc1.bias": 2}
-    required.extend({"fc2.weight": 3, "fc2.bias": 3})
-    assert set(required.of.values()) == {4}
+def test_passes_that_are_usually_discarded_are_not_kept() -> None:
+    model, pattern = mlp_task().model, LoopPattern()
+    progress = progress_of(model, pattern)
+    for _ in range(2):
+        for _ in range(3):  # two passes of an attack, and one for the step
+            model.zero_grad()
+            whole_pass(progress, model)
+        progress.end_pass()
+        progress.learn_step(["fc1", "fc2", "fc3"])
+        progress.begin_step(["fc1", "fc2", "fc3"])
+    assert (pattern.passes_per_step, pattern.discarded("fc1")) == (1, 2)
+    for kept in (0, 0, 3):
+        model.zero_grad()
+        whole_pass(progress, model)
+        progress.end_pass()
+        assert len(progress.kept()) == kept
+
+
+def test_what_the_graph_does_not_reach_is_not_expected() -> None:
+    model = mlp_task().model
+    progress = progress_of(model)
+    progress.begin_pass(1.0)
+    progress.begin_backward(1.0, [model.get_parameter("fc3.bias").sum()], None, exact=True)
+    assert arrive(progress, model, 1) == ["fc3"]
+    progress.cut_pass()
+    assert [layer.name for layer in progress.kept()] == ["fc3"]
+
+
+def test_with_one_pass_per_step_given_all_its_passes_are_one() -> None:
+    model = mlp_task().model
+    progress = progress_of(model, accumulate=1)
+    for _ in range(2):
+        whole_pass(progress, model)
+    progress.end_pass(at_step=True)
+    assert progress.passes == {"fc1": 1, "fc2": 1, "fc3": 1}
+    assert progress.factor_of("fc1.bias") == 1
 
 
 def test_a_snapshot_restores_the_buffers_of_the_named_layers() -> None:

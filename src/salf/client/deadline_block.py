@@ -112,7 +112,7 @@ def deadline(
     check_type("scaler", scaler, (Scaler, type(None)), "a torch.amp.GradScaler")
     for name, function in (("clock", clock), ("before_step", before_step or time.monotonic)):
         if not callable(function):
-            raise InvalidSetting(f"{name} is of type {type(function).__name__}; pass a function")
+            raise InvalidSetting(f"{name} is of type {type(function).__name__}; give a function")
     layers = find_layers(model) if layers is None else layers
     check_type("layers", layers, Layers, "the result of salf.find_layers(model)")
     check_suitable(model, optimizer, layers)
@@ -254,6 +254,8 @@ class Deadline:
             return
         self._backward_calls += 1
         try:
+            if not is_cut and self._progress.pass_in_progress.expected and self._may_interrupt():
+                self._budget.leave_if_up(now)
             call()
         except TimeUp as up:
             if up.budget is not self._budget:

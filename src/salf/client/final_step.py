@@ -139,7 +139,7 @@ class FinalStep:
     def _reason_against(self, optimizers: Sequence[Optimizer], *, is_last_pass: bool) -> str | None:
         """Say why the finished passes cannot be stepped; None if they can."""
         passes = max(self._progress.passes.values(), default=0)
-        lost = f"the gradients of {passes} finished backward passes are lost"
+        lost = f"the gradients of {passes} backward passes are lost"
         if not optimizers:
             return f"{lost}, because no optimizer has stepped yet; pass the optimizer to salf.deadline"
         if self._progress.passes_per_step is None and not (is_last_pass and passes == 1):
