@@ -35,7 +35,7 @@ def train(model: nn.Module, loader: Any, group: int = 1, log: list[float] | None
     optimizer, total = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1), 0.0
     for number, (images, labels) in enumerate(loader, 1):
         loss = nn.functional.cross_entropy(model(images), labels) / group
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if number % group == 0:
             norm = nn.utils.clip_grad_norm_(model.parameters(), 0.01)
             if log is not None:
