@@ -171,7 +171,7 @@ class Deadline:
         self._calls_since_step = 0
         self._weights_version: int | None = None
         self._is_evaluating = self._ends_itself = self._is_leaving = self._waits_for_step = False
-        self._time_up: TimeUp | None = None
+        self._noticed: float | None = None  # when the time was up; the exception itself would keep the loop's frames
         self._expected: set[str] = set()
         self._kept_bytes = 0
 
@@ -190,7 +190,7 @@ class Deadline:
         if isinstance(error, TimeUp) and is_own:
             self._latch(error)
         try:
-            if self._time_up is not None and (error is None or is_own):
+            if self._noticed is not None and (error is None or is_own):
                 # A loop that ends after one pass would not have made it a part of a larger group.
                 self._finish_step(is_last_pass=error is None and not self._ends_itself)
         finally:
@@ -210,8 +210,8 @@ class Deadline:
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
-            if self._time_up is not None and (not self._ends_itself or self._refusals):
-                raise self._time_up
+            if self._noticed is not None and (not self._ends_itself or self._refusals):
+                raise TimeUp(self._budget, self._noticed)
             self._note_device()
             tensor = next(tensors_in([arguments, named]), None)
             self._progress.begin_pass(now, tensor.shape[0] if tensor is not None and tensor.ndim else 0)
@@ -244,7 +244,7 @@ class Deadline:
             call()
             return
         self._nested_steps = 0
-        is_cut = self._time_up is not None
+        is_cut = self._noticed is not None
         now = self._stopwatch.clock()
         self._note_weights()
         self._calls_since_step += 1
@@ -278,7 +278,7 @@ class Deadline:
         if not budget.is_precise:
             return
         if layer is None:
-            if self._time_up is None and self._progress.needs_more(name) and self._may_interrupt():
+            if self._noticed is None and self._progress.needs_more(name) and self._may_interrupt():
                 budget.leave_if_up(self._stopwatch.now())
             return
         now, since = self._stopwatch.now(), self._progress.since
@@ -286,7 +286,7 @@ class Deadline:
             self._forecast.layers[layer].add(now - since)
         self._progress.since = now
         is_last = len(self._progress.complete) >= len(self._sizes)
-        if now >= budget.careful_from and not is_last and self._may_interrupt() and self._time_up is None:
+        if now >= budget.careful_from and not is_last and self._may_interrupt() and self._noticed is None:
             self._leave_unless_layer_fits(layer, now, self._progress.kept_bytes())
 
     def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
@@ -294,7 +294,7 @@ class Deadline:
         self._nested_steps += 1
         if self._nested_steps > 1:
             return
-        if self._time_up is not None:
+        if self._noticed is not None:
             self._final.drop_unfinished()
         elif not self._backward_calls:
             self._progress.end_pass(at_step=True)
@@ -348,9 +348,9 @@ class Deadline:
 
     def _leave_unless_layer_fits(self, previous: str | None, now: float, done: int) -> None:
         """Leave the loop unless the layer after `previous` can be finished; see `TimeBudget`."""
-        if self._time_up is None and self._is_within_step():
+        if self._noticed is None and self._is_within_step():
             self._waits_for_step = True
-        elif self._time_up is None:
+        elif self._noticed is None:
             layer, whole = self._forecast.next_layer(previous), self._is_indivisible
             self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done, whole_pass=whole)
 
@@ -358,8 +358,8 @@ class Deadline:
         """Leave a loop whose last step was waited for, or which cannot be left at another place."""
         if self._ends_itself or self._is_leaving:
             return
-        if self._time_up is not None:
-            raise self._time_up
+        if self._noticed is not None:
+            raise TimeUp(self._budget, self._noticed)
         if self._is_indivisible or self._waits_for_step:
             now = self._stopwatch.now()
             if now >= self._budget.careful_from:
@@ -367,8 +367,8 @@ class Deadline:
 
     def _latch(self, time_up: TimeUp) -> None:
         """Note that the time is up, and what the pass in progress has reached."""
-        if self._time_up is None:
-            self._time_up, self._record.interrupted = time_up, True
+        if self._noticed is None:
+            self._noticed, self._record.interrupted = time_up.noticed, True
             self._expected = self._progress.cut_pass()
             self._kept_bytes = self._progress.kept_bytes()
             self._steps_at_cut = dict(self._record.layer_steps)
@@ -388,7 +388,7 @@ class Deadline:
     def is_time_up(self) -> bool:
         """Say whether a loop that ends itself should end."""
         self._ends_itself = True
-        if self._time_up is None and not self._record.finished and not self._is_within_step():
+        if self._noticed is None and not self._record.finished and not self._is_within_step():
             now = self._stopwatch.clock()
             if now >= self._budget.careful_from:
                 self._progress.end_pass()
@@ -399,20 +399,20 @@ class Deadline:
                 except TimeUp as up:
                     self._latch(up)
                     self._final.scale()
-        return self._time_up is not None or self._record.finished
+        return self._noticed is not None or self._record.finished
 
     def refuse_batch(self) -> None:
         """Count a refused batch; leave a loop that does not end without batches."""
         self._refusals += 1
-        if self._refusals > _REFUSALS and self._time_up is not None and not self._record.finished:
-            raise self._time_up
+        if self._refusals > _REFUSALS and self._noticed is not None and not self._record.finished:
+            raise TimeUp(self._budget, self._noticed)
 
     # What remains of a step or a block.
 
     def _count_step(self, layers: set[str]) -> None:
         progress = self._progress
         self._record.count_step(layers, progress.passes, progress.examples)
-        if self._time_up is None:
+        if self._noticed is None:
             progress.learn_step(layers)
             progress.buffers.discard()
         progress.begin_step(layers)
@@ -442,8 +442,8 @@ class Deadline:
 
     def _close(self, now: float) -> None:
         """Learn from a block that ended, and warn of steps that were not seen."""
-        if self._time_up is not None:
-            self._budget.learn_from_leaving(self._time_up.noticed, now, self._stepping_seconds, self._kept_bytes)
+        if self._noticed is not None:
+            self._budget.learn_from_leaving(self._noticed, now, self._stepping_seconds, self._kept_bytes)
         if not self._record.depth and self._version_of_weights() != self._initial_version:
             warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
 
