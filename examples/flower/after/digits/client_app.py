@@ -22,8 +22,7 @@ def train_model(message: Message, context: Context) -> Message:
     with salf.flower.deadline(message, model) as work:
         train_loss = train(model, work.batches(trainloader), epochs, lr, device)
 
-    metrics = {"train_loss": train_loss}
-    return salf.flower.reply(message, work, num_examples=len(trainloader.dataset), metrics=metrics)
+    return salf.flower.reply(message, work, num_examples=len(trainloader.dataset), metrics={"train_loss": train_loss})
 
 
 @app.evaluate()
