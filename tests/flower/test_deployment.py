@@ -120,7 +120,7 @@ def check_undisturbed(folder: Path, rounds: int) -> None:
 
 
 def check_digits(log: str) -> None:
-    """Check the output of the example app: a complete round of both nodes, which raised the accuracy; they tested it."""
+    """Check the output of the example app: a complete round of both nodes, which raised the accuracy, and its tests."""
     records = [FederationRecord.from_json(line) for line in re.findall(r"└──> (\{.*\})", log)]
     assert [record.contributors for record in records] == [(2, 2, 2, 2)]
     assert "aggregate_evaluate: Received 2 results and 0 failures" in log
