@@ -1,8 +1,7 @@
 """The cost of each layer of a model in floating-point operations, counted while the model runs."""
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +14,8 @@ from torch.utils.flop_counter import flop_registry
 
 from salf.errors import UnsuitableModel
 from salf.layers.find import Layers
-from salf.layers.probe import Example, PassTrace, ProbeFailed, tensors_in, trace_pass
+from salf.layers.probe import Example, PassTrace, ProbeFailed, tensors_in, trace_passes, twin_of
+from salf.layers.wrappers import unwrapped
 from salf.values import LayerCosts
 
 
@@ -23,7 +23,8 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     """Count the floating-point operations of one forward and backward pass, per example of the batch.
 
     A layer's backward cost is what happens between the completion of the previous layer, in backpropagation's order,
-    and its own: its weight gradient, its input gradient, and whatever lies between the two layers. Matrix products,
+    and its own: its weight gradient, its input gradient, and whatever lies between the two layers. Where
+    passes skip layers, a layer's cost is that of the first pass that reaches it, and the forward cost is the largest. Matrix products,
     convolutions and attention count two operations per multiply-add; everything else counts one per output element.
 
     Args:
@@ -41,22 +42,31 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     >>> costs.forward, [cost // 100 for cost in costs.backward]
     (620.0, [4.0, 4.0])
     """
-    observed = _count_operations(model, example)
+    model = unwrapped(model)
     owner = {name: layer.name for layer in layers for name in layer.parameters}
-    backward = dict.fromkeys(layers.names, 0.0)
-    before = observed.reading_after_forward
-    for parameter, reading in observed.completions:
-        if parameter in owner:
-            backward[owner[parameter]] += reading - before
-            before = reading
+    observed = _count_operations(model, example, owner)
+    backward: dict[str, float] = {}
+    for trace in observed:
+        backward = _backward_costs(trace, owner) | backward
     rows = next((tensor.shape[0] for tensor in tensors_in(example) if tensor.ndim), 1)
     tensors = model.state_dict(keep_vars=True)
     sizes = [sum(tensors[name].nbytes for name in (*layer.parameters, *layer.buffers)) for layer in layers]
     return LayerCosts(
-        forward=(observed.reading_after_forward - observed.reading_before) / rows,
-        backward=tuple(backward[name] / rows for name in layers.names),
+        forward=max(trace.reading_after_forward - trace.reading_before for trace in observed) / rows,
+        backward=tuple(backward.get(name, 0.0) / rows for name in layers.names),
         layer_bytes=tuple(sizes),
     )
+
+
+def _backward_costs(trace: PassTrace, owner: Mapping[str, str]) -> dict[str, float]:
+    """Return the operations of each layer that the pass reached."""
+    costs: dict[str, float] = {}
+    before = trace.reading_after_forward
+    for parameter, reading in trace.completions:
+        if parameter in owner:
+            costs[owner[parameter]] = costs.get(owner[parameter], 0.0) + reading - before
+            before = reading
+    return costs
 
 
 def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: LayerCosts) -> LayerCosts:
@@ -82,7 +92,7 @@ def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: L
     passing = []
     for layer, whole in zip(layers, costs.backward, strict=True):
         others = Layers(tuple(other for other in layers if other is not layer))
-        twin = copy.deepcopy(model)
+        twin = twin_of(unwrapped(model))
         for name, parameter in twin.named_parameters(remove_duplicate=False):
             if name in layer.parameters:
                 parameter.requires_grad = False
@@ -91,12 +101,12 @@ def measure_passing(model: nn.Module, example: Example, layers: Layers, costs: L
     return replace(costs, passing=tuple(passing))
 
 
-def _count_operations(model: nn.Module, example: Example) -> PassTrace:
-    """Trace one pass, with the number of operations so far as the reading."""
+def _count_operations(model: nn.Module, example: Example, wanted: Collection[str]) -> tuple[PassTrace, ...]:
+    """Trace passes that reach the wanted parameters, with the number of operations so far as the reading."""
     counter = _OperationCounter()
     try:
         with counter, _nothing_fused():
-            return trace_pass(model, example, lambda: counter.operations)
+            return trace_passes(model, example, lambda: counter.operations, wanted)
     except ProbeFailed as failure:
         raise UnsuitableModel(
             f"the operations of {type(model).__name__} cannot be counted", [str(failure)]

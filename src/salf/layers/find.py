@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from salf.errors import UnsuitableModel, check_type
-from salf.layers.probe import Example, PassTrace, ProbeFailed, trace_pass
+from salf.layers.probe import Example, PassTrace, ProbeFailed, merged, trace_passes
+from salf.layers.wrappers import sharding_problems, unwrapped
 
 Grouping = Callable[[str], str] | Iterable[str]
 
@@ -109,6 +110,13 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     A tied parameter belongs to its owner nearest the input, where its gradient is complete. Frozen parameters belong to
     no layer. With an example, neither do parameters without a gradient.
 
+    Layers that the model skips at random or in turn are found, because the probe repeats its pass with fixed seeds. It
+    has one batch only: a branch that no example in it takes, such as an expert without a token, is listed in `unused`.
+    Pass a larger batch, or name its module in `group`, which makes it a layer at its place of declaration.
+
+    Of a model wrapped by `torch.compile` or DistributedDataParallel, the layers are those of the model inside, with
+    the names of its own state dict. Compile submodules in place, with `module.compile()`, which keeps their names.
+
     Args:
         model: The model, already built; it does not change.
         example: One batch: a tensor, a tuple or list of positional arguments, or a mapping of named arguments.
@@ -126,16 +134,17 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     ('body', 'head')
     """
     check_type("model", model, nn.Module, "an nn.Module, already built")
+    model = unwrapped(model)
     problems = _parameter_problems(model)
     observed = _observe(model, example, problems)
     layer_of = _layer_names(model, group, problems)
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained layer by layer", problems)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    completed = [*reversed(trainable)] if observed is None else [name for name, _ in observed.completions]
-    # A gradient that arrives in parts is complete with the last of them.
-    place = {name: index for index, name in enumerate(completed)}
+    completed = merged(trace.reached for trace in observed) if observed else [*reversed(trainable)]
     owners = _owners(model, observed)
+    completed = _with_named(completed, trainable, lambda name: layer_of(owners[name]), group)
+    place = {name: index for index, name in enumerate(completed)}
     members: dict[str, list[str]] = {}
     for name in trainable:
         if name in place:
@@ -149,21 +158,35 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     )
 
 
-def _observe(model: nn.Module, example: Example | None, problems: list[str]) -> PassTrace | None:
+def _with_named(
+    completed: list[str], trainable: list[str], layer_of: Callable[[str], str], group: Grouping | None
+) -> list[str]:
+    """Add, at their place of declaration, the parameters of layers that `group` names and that had no gradient."""
+    if group is None or callable(group):
+        return completed
+    reached = {layer_of(name) for name in completed}
+    named = {name for name in trainable if layer_of(name) in set(group) - reached}
+    declared = [name for name in reversed(trainable) if name in named or name in completed]
+    return merged([completed, declared]) if named else completed
+
+
+def _observe(model: nn.Module, example: Example | None, problems: list[str]) -> tuple[PassTrace, ...]:
     """Run the probe if there is an example and no problem yet; add its failure to `problems`."""
     if example is None:
-        return None
+        return ()
     kinds, needed = (torch.Tensor, tuple, list, Mapping), "one batch: a tensor, or a tuple or mapping of arguments"
     check_type("example", example, kinds, needed)
     try:
-        return None if problems else trace_pass(model, example)
+        return () if problems else trace_passes(model, example)
     except ProbeFailed as failure:
         problems.append(str(failure))
-        return None
+        return ()
 
 
 def _parameter_problems(model: nn.Module) -> list[str]:
     parameters = dict(model.named_parameters())
+    if sharded := sharding_problems(model):
+        return sharded
     lazy = [name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)]
     if lazy:
         return [f"'{name}' has no shape yet; run one batch through the model first" for name in lazy]
@@ -208,10 +231,10 @@ def _within(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(f"{prefix}.")
 
 
-def _owners(model: nn.Module, observed: PassTrace | None) -> dict[str, str]:
+def _owners(model: nn.Module, observed: Sequence[PassTrace]) -> dict[str, str]:
     """Map each parameter to the module that owns it; of several owners, to the one nearest the input."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    position = {} if observed is None else {module: index for index, module in enumerate(observed.called)}
+    position = {module: index for index, module in enumerate(merged(trace.called for trace in observed))}
     owners: dict[str, str] = {}
     for module_name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
