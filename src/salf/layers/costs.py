@@ -23,9 +23,9 @@ def measure_costs(model: nn.Module, example: Example, layers: Layers) -> LayerCo
     """Count the floating-point operations of one forward and backward pass, per example of the batch.
 
     A layer's backward cost is what happens between the completion of the previous layer, in backpropagation's order,
-    and its own: its weight gradient, its input gradient, and whatever lies between the two layers. Where
-    passes skip layers, a layer's cost is that of the first pass that reaches it, and the forward cost is the largest. Matrix products,
+    and its own: its weight gradient, its input gradient, and whatever lies between the two layers. Matrix products,
     convolutions and attention count two operations per multiply-add; everything else counts one per output element.
+    Where passes skip layers, a layer's cost is that of the first pass that reaches it. The forward cost is the largest.
 
     Args:
         model: The model; it does not change.

@@ -135,6 +135,7 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     """
     check_type("model", model, nn.Module, "an nn.Module, already built")
     model = unwrapped(model)
+    group = tuple(group) if isinstance(group, Iterable) and not isinstance(group, str) else group
     problems = _parameter_problems(model)
     observed = _observe(model, example, problems)
     layer_of = _layer_names(model, group, problems)
@@ -164,8 +165,9 @@ def _with_named(
     """Add, at their place of declaration, the parameters of layers that `group` names and that had no gradient."""
     if group is None or callable(group):
         return completed
+    group = [group] if isinstance(group, str) else group
     reached = {layer_of(name) for name in completed}
-    named = {name for name in trainable if layer_of(name) in set(group) - reached}
+    named = {name for name in trainable if layer_of(name) in {*group} - reached}
     declared = [name for name in reversed(trainable) if name in named or name in completed]
     return merged([completed, declared]) if named else completed
 
