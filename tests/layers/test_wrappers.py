@@ -4,11 +4,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -32,7 +34,7 @@ def group_of_one(tmp_path: Path) -> Iterator[None]:
 def test_a_compiled_model_has_the_names_of_the_model_inside() -> None:
     model = chain()
     plain = find_layers(model, torch.ones(2, 3))
-    compiled = torch.compile(model, backend="eager")
+    compiled = cast("nn.Module", torch.compile(model, backend="eager"))
     assert find_layers(compiled, torch.ones(2, 3)) == plain
     assert plain.tensors == set(model.state_dict())
     assert measure_costs(compiled, torch.ones(2, 3), plain) == measure_costs(model, torch.ones(2, 3), plain)
@@ -48,9 +50,9 @@ def test_a_model_in_ddp_has_the_names_of_the_model_inside() -> None:
 
 @pytest.mark.usefixtures("group_of_one")
 def test_a_sharded_model_is_rejected_by_name() -> None:
-    mesh = distributed.init_device_mesh("cpu", (1,))
+    mesh = init_device_mesh("cpu", (1,))
     with pytest.raises(UnsuitableModel, match=r"'0.weight' is sharded by fully_shard.*; find the layers before"):
-        find_layers(fully_shard(chain(), mesh=mesh), torch.ones(2, 3))
+        find_layers(cast("nn.Module", fully_shard(chain(), mesh=mesh)), torch.ones(2, 3))
 
 
 def test_a_flat_sharded_model_is_rejected_by_name() -> None:
@@ -60,7 +62,9 @@ def test_a_flat_sharded_model_is_rejected_by_name() -> None:
 
 
 def pruned(linear: nn.Linear) -> nn.Module:
-    return prune.l1_unstructured(linear, "weight", amount=0.5)
+    prune_weight: Any = prune.l1_unstructured
+    prune_weight(linear, "weight", amount=0.5)
+    return linear
 
 
 @pytest.mark.parametrize(
@@ -80,10 +84,9 @@ def test_weights_that_a_hook_computes_are_seen_after_a_forward_pass(
     layers = find_layers(model, torch.ones(2, 3))
     assert layers.names == ("0", "1")
     assert {name.removeprefix("0.") for name in (*layers[0].parameters, *layers[0].buffers)} == tensors
-    assert (
-        len(measure_passing(model, torch.ones(2, 3), layers, measure_costs(model, torch.ones(2, 3), layers)).passing)
-        == 2
-    )
+    costs = measure_passing(model, torch.ones(2, 3), layers, measure_costs(model, torch.ones(2, 3), layers))
+    assert costs.passing is not None
+    assert len(costs.passing) == 2
 
 
 def test_parametrized_weights_can_join_the_layer_of_their_module() -> None:
@@ -151,7 +154,7 @@ class Experts(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         scores = self.router(inputs).softmax(-1)
         chosen = int((scores + self.noise * torch.rand_like(scores)).sum(0).argmax()) if self.noise else 0
-        return torch.as_tensor(self.experts[chosen](inputs)) * scores[:, chosen : chosen + 1]
+        return torch.as_tensor(self.experts[chosen](inputs) * scores[:, chosen : chosen + 1])
 
 
 @pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, np.random.rand])
@@ -163,9 +166,8 @@ def test_layers_that_are_dropped_at_random_are_found_for_any_random_state(draw: 
         layers = find_layers(Dropping(draw), torch.ones(2, 3))
         assert layers.names == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
         assert random.getstate() == before[1]
-    model = Dropping(draw)
-    assert len(set(measure_costs(model, torch.ones(1, 3), layers).backward)) <= 4
-    assert all(measure_costs(model, torch.ones(1, 3), layers).backward)
+        model = Dropping(draw)
+        assert all(measure_costs(model, torch.ones(1, 3), find_layers(model, torch.ones(1, 3))).backward)
 
 
 def test_heads_that_alternate_and_experts_with_noise_are_found() -> None:

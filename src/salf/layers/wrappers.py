@@ -19,7 +19,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def sharding_problems(model: nn.Module) -> list[str]:
     """Name what FSDP has sharded: one process holds only a part of each such parameter."""
-    remedy = "find the layers before sharding, and train with DistributedDataParallel"
+    remedy = "find the layers before sharding, and train on one device without sharding"
     flat = [name for name, module in model.named_modules() if type(module).__name__ == "FullyShardedDataParallel"]
     if flat:
         return [f"module '{name}' is sharded by FullyShardedDataParallel; {remedy}" for name in flat]
