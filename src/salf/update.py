@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
 from salf.errors import InvalidSetting, InvalidUpdate, check_type
-from salf.layers import Layer, Layers, is_unchanged, must_not_change, stays_finite
+from salf.layers import BufferKind, Layer, Layers, is_unchanged, must_not_change, stays_finite
 
 _FORMAT = "salf-update-1"
 # The floating-point types that torch can sum; parameters of a model have no shorter type.
@@ -217,7 +217,11 @@ def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]
         elif not update.includes(buffers[name]):
             yield f"buffer '{name}' is sent without its layer '{buffers[name].name}'"
         elif state is not None:
-            yield from _buffer_problems(name, update.buffers[name], layers, state, finite=finite)
+            kind = layers.kind_of(name, state[name]) if name in state else "statistic"
+            if kind == "statistic" or kind == "counter":
+                yield from _value_problems(name, update.buffers[name], state, finite=finite, is_buffer=True)
+            else:
+                yield from _fixed_problems(name, update.buffers[name], state, kind)
     yield from _partial_layers(update, layers)
 
 
@@ -233,22 +237,16 @@ def _partial_layers(update: Update, layers: Layers) -> Iterator[str]:
                 yield f"a part of {kind} '{layer.name}' is missing ({listed})"
 
 
-def _buffer_problems(
-    name: str, value: Tensor, layers: Layers, state: Mapping[str, Tensor], *, finite: bool
-) -> Iterator[str]:
+def _fixed_problems(name: str, value: Tensor, state: Mapping[str, Tensor], kind: BufferKind | None) -> Iterator[str]:
     problems = [*_value_problems(name, value, state, finite=True)]
     yield from problems
-    if problems:
-        return
-    kind, old = layers.kind_of(name, state[name]), state[name]
-    if kind in {"statistic", "counter"}:
-        if not finite and not is_finite(value) and not stays_finite(value, old):
-            yield f"'{name}' holds values that are not finite"
-    elif not is_unchanged(value, old):
+    if not problems and not is_unchanged(value, state[name]):
         yield f"buffer '{name}' has changed, {must_not_change(name, kind)}"
 
 
-def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, finite: bool) -> Iterator[str]:
+def _value_problems(
+    name: str, value: object, state: Mapping[str, Tensor], *, finite: bool, is_buffer: bool = False
+) -> Iterator[str]:
     if not isinstance(value, Tensor):
         yield f"'{name}' is a {type(value).__name__}, not a tensor"
         return
@@ -263,7 +261,7 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
         yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
     if value.dtype != expected.dtype and not {value.dtype, expected.dtype} <= _FLOATS:
         yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
-    if not finite and not is_finite(value):
+    if not finite and not is_finite(value) and not (is_buffer and stays_finite(value, expected)):
         yield f"'{name}' holds values that are not finite"
 
 

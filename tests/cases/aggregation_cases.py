@@ -58,8 +58,8 @@ def models(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = FLOATS) -> tuple[Lay
         layers.append(Layer(f"layer{index}", tuple(parameters), tuple(buffers)))
         state |= {**parameters, **buffers}
     state["frozen"] = values((2,), dtype)
-    buffers = [name for layer in layers for name in layer.buffers]
-    counters: dict[str, BufferKind] = {name: "counter" for name in buffers if state[name].dtype is torch.int64}
+    owned = [name for layer in layers for name in layer.buffers]
+    counters: dict[str, BufferKind] = {name: "counter" for name in owned if state[name].dtype is torch.int64}
     return Layers(tuple(layers), buffer_kinds=counters), state
 
 

@@ -13,6 +13,9 @@ from salf.update import Update
 class Causal(nn.Module):
     """Attention over four positions, with a mask of −∞ and a table of rotations in the state dict."""
 
+    mask: Tensor
+    rotary: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.project = nn.Linear(6, 6)
@@ -30,6 +33,7 @@ class Causal(nn.Module):
 class Moco(nn.Module):
     """An encoder with a queue of keys, as in MoCo: the pointer of the queue moves in every pass."""
 
+    queue: Tensor
     queue_ptr: Tensor
 
     def __init__(self) -> None:

@@ -144,6 +144,12 @@ class Aggregation:
             raise InvalidSetting(f"the state lacks {missing}, which its layers name; pass the whole state dict")
         self._state, self._layers, self._rule = state, layers, rule
         self._combined = combined_buffers(layers, state)
+        self._compared = {
+            name
+            for names in self._combined
+            for name in names
+            if not name.endswith(_MOVING) and is_continuous(state[name])
+        }
         self._known = memory or {}
         budget = rule.memory_bytes
         self.sums = CohortSums(layers, rule, reach=reach, clients=clients, momentum=momentum, weigh=weigh)
@@ -182,7 +188,7 @@ class Aggregation:
             total.add(deltas, own_weight / divisor, weight, taken, relative)
             buffers = self._at_home(update.buffers, combined)
             if buffers:
-                unchanged = [name for name in buffers if self._leaves(name, update.buffers[name])]
+                unchanged = self._unchanged(update.buffers, buffers) if self._compared else ()
                 total.add_buffers(buffers, weight * relative, unchanged)
         self.sums.received += 1
         self.sums.weight_received += weight
@@ -243,9 +249,10 @@ class Aggregation:
             torch._foreach_add_(values, old)
         return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
-    def _leaves(self, name: str, value: Tensor) -> bool:
-        """Say whether a client leaves a floating-point buffer as it is, which a mean would not do bit for bit."""
-        return not name.endswith(_MOVING) and is_continuous(value) and is_unchanged(value, self._state[name])
+    def _unchanged(self, buffers: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+        """Return which statistics a client leaves as they are, which their mean would not do bit for bit."""
+        compared = self._compared.intersection(names)
+        return [name for name in compared if is_unchanged(buffers[name], self._state[name])]
 
     def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of `names` that were sent, on the device of the state and in a type that is wide enough."""

@@ -61,7 +61,7 @@ def buffer_kinds(
     problems += [
         f"buffer_kinds names {shown(key)}, which is no buffer of the model; use names in named_buffers()"
         for key in stated
-        if not isinstance(key, str) or not any(name == key or fnmatchcase(name, key) for name in buffers)
+        if not any(name == key or fnmatchcase(name, str(key)) for name in buffers)
     ]
     kinds = _known_kinds(model)
     for name, buffer in buffers.items():
@@ -120,12 +120,12 @@ def is_unchanged(value: Tensor, old: Tensor) -> bool:
 
 
 def stays_finite(value: Tensor, old: Tensor) -> bool:
-    """Say whether a value differs from an old one of the same shape in finite numbers only.
+    """Say whether a value differs from an old one in finite numbers only.
 
     >>> stays_finite(torch.tensor([2.0, -torch.inf]), torch.tensor([1.0, -torch.inf]))
     True
     """
-    return bool((value.isfinite() | _equal(value, old)).all())
+    return value.shape == old.shape and bool((value.isfinite() | _equal(value, old)).all())
 
 
 def _equal(value: Tensor, old: Tensor) -> Tensor:

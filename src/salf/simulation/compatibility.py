@@ -62,8 +62,8 @@ def check_trainable(model: nn.Module, layers: Layers, dataset: data.Dataset, exa
     for name, buffer in trained.named_buffers():
         if name in layers.tensors and layers.kind_of(name, buffer) is None and not is_unchanged(buffer, before[name]):
             raise InvalidSetting(
-                f"training changes the buffer '{name}' of type {buffer.dtype}, of which clients' values cannot be "
-                "combined; register it with persistent=False"
+                f"training changes the buffer '{name}', and its type, {buffer.dtype}, has no mean; register it with "
+                "persistent=False, so that it stays on the client"
             )
     classes = 1 + int(max(dataset.labels.max(), dataset.test_labels.max()))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
