@@ -98,6 +98,7 @@ def main() -> int:
                 HERE / app,
                 timeout=3600,
                 num_server_rounds=options.rounds,
+                fraction_evaluate=0.0,
                 deadline_seconds=limit,
                 nodes=NODES,
                 by_digit=not options.alike,

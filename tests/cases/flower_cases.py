@@ -159,10 +159,12 @@ def a_loop(
     *,
     folder: FederationFolder | None = None,
     evaluate: Evaluate | None = None,
+    config: ConfigRecord | None = None,
 ) -> RoundLoop:
     """Return the loop of `strategy.start`, on the grid's clock."""
     exchange = Exchange(grid, 0.25, grid.clock, grid.clock.sleep)
-    return RoundLoop(FlowerServer(strategy.config), exchange, ConfigRecord(), ConfigRecord(), evaluate, 3600, folder)
+    configs = config or ConfigRecord(), ConfigRecord()
+    return RoundLoop(FlowerServer(strategy.config), exchange, *configs, evaluate, 3600, folder)
 
 
 def initial(model: nn.Module) -> ArrayRecord:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from networks import backward, mlp_task, parameters_of, same, train
+from networks import TASKS, Task, backward, mlp_task, parameters_of, same, train
 from torch.optim import SGD
 from virtual_time import Clock, take_time
 
@@ -94,3 +95,51 @@ def test_invariants(scene: Scene, blocks: int) -> None:
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
         assert not any(module._forward_pre_hooks for module in task.model.modules())
+
+
+PASSES = 16
+NETWORKS = ("mlp", "cnn", "residual", "transformer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("returns", [False, True], ids=["left", "returns"])
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_what_is_sent_of_an_unfinished_group_is_the_mean_over_its_finished_passes(
+    data: st.DataObject, returns: bool, dtype: torch.dtype
+) -> None:
+    task, clock = TASKS[data.draw(st.sampled_from(NETWORKS))](), Clock()
+    task = Task(task.model.to(dtype), tuple((x.to(dtype) if x.is_floating_point() else x, y) for x, y in task.batches))
+    layers, twin = find_layers(task.model, task.example), task.twin()
+    take_time(task.model, layers, clock.advance)
+    cut = data.draw(st.integers(1, PASSES * (1 + len(layers)) - 1))
+    optimizer = SGD(task.model.parameters(), lr=0.1)
+    with deadline(task.model, optimizer, cut, layers=layers, clock=clock, accumulate=PASSES) as work:
+        for number, batch in enumerate(work.batches(range(PASSES)) if returns else range(PASSES), 1):
+            backward(task.loss(batch) / PASSES)
+            if number == PASSES:
+                optimizer.step()
+    update = work.update(num_examples=9)
+
+    finished, reached = divmod(cut, 1 + len(layers))
+    assert list(update.passes.values()) == [
+        count
+        for place in range(len(layers))
+        if (count := finished + (reached - 1 >= len(layers) - place and reached > 0))
+    ]
+    parameters = dict(twin.model.named_parameters())
+    each = []
+    for batch in range(min(finished + 1, PASSES)):
+        gradients = torch.autograd.grad(twin.loss(batch), [*parameters.values()], allow_unused=True)
+        each.append(dict(zip(parameters, gradients, strict=True)))
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-6
+    for layer in layers:
+        count = update.passes.get(layer.name, 0)
+        for name in layer.parameters:
+            if count:
+                mean = torch.stack([gradient for grads in each[:count] if (gradient := grads[name]) is not None]).mean(
+                    0
+                )
+                torch.testing.assert_close(update.deltas[name], -0.1 * mean, rtol=tolerance, atol=tolerance)
+            else:
+                assert name not in update.deltas

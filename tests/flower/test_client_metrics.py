@@ -5,7 +5,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from flower_cases import MemoryGrid, a_loop, a_model, answer, initial, inner, sending, stock_answer, update_of, wrapped
+from flower_cases import (
+    MemoryGrid,
+    Node,
+    a_loop,
+    a_model,
+    answer,
+    initial,
+    inner,
+    sending,
+    stock_answer,
+    update_of,
+    wrapped,
+)
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
@@ -18,11 +30,19 @@ def test_metrics_of_clients_are_averaged_and_odd_ones_left_out() -> None:
     model, layers = a_model()
     state = model.state_dict()
 
-    def telling(loss: float, name: str, examples: int) -> object:
-        return lambda message: [(1.0, answer(message, update_of(3, layers, state, 1, examples), metrics={name: loss}))]
+    def telling(loss: float, name: str, examples: int, depth: int = 3) -> Node:
+        update = update_of(depth, layers, state, 1, examples)
+        return lambda message: [(1.0, answer(message, update, metrics={name: loss}))]
 
-    grid = MemoryGrid({1: telling(1.0, "loss", 10), 2: telling(2.0, "loss", 30), 3: telling(9.0, "lost", 10)})  # type: ignore[dict-item]
-    result = a_loop(grid, wrapped(inner(3), layers)).run(initial(model), 1)
+    grid = MemoryGrid(
+        {
+            1: telling(1.0, "loss", 10),
+            2: telling(2.0, "loss", 30, depth=1),
+            3: telling(9.0, "lost", 10),
+            4: telling(0.0, "loss", 90, depth=0),  # the mean of no batch
+        }
+    )
+    result = a_loop(grid, wrapped(inner(4), layers)).run(initial(model), 1)
     assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(1.75)
     assert "lost" not in result.train_metrics_clientapp[1]
 

@@ -120,9 +120,10 @@ def check_undisturbed(folder: Path, rounds: int) -> None:
 
 
 def check_digits(log: str) -> None:
-    """Check the output of the example app: a complete round of both nodes, which raised the accuracy."""
+    """Check the output of the example app: a complete round of both nodes, which raised the accuracy, and its tests."""
     records = [FederationRecord.from_json(line) for line in re.findall(r"└──> (\{.*\})", log)]
     assert [record.contributors for record in records] == [(2, 2, 2, 2)]
+    assert "aggregate_evaluate: Received 2 results and 0 failures" in log
     before, after = (float(found) for found in re.findall(r"accuracy ([0-9.]+)", log))
     assert after > before
 

@@ -89,6 +89,15 @@ def test_time_for_the_upload_is_reserved() -> None:
     assert "first.weight" not in update.deltas  # sending it too would take too long
 
 
+def test_what_the_loop_needs_reaches_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layers = a_model()
+    given: dict[str, object] = {}
+    monkeypatch.setattr(salf.client, "deadline", lambda *_, **named: given.update(named))
+    needs = {"scaler": torch.amp.GradScaler("cpu"), "accumulate": 8, "before_step": model.zero_grad}
+    salf.flower.deadline(a_message(TrainInstructions(1, 60.0, layers), model), model, **needs)  # type: ignore[arg-type]
+    assert needs.items() <= given.items()
+
+
 def test_a_whole_reply_names_every_array_in_the_order_received() -> None:
     model, layers = a_model()
     message = a_message(TrainInstructions(1, 60.0, layers, whole=True), model, created=61.0)

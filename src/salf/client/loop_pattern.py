@@ -1,10 +1,10 @@
 """What the finished steps of a training loop tell about its next ones."""
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-_REMEMBERED = 16
+_REMEMBERED = 2  # steps
 
 
 @dataclass
@@ -25,7 +25,9 @@ class LoopPattern:
     arrivals: Mapping[str, int] | None = None
     calls: int = 1
     _passes: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
-    _discarded: defaultdict[str, deque[int]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=2)))
+    _discarded: defaultdict[str, deque[int]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=_REMEMBERED))
+    )
 
     def learn_step(self, passes: Mapping[str, int], discarded: Mapping[str, int]) -> None:
         """Learn from an optimizer step.
@@ -40,13 +42,11 @@ class LoopPattern:
 
     @property
     def passes_per_step(self) -> int | None:
-        """The usual number of passes per step; None before the first step.
+        """The number of passes in a step: the larger one of the last two steps; None before the first one.
 
-        The last group of an epoch is often shorter, so this is the most frequent number, and the largest of those that
-        are equally frequent.
+        The last group of an epoch is often shorter, but two groups in a row are not.
         """
-        counts = Counter(self._passes)
-        return max(counts, key=lambda passes: (counts[passes], passes), default=None)
+        return max(self._passes, default=None)
 
     def discarded(self, layer: str) -> int:
         """Return how many passes the loop usually discards before those of a step, such as passes of an attack."""

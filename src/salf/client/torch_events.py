@@ -123,15 +123,11 @@ def _after_step(optimizer: Optimizer, *_: object) -> None:
         watcher.after_step(optimizer)
 
 
-def _watched_backward(
-    tensors: object,
-    grad_tensors: object = None,
-    retain_graph: object = None,
-    create_graph: object = False,
-    grad_variables: object = None,
-    inputs: object = None,
-) -> None:
-    call = partial(_events.backward, tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+def _watched_backward(*arguments: object, **named: object) -> None:
+    # The signature of torch: tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs.
+    tensors = arguments[0] if arguments else named["tensors"]
+    inputs = arguments[5] if len(arguments) > 5 else named.get("inputs")
+    call = partial(_events.backward, *arguments, **named)
     for watcher in _events.here():
         call = partial(watcher.on_backward, call, _as_tuple(tensors), None if inputs is None else _as_tuple(inputs))
     call()

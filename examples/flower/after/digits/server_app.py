@@ -5,7 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from digits.task import Net, test
+from digits.task import Net, load_test_data, test
 from salf import find_layers
 from salf.flower import SalfStrategy
 
@@ -18,7 +18,8 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(0)
     model = Net()
     nodes = context.run_config["nodes"]
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
+    share = context.run_config["fraction-evaluate"]
+    strategy = FedAvg(fraction_evaluate=share, min_train_nodes=nodes, min_available_nodes=nodes)
     strategy = SalfStrategy(strategy, deadline=context.run_config["deadline-seconds"], layers=find_layers(model))
     strategy.start(
         grid=grid,
@@ -31,9 +32,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-    """Test the global model."""
+    """Test the global model on the digits of all nodes."""
     model = Net()
     model.load_state_dict(arrays.to_torch_state_dict())
-    accuracy = test(model)
+    loss, accuracy = test(model, load_test_data(), torch.device("cuda:0" if torch.cuda.is_available() else "cpu"))
     print(f"round {server_round}: accuracy {accuracy:.4f}", flush=True)
-    return MetricRecord({"accuracy": accuracy})
+    return MetricRecord({"loss": loss, "accuracy": accuracy})

@@ -1,11 +1,10 @@
-"""The model, the data and the training loop."""
+"""The model, the data, the training loop and the evaluation."""
 
 import time
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 TEST_EXAMPLES = 297
@@ -29,32 +28,52 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(features.flatten(1))))
 
 
-def load_data(partition_id: int, num_partitions: int, batch_size: int, *, by_digit: bool) -> DataLoader:
-    """Return one node's share of scikit-learn's digits: some of each digit, or sorted by digit."""
-    images, labels = (part[:-TEST_EXAMPLES] for part in _digits())
-    if by_digit:
-        own = labels.argsort(stable=True).tensor_split(num_partitions)[partition_id]
-    else:
-        own = torch.arange(len(labels))[partition_id::num_partitions]
-    return DataLoader(TensorDataset(images[own], labels[own]), batch_size, shuffle=True)
+def load_data(
+    partition_id: int, num_partitions: int, batch_size: int, *, by_digit: bool
+) -> tuple[DataLoader, DataLoader]:
+    """Return one node's share of the digits, some of each digit or sorted by digit: to train and to evaluate."""
+    shares = []
+    for images, labels in _digits():
+        if by_digit:
+            own = labels.argsort(stable=True).tensor_split(num_partitions)[partition_id]
+        else:
+            own = torch.arange(len(labels))[partition_id::num_partitions]
+        shares.append(TensorDataset(images[own], labels[own]))
+    return DataLoader(shares[0], batch_size, shuffle=True), DataLoader(shares[1], batch_size)
 
 
-def train(model: nn.Module, optimizer: Optimizer, loader: DataLoader, epochs: int) -> None:
-    """Train for some epochs."""
+def load_test_data() -> DataLoader:
+    """Return the digits with which the nodes evaluate, and on which none of them trains."""
+    return DataLoader(TensorDataset(*_digits()[1]), batch_size=TEST_EXAMPLES)
+
+
+def train(model: nn.Module, loader: DataLoader, epochs: int, lr: float, device: torch.device) -> float:
+    """Train for some epochs, and return the mean loss of the batches; 0 if there was none."""
+    model.to(device)
     model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    losses = []
     for _ in range(epochs):
         for images, labels in loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            loss = nn.functional.cross_entropy(model(images.to(device)), labels.to(device))
+            loss.backward()
             optimizer.step()
+            losses.append(loss.item())
+    return sum(losses) / max(1, len(losses))
 
 
-def test(model: nn.Module) -> float:
-    """Return the accuracy on the test digits, which no node has."""
-    images, labels = (part[-TEST_EXAMPLES:] for part in _digits())
+def test(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[float, float]:
+    """Return the mean loss and the accuracy."""
+    model.to(device)
     model.eval()
+    loss, correct = 0.0, 0
     with torch.no_grad():
-        return (model(images).argmax(dim=1) == labels).float().mean().item()
+        for images, labels in loader:
+            scores = model(images.to(device)).cpu()
+            loss += nn.functional.cross_entropy(scores, labels, reduction="sum").item()
+            correct += (scores.argmax(dim=1) == labels).sum().item()
+    return loss / len(loader.dataset), correct / len(loader.dataset)
 
 
 def slow_down(model: nn.Module, seconds: float) -> None:
@@ -65,6 +84,8 @@ def slow_down(model: nn.Module, seconds: float) -> None:
             layer.weight.register_hook(lambda _: time.sleep(seconds))
 
 
-def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+def _digits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Return images and labels of scikit-learn's digits, those to train on and those to test with."""
     bunch = load_digits()
-    return torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(bunch.target)
+    images, labels = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(bunch.target)
+    return (images[:-TEST_EXAMPLES], labels[:-TEST_EXAMPLES]), (images[-TEST_EXAMPLES:], labels[-TEST_EXAMPLES:])

@@ -3,8 +3,9 @@
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch.utils.data import DataLoader
 
-from digits.task import Net, load_data, slow_down, train
+from digits.task import Net, load_data, slow_down, test, train
 
 app = ClientApp()
 
@@ -12,16 +13,37 @@ app = ClientApp()
 @app.train()
 def train_model(message: Message, context: Context) -> Message:
     """Train the received model on the node's own data."""
-    model = Net()
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model, device = load_model(message)
     slow_down(model, context.node_config.get("seconds-per-layer", 0.0))
-    partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
-    by_digit = context.run_config["by-digit"]
-    loader = load_data(partition, partitions, context.run_config["batch-size"], by_digit=by_digit)
-    optimizer = torch.optim.SGD(model.parameters(), lr=message.content["config"]["lr"])
+    trainloader, _ = load_own_data(context)
+    epochs, lr = context.run_config["local-epochs"], message.content["config"]["lr"]
 
-    train(model, optimizer, loader, context.run_config["local-epochs"])
+    train_loss = train(model, trainloader, epochs, lr, device)
 
-    metrics = MetricRecord({"num-examples": len(loader.dataset)})
+    metrics = MetricRecord({"train_loss": train_loss, "num-examples": len(trainloader.dataset)})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate_model(message: Message, context: Context) -> Message:
+    """Evaluate the received model on the digits that the node does not train on."""
+    model, device = load_model(message)
+    _, testloader = load_own_data(context)
+    loss, accuracy = test(model, testloader, device)
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(testloader.dataset)}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def load_model(message: Message) -> tuple[Net, torch.device]:
+    """Return the received model, and the device that it is on."""
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    model = Net()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    return model.to(device), device
+
+
+def load_own_data(context: Context) -> tuple[DataLoader, DataLoader]:
+    """Return the node's own digits, to train on and to evaluate with."""
+    partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
+    return load_data(partition, partitions, context.run_config["batch-size"], by_digit=context.run_config["by-digit"])

@@ -220,7 +220,12 @@ class FlowerServer:
     def _after_strategy(self, training: TrainingRound, result: Aggregated) -> tuple[Mapping[str, Tensor], MetricRecord]:
         """Let the wrapped strategy do its part; return the new global model and the clients' metrics."""
         strategy = self.config.strategy
-        reported = [(row.metrics, row.num_examples) for row in training.rows if row.metrics is not None]
+        # A client that has trained no layer may report the mean loss of no batch.
+        reported = [
+            (row.metrics, row.num_examples)
+            for row in training.rows
+            if row.metrics is not None and row.reached is not None and row.reached.any()
+        ]
         metrics = mean_metrics(strategy, reported)
         if self._message is None or not any(result.contributors):
             return result.state, metrics
