@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 
 from salf.errors import InvalidSetting, InvalidUpdate, check_type
-from salf.layers import Layer, Layers
+from salf.layers import BufferKind, Layer, Layers, is_unchanged, must_not_change, stays_finite
 
 _FORMAT = "salf-update-1"
 # The floating-point types that torch can sum; parameters of a model have no shorter type.
@@ -142,8 +142,9 @@ def check_update(update: Update, layers: Layers, state: Mapping[str, Tensor]) ->
     """Check that an update may be aggregated into `state`.
 
     Checked are the names, shapes and types of all tensors (floating-point tensors may have another floating-point type
-    than the state's); that every value is finite; that each layer is whole or absent; that `num_examples` and the
-    `steps` of each layer are integers from 1 to 2^53; and the same of `passes` and `examples`, unless these are empty.
+    than the state's); that every value is finite, or a buffer's unchanged; that each buffer may change that does (see
+    `find_layers`); that each layer is whole or absent; that `num_examples` and the `steps` of each layer are integers
+    from 1 to 2^53; and the same of `passes` and `examples`, unless these are empty. "local" buffers are ignored.
 
     Args:
         update: The client's update.
@@ -209,12 +210,18 @@ def _tensor_problems(update: Update, layers: Layers, state: Mapping[str, Tensor]
         elif state is not None:
             yield from _value_problems(name, update.deltas[name], state, finite=finite)
     for name in update.buffers:
+        if layers.buffer_kinds.get(name) == "local":
+            continue
         if name not in buffers:
             yield f"'{name}' is not a buffer of a layer of this model"
         elif not update.includes(buffers[name]):
             yield f"buffer '{name}' is sent without its layer '{buffers[name].name}'"
         elif state is not None:
-            yield from _value_problems(name, update.buffers[name], state, finite=finite)
+            kind = layers.kind_of(name, state[name]) if name in state else "statistic"
+            if kind == "statistic" or kind == "counter":
+                yield from _value_problems(name, update.buffers[name], state, finite=finite, is_buffer=True)
+            else:
+                yield from _fixed_problems(name, update.buffers[name], state, kind)
     yield from _partial_layers(update, layers)
 
 
@@ -230,7 +237,16 @@ def _partial_layers(update: Update, layers: Layers) -> Iterator[str]:
                 yield f"a part of {kind} '{layer.name}' is missing ({listed})"
 
 
-def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, finite: bool) -> Iterator[str]:
+def _fixed_problems(name: str, value: Tensor, state: Mapping[str, Tensor], kind: BufferKind | None) -> Iterator[str]:
+    problems = [*_value_problems(name, value, state, finite=True)]
+    yield from problems
+    if not problems and not is_unchanged(value, state[name]):
+        yield f"buffer '{name}' has changed, {must_not_change(name, kind)}"
+
+
+def _value_problems(
+    name: str, value: object, state: Mapping[str, Tensor], *, finite: bool, is_buffer: bool = False
+) -> Iterator[str]:
     if not isinstance(value, Tensor):
         yield f"'{name}' is a {type(value).__name__}, not a tensor"
         return
@@ -245,7 +261,7 @@ def _value_problems(name: str, value: object, state: Mapping[str, Tensor], *, fi
         yield f"'{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}"
     if value.dtype != expected.dtype and not {value.dtype, expected.dtype} <= _FLOATS:
         yield f"'{name}' has type {value.dtype}, not {expected.dtype}"
-    if not finite and not is_finite(value):
+    if not finite and not is_finite(value) and not (is_buffer and stays_finite(value, expected)):
         yield f"'{name}' holds values that are not finite"
 
 

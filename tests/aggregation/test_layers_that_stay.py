@@ -15,7 +15,7 @@ from salf.theory import UniformDepth
 from salf.update import Update
 
 HALVES = [torch.float16, torch.bfloat16]
-ONE = Layers((Layer("only", ("weight",), ("mean", "count")),))
+ONE = Layers((Layer("only", ("weight",), ("mean", "count")),), buffer_kinds={"count": "counter"})
 
 
 def copies(cohort: Cohort) -> list[dict[str, Tensor]]:
@@ -134,7 +134,7 @@ def test_an_integer_buffer_is_the_contributors_maximum_whatever_the_server_had()
 
 
 def test_complex_and_boolean_buffers_are_taken() -> None:
-    layers = Layers((Layer("only", ("weight",), ("phase", "seen")),))
+    layers = Layers((Layer("only", ("weight",), ("phase", "seen")),), buffer_kinds={"seen": "counter"})
     state = {"weight": torch.zeros(1), "phase": torch.zeros(1, dtype=torch.complex64), "seen": torch.tensor(False)}
     sent = [
         Update({"weight": torch.zeros(1)}, 1, 1, {"phase": torch.tensor([phase]), "seen": torch.tensor(seen)})

@@ -50,7 +50,7 @@ def test_centres_are_those_of_numpy_and_scipy(rows: list[list[float]], share: fl
     np.testing.assert_allclose(TrimmedMean(share).of(stacked).numpy(), stats.trim_mean(rows, share, axis=0), atol=1e-9)
 
 
-LAYERS = Layers((Layer("first", ("a",)), Layer("second", ("b",), ("mean", "count"))))
+LAYERS = Layers((Layer("first", ("a",)), Layer("second", ("b",), ("mean", "count"))), buffer_kinds={"count": "counter"})
 STATE = {"a": torch.zeros(2), "b": torch.zeros(2), "mean": torch.zeros(2), "count": torch.tensor(3)}
 
 

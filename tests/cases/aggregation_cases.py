@@ -23,7 +23,7 @@ from salf.aggregation.rules import (
     Memory,
     Rule,
 )
-from salf.layers.find import Layer, Layers
+from salf.layers import BufferKind, Layer, Layers
 from salf.update import Update
 from salf.values import Floats
 
@@ -58,7 +58,9 @@ def models(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = FLOATS) -> tuple[Lay
         layers.append(Layer(f"layer{index}", tuple(parameters), tuple(buffers)))
         state |= {**parameters, **buffers}
     state["frozen"] = values((2,), dtype)
-    return Layers(tuple(layers)), state
+    owned = [name for layer in layers for name in layer.buffers]
+    counters: dict[str, BufferKind] = {name: "counter" for name in owned if state[name].dtype is torch.int64}
+    return Layers(tuple(layers), buffer_kinds=counters), state
 
 
 @st.composite

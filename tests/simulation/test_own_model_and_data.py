@@ -189,3 +189,54 @@ def test_clients_train_on_their_share_of_the_partition(partition: str) -> None:
     assert max(kinds) <= {"shards": 4, "label-order": 2}.get(partition, CLASSES)
     state, _ = simulation.play(simulation.initial_state())
     assert state.round == 1
+
+
+class Masked(nn.Module):
+    """Adds a mask with −∞ before a softmax; `counts` counts the passes in a buffer of whole numbers."""
+
+    mask: Tensor
+    passes: Tensor
+
+    def __init__(self, *, counts: bool = False, persistent: bool = True) -> None:
+        super().__init__()
+        self.counts = counts
+        self.stem = nn.Linear(SHAPE[1] * SHAPE[2], 6)
+        self.register_buffer("mask", torch.tensor([0.1, -torch.inf, 1 / 3, 0.0, 2.7, 0.7]))
+        self.register_buffer("passes", torch.tensor(0), persistent=persistent)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.counts:
+            self.passes += 1
+        scores: Tensor = self.head((self.stem(x.flatten(1)) + self.mask).softmax(-1))
+        return scores
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"engine": name} for name in ("plain", "fused", "stacked")),
+        {"method.name": "fedasync"},
+        {"method.name": "fedbuff", "method.buffer": 3},
+    ],
+    ids=["plain", "fused", "stacked", "fedasync", "fedbuff"],
+)
+def test_a_mask_with_infinite_values_stays_as_it_is(settings: dict[str, object]) -> None:
+    model = Masked()
+    state, records = play({"rounds": 5, **settings}, model=model)
+    assert sum(record.rejected for record in records) == 0
+    assert not torch.equal(state.weights["stem.weight"], model.stem.weight)
+    for name, value in state.weights.items():
+        assert value.isfinite().all() or name == "mask"
+    assert torch.equal(state.weights["mask"].isinf(), model.mask.isinf())
+    if settings != {"method.name": "fedbuff", "method.buffer": 3}:  # averages weights in its own sum
+        assert torch.equal(state.weights["mask"], model.mask)
+
+
+def test_a_buffer_of_whole_numbers_that_training_changes_is_refused_unless_it_is_left_out() -> None:
+    assert refusal(Masked(counts=True)) == (
+        "training changes the buffer 'passes', and its type, torch.int64, has no mean; register it with "
+        "persistent=False, so that it stays on the client"
+    )
+    model = Masked(counts=True, persistent=False)
+    assert len(play({}, model=model)[1]) == 3

@@ -1,7 +1,7 @@
 """Aggregation, layer by layer: the one place that knows what happens to a layer that was not sent.
 
 A rule says how far a layer moves; a layer with fewer than `min_contributors` contributors stays where it is. Buffers
-are averaged over contributors and never extrapolated; integer buffers take the maximum.
+that are statistics are averaged over contributors and never extrapolated; counters take the maximum; others stay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,12 @@ from torch import Tensor
 from salf.aggregation.client_memory import ClientMemory, Recollection
 from salf.aggregation.cohort_sums import CohortSums, Reach, Weigh
 from salf.aggregation.rules import LayerShare, Rule
-from salf.aggregation.sums import at_home, mean_of
+from salf.aggregation.sums import at_home
 from salf.errors import InvalidSetting, check_type
-from salf.layers import Layer, Layers
+from salf.layers import Layer, Layers, is_continuous, is_unchanged, stays_finite
 from salf.update import Update, all_finite, check_update
+
+_MOVING = ("running_mean", "running_var")  # every pass changes them, so that to compare them only takes time
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Aggregation:
     Attributes:
         sums: The interface of engines that compute many clients at once.
 
-    >>> from salf.layers import Layer, Layers
+    >>> from salf.layers import Layer, Layers, is_continuous, is_unchanged, stays_finite
     >>> from salf.aggregation.rules import Contributors
     >>> running = Aggregation({"w": torch.zeros(1)}, Layers((Layer("head", ("w",)),)), Contributors())
     >>> running.add(Update({"w": torch.tensor([1.0])}, steps=1, num_examples=5))
@@ -141,6 +143,13 @@ class Aggregation:
             missing = ", ".join(map(repr, sorted(layers.tensors - state.keys())[:5]))
             raise InvalidSetting(f"the state lacks {missing}, which its layers name; pass the whole state dict")
         self._state, self._layers, self._rule = state, layers, rule
+        self._combined = combined_buffers(layers, state)
+        self._compared = {
+            name
+            for names in self._combined
+            for name in names
+            if not name.endswith(_MOVING) and is_continuous(state[name])
+        }
         self._known = memory or {}
         budget = rule.memory_bytes
         self.sums = CohortSums(layers, rule, reach=reach, clients=clients, momentum=momentum, weigh=weigh)
@@ -169,17 +178,18 @@ class Aggregation:
         if self._memory is not None:
             self._memory.remember(update, self._layers, self.sums.client_at(row), own, self._at_home)
         progress = {count: self.sums.progress(count) for count in {*steps} - {0}}
-        for layer, count, own_weight, seen, total in zip(
-            self._layers, steps, own, examples, self.sums.layer_sums, strict=True
+        for layer, combined, count, own_weight, seen, total in zip(
+            self._layers, self._combined, steps, own, examples, self.sums.layer_sums, strict=True
         ):
             if not count:
                 continue
             (taken, divisor), relative = progress[count], total.relative(seen)
             deltas = {} if self._memory is not None else self._at_home(update.deltas, layer.parameters)
             total.add(deltas, own_weight / divisor, weight, taken, relative)
-            buffers = self._at_home(update.buffers, layer.buffers)
+            buffers = self._at_home(update.buffers, combined)
             if buffers:
-                total.add_buffers(buffers, weight * relative)
+                unchanged = self._unchanged(update.buffers, buffers) if self._compared else ()
+                total.add_buffers(buffers, weight * relative, unchanged)
         self.sums.received += 1
         self.sums.weight_received += weight
 
@@ -196,7 +206,7 @@ class Aggregation:
         asked = self.sums.count_clients(num_clients)
         empty = self.sums.empty_probabilities(asked)
         changed, idle = self._moved(asked, empty)
-        overflowed = _overflowed(self._layers, changed | idle)
+        overflowed = _overflowed(self._layers, changed | idle, self._state)
         for layer in overflowed:
             for name in (*layer.parameters, *layer.buffers):
                 changed.pop(name, None)
@@ -228,8 +238,7 @@ class Aggregation:
                 factor *= moved.mean_steps
             deltas |= {name: moved.deltas.pop(name) for name in layer.parameters}
             factors += [factor * moved.scale] * len(layer.parameters)
-            for name, value in total.buffers.items():
-                means[name] = mean_of(self._state[name], value, total.buffer_weight)
+            means |= {name: total.buffer_mean(name, self._state[name]) for name in total.buffers}
         return self._added(deltas, factors) | means, idle
 
     def _added(self, sums: Mapping[str, Tensor], factors: list[float]) -> dict[str, Tensor]:
@@ -240,14 +249,31 @@ class Aggregation:
             torch._foreach_add_(values, old)
         return {name: value.to(before.dtype) for name, value, before in zip(sums, values, old, strict=True)}
 
+    def _unchanged(self, buffers: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+        """Return which statistics a client leaves as they are, which their mean would not do bit for bit."""
+        compared = self._compared.intersection(names)
+        return [name for name in compared if is_unchanged(buffers[name], self._state[name])]
+
     def _at_home(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of `names` that were sent, on the device of the state and in a type that is wide enough."""
         return {name: at_home(self._state[name], tensors[name]) for name in names if name in tensors}
 
 
-def _overflowed(layers: Layers, values: Mapping[str, Tensor]) -> list[Layer]:
-    """Return the layers with a value that is not finite."""
+def combined_buffers(layers: Layers, state: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Return the names of each layer's buffers that updates may change: its statistics and counters."""
+    may_change = {"statistic", "counter"}
+    return [
+        tuple(name for name in layer.buffers if layers.kind_of(name, state[name]) in may_change) for layer in layers
+    ]
+
+
+def _overflowed(layers: Layers, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[Layer]:
+    """Return the layers with a value that is not finite, except for values of buffers that were not finite before."""
     if all_finite([*values.values()]):
         return []
-    names = {layer.name: [name for name in (*layer.parameters, *layer.buffers) if name in values] for layer in layers}
-    return [layer for layer in layers if not all_finite([values[name] for name in names[layer.name]])]
+
+    def is_fine(layer: Layer) -> bool:
+        own = [values[name] for name in layer.parameters if name in values]
+        return all_finite(own) and all(stays_finite(values[n], state[n]) for n in layer.buffers if n in values)
+
+    return [layer for layer in layers if not is_fine(layer)]

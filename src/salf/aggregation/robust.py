@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salf.aggregation.aggregation import Aggregated, Aggregation
+from salf.aggregation.aggregation import Aggregated, Aggregation, combined_buffers
 from salf.aggregation.cohort_sums import Reach, Weigh
 from salf.aggregation.rules import Rule
 from salf.aggregation.sums import PartialSum
 from salf.errors import InvalidSetting
-from salf.layers import Layers
+from salf.layers import Layers, is_unchanged
 from salf.update import Update, check_update
 
 
@@ -160,14 +160,16 @@ class RobustAggregation:
 
     def _totals(self) -> Iterator[PartialSum | None]:
         """Yield, for each layer, the sum that has the centre as its mean."""
-        for layer in self._layers:
+        for layer, combined in zip(self._layers, combined_buffers(self._layers, self._state), strict=True):
             sent = [update for update in self._updates if update.includes(layer)]
             if not sent:
                 yield None
                 continue
             deltas = {name: self._total(name, [update.deltas[name] for update in sent]) for name in layer.parameters}
             carried = [update.buffers for update in sent if all(name in update.buffers for name in layer.buffers)]
-            buffers = {name: self._total(name, [each[name] for each in carried]) for name in layer.buffers if carried}
+            values = {name: [each[name] for each in carried] for name in combined}
+            moved = {n: each for n, each in values.items() if not all(is_unchanged(v, self._state[n]) for v in each)}
+            buffers = {name: self._total(name, each) for name, each in moved.items()}
             count = len(sent)
             steps = float(sum(update.steps_of(layer.name) for update in sent))
             yield PartialSum(count, float(count), steps, deltas, buffers if len(carried) == count else {})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from salf.aggregation.sums import is_continuous
+from salf.layers import is_continuous
 from salf.update import all_finite
 
 Weights = Mapping[str, Tensor]
@@ -125,7 +125,12 @@ def mix(weights: Weights, model: Weights, share: float) -> Weights:
 
 def _within_range(after: Weights, before: Weights) -> Weights:
     """Return the weights `after` a move, or those `before` it if a value is no longer finite."""
-    return after if all_finite([*after.values()]) else before
+    if all_finite([*after.values()]):
+        return after
+    # A value that is not finite was so before, such as that of a mask.
+    after = {name: torch.where(before[name].isfinite(), value, before[name]) for name, value in after.items()}
+    masked = [torch.where(before[name].isfinite(), value, 0) for name, value in after.items()]
+    return after if all_finite(masked) else before
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Running sums of what the contributors of a layer sent, in a type wide enough for rounding not to add up."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from salf.layers import is_continuous
 from salf.values import Floats
 
 _SINGLE_BYTES = torch.float32.itemsize
@@ -39,7 +40,7 @@ class PartialSum:
         weighted_steps: Σ a_u τ_u over them.
         deltas: By parameter, what gives Σ w_{u,l} Δ_u when multiplied by `scale`; under a rule that normalises by
             steps each Δ_u is divided by τ_u.
-        buffers: By buffer, Σ a_u b_u; the maximum for whole numbers.
+        buffers: By buffer that has changed, Σ a_u b_u; the maximum for whole numbers.
         scale: A factor of all deltas that is still to be applied.
     """
 
@@ -63,6 +64,7 @@ class LayerSum:
         weighted_examples: Σ a_u n_u.
         weighted_steps: Σ a_u n_u τ_u.
         buffer_weight: Σ a_u n_u over the contributors that sent buffers.
+        unchanged: By buffer, the part of this weight whose value is the state's, which is not in `buffers`.
     """
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class LayerSum:
     weighted_examples: float = 0.0
     weighted_steps: float = 0.0
     buffer_weight: float = 0.0
+    unchanged: dict[str, float] = field(default_factory=dict)
     scale: float = 1.0
     _unit: int = 0
 
@@ -126,11 +129,29 @@ class LayerSum:
         for name, value in total.buffers.items():
             self._add_buffer(name, value, 1.0)
 
-    def add_buffers(self, buffers: Mapping[str, Tensor], weight: float) -> None:
-        """Add one client's buffers times its weight; whole numbers take the maximum."""
+    def add_buffers(self, buffers: Mapping[str, Tensor], weight: float, unchanged: Collection[str] = ()) -> None:
+        """Add one client's buffers times its weight; whole numbers take the maximum.
+
+        Args:
+            buffers: The buffers that were sent.
+            weight: The client's weight a_u n_u.
+            unchanged: The names of those floating-point ones that equal the state's.
+        """
         self.buffer_weight += weight
         for name, value in buffers.items():
-            self._add_buffer(name, value, weight)
+            if name in unchanged:
+                self.unchanged[name] = self.unchanged.get(name, 0.0) + weight
+            else:
+                self._add_buffer(name, value, weight)
+
+    def buffer_mean(self, name: str, old: Tensor) -> Tensor:
+        """Return a buffer's mean in the type of its old value; for whole numbers, the maximum."""
+        total, stayed = self.buffers[name], self.unchanged.get(name)
+        if not is_continuous(old):
+            return total
+        if stayed is not None:
+            total = total + old.to(total.dtype) * stayed
+        return (total / self.buffer_weight).to(old.dtype)
 
     def scaled(self) -> dict[str, Tensor]:
         """Return the deltas, multiplied by the scale from now on."""
@@ -167,13 +188,3 @@ def at_home(old: Tensor, value: Tensor) -> Tensor:
     if value.dtype == old.dtype:
         return value.to(old.device)
     return value.to(old.device, torch.promote_types(old.dtype, torch.float32))
-
-
-def mean_of(old: Tensor, total: Tensor, weight: float) -> Tensor:
-    """Return a buffer's mean in the type of its old value; `total` itself for whole numbers, whose maximum it is."""
-    return (total / weight).to(old.dtype) if is_continuous(old) else total
-
-
-def is_continuous(tensor: Tensor) -> bool:
-    """Say whether a tensor can be averaged: whether it does not hold whole numbers or truth values."""
-    return tensor.is_floating_point() or tensor.is_complex()

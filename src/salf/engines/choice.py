@@ -186,13 +186,18 @@ def _difference(names: tuple[str, ...], found: Weights, expected: Weights, since
     """
     error, size = 0.0, 0.0
     for name in names:
-        right, rounding, start = expected[name].double(), 0.0, torch.zeros(())
+        right, rounding, start = _finite(expected[name]), 0.0, torch.zeros(())
         if since is not None:
             start = since[name].double()
             rounding = 8 * torch.finfo(since[name].dtype).eps * float(start.abs().max())
         size = max(size, float((right - start).abs().max()))
-        error = max(error, float((found[name].double() - right).abs().max()) - rounding)
+        error = max(error, float((_finite(found[name]) - right).abs().max()) - rounding)
     return 0.0 if error <= 0 else error / size if size else np.inf
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return values in double precision, 0 where they are not finite, as in a mask."""
+    return values.double().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _sample_tasks(training: Training) -> Tasks:

@@ -4,5 +4,12 @@
 `measure_passing` count floating-point operations per layer.
 """
 
+from salf.layers.buffers import (
+    BufferKind as BufferKind,
+    is_continuous as is_continuous,
+    is_unchanged as is_unchanged,
+    must_not_change as must_not_change,
+    stays_finite as stays_finite,
+)
 from salf.layers.costs import measure_costs as measure_costs, measure_passing as measure_passing
 from salf.layers.find import Layer as Layer, Layers as Layers, find_layers as find_layers

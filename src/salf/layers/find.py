@@ -1,16 +1,17 @@
 """Which parameters form a layer, and in which order backpropagation completes the layers."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from salf.errors import UnsuitableModel, check_type
+from salf.layers.buffers import BufferKind, buffer_kinds as find_kinds, check_kinds, default_kind
 from salf.layers.probe import Example, PassTrace, ProbeFailed, merged, trace_passes
 from salf.layers.wrappers import sharding_problems, unwrapped
 
@@ -45,10 +46,12 @@ class Layers(Sequence[Layer]):
         sequence: The layers, at least one. Every layer has a parameter, and no name occurs twice.
         aliases: Maps each further name of a tied tensor to the name under which it is sent.
         unused: Names of trainable parameters without a gradient in the probe. They never change and are never sent.
+        buffer_kinds: Maps a buffer's name to its kind, where this does not follow from its type (see `kind_of`).
+            "local" buffers belong to no layer.
         tensors: Names of all parameters and buffers of the layers.
 
     Raises:
-        InvalidSetting: `sequence` is not a tuple of `Layer`.
+        InvalidSetting: `sequence` is not a tuple of `Layer`, or `buffer_kinds` holds something that is not a kind.
         UnsuitableModel: The layers break a rule above; the error lists every problem.
 
     >>> layers = Layers((Layer("encoder", ("encoder.weight",)), Layer("head", ("head.weight", "head.bias"))))
@@ -59,27 +62,46 @@ class Layers(Sequence[Layer]):
     sequence: tuple[Layer, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    buffer_kinds: Mapping[str, BufferKind] = field(default_factory=dict)
     tensors: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_type("sequence", self.sequence, tuple, "a tuple of salf.Layer")
         for layer in self.sequence:
             check_type("an entry of sequence", layer, Layer, "a salf.Layer")
+        check_kinds(self.buffer_kinds)
         owned = [name for layer in self.sequence for name in (*layer.parameters, *layer.buffers)]
         problems = [f"'{name}' belongs to two layers" for name in sorted(_repeated(owned))]
         problems += [f"two layers are called '{name}'" for name in sorted(_repeated(self.names))]
         problems += [f"layer '{layer.name}' owns no parameter" for layer in self.sequence if not layer.parameters]
+        problems += [f"'{name}' is local, but belongs to a layer" for name in owned if self._is_local(name)]
         if not self.sequence:
             problems.append("there is no layer")
         if problems:
             raise UnsuitableModel("these layers cannot be used; make them with salf.find_layers(model)", problems)
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
+        object.__setattr__(self, "buffer_kinds", MappingProxyType(dict(self.buffer_kinds)))
         object.__setattr__(self, "tensors", frozenset(owned))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The layers' names, input to output."""
         return tuple(layer.name for layer in self.sequence)
+
+    def kind_of(self, name: str, buffer: Tensor) -> BufferKind | None:
+        """Return the kind of a buffer: stated, or by its type.
+
+        Without a stated kind, floating-point buffers are statistics, and BatchNorm's `num_batches_tracked` is a
+        counter. Other whole numbers have no kind: an update must not change them.
+
+        >>> layers = Layers((Layer("head", ("w",), ("mean", "pointer")),))
+        >>> layers.kind_of("mean", torch.zeros(2)), layers.kind_of("pointer", torch.tensor(0))
+        ('statistic', None)
+        """
+        return self.buffer_kinds.get(name) or default_kind(name, buffer)
+
+    def _is_local(self, name: str) -> bool:
+        return self.buffer_kinds.get(name) == "local"
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -95,10 +117,15 @@ class Layers(Sequence[Layer]):
         return self.sequence[index]
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Layers, (self.sequence, dict(self.aliases), self.unused))
+        return (Layers, (self.sequence, dict(self.aliases), self.unused, dict(self.buffer_kinds)))
 
 
-def find_layers(model: nn.Module, example: Example | None = None, group: Grouping | None = None) -> Layers:
+def find_layers(
+    model: nn.Module,
+    example: Example | None = None,
+    group: Grouping | None = None,
+    buffer_kinds: Mapping[str, BufferKind] | None = None,
+) -> Layers:
     """Find the layers of a model, from input to output.
 
     By default, each module that owns trainable parameters is one layer.
@@ -122,10 +149,16 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
         example: One batch: a tensor, a tuple or list of positional arguments, or a mapping of named arguments.
         group: Joins modules into one layer. Either a function from a module's name to its layer's name, or the name
             prefixes that form one layer each.
+        buffer_kinds: Maps buffers' names, or patterns such as `"*.queue_ptr"`, to their kinds. A "statistic" is
+            averaged over the clients that send it. Of a "counter", the maximum counts. A "constant", such as a mask,
+            never changes. A "local" buffer, such as the pointer of a queue, is never sent, and the server keeps its
+            own. By default, floating-point buffers are statistics, BatchNorm's counters are counters, the masks of
+            `torch.nn.utils.prune` are constants, and the buffers of `torch.ao.quantization` are local. Any other
+            buffer of whole numbers or truth values must not change unless its kind is stated.
 
     Raises:
         UnsuitableModel: The model cannot be trained layer by layer; the error lists every problem.
-        InvalidSetting: `model` is not a module, or `example` has a wrong type.
+        InvalidSetting: `model` is not a module, or `example` or `buffer_kinds` has a wrong type or value.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_layers(model).names
@@ -139,6 +172,7 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
     problems = _parameter_problems(model)
     observed = _observe(model, example, problems)
     layer_of = _layer_names(model, group, problems)
+    kinds = find_kinds(model, buffer_kinds, problems)
     if problems:
         raise UnsuitableModel(f"{type(model).__name__} cannot be trained layer by layer", problems)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -151,11 +185,15 @@ def find_layers(model: nn.Module, example: Example | None = None, group: Groupin
         if name in place:
             members.setdefault(layer_of(owners[name]), []).append(name)
     order = sorted(members, key=lambda layer: -max(place[name] for name in members[layer]))
-    buffers = _assign_buffers(model, members, owners, layer_of)
+    persistent = {name for name, _ in model.named_buffers()}.intersection(model.state_dict())
+    kinds = {name: kind for name, kind in kinds.items() if name in persistent}
+    sent = {name for name in persistent if kinds.get(name) != "local"}
+    buffers = _assign_buffers(model, sent, members, owners, layer_of)
     return Layers(
         tuple(Layer(layer, tuple(members[layer]), tuple(buffers.get(layer, ()))) for layer in order),
         aliases=_aliases(model),
         unused=tuple(name for name in trainable if name not in place),
+        buffer_kinds=kinds,
     )
 
 
@@ -247,10 +285,13 @@ def _owners(model: nn.Module, observed: Sequence[PassTrace]) -> dict[str, str]:
 
 
 def _assign_buffers(
-    model: nn.Module, members: Mapping[str, list[str]], owners: Mapping[str, str], layer_of: Callable[[str], str]
+    model: nn.Module,
+    sent: Collection[str],
+    members: Mapping[str, list[str]],
+    owners: Mapping[str, str],
+    layer_of: Callable[[str], str],
 ) -> dict[str, list[str]]:
-    """Map each layer to its buffers; buffers of a module without a layer go to the layer declared before it."""
-    persistent = {name for name, _ in model.named_buffers()}.intersection(model.state_dict())
+    """Map each layer to its buffers in `sent`; those of a module without a layer go to the layer declared before it."""
     owned = {owners[name]: layer for layer, names in members.items() for name in names}
     buffers: dict[str, list[str]] = {}
     nearest = next(iter(members))
@@ -258,7 +299,7 @@ def _assign_buffers(
         own = owned.get(module_name, layer_of(module_name))
         nearest = own if own in members else nearest
         for name, _ in module.named_buffers(module_name, recurse=False):
-            if name in persistent:
+            if name in sent:
                 buffers.setdefault(nearest, []).append(name)
     return buffers
 

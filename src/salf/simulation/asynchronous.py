@@ -137,8 +137,8 @@ class AsynchronousRounds:
         self._steps = np.full((1, len(self._layers)), workload.local_steps, dtype=np.int64)
         self._seconds = method.round_seconds(federation.experiment.devices.typical_seconds(workload))
         check_positive(f"the round of method '{method.name}'", self._seconds)
-        floating = {name for name, tensor in federation.model.state_dict().items() if tensor.is_floating_point()}
-        self._statistics = frozenset(name for layer in self._layers for name in layer.buffers if name in floating)
+        kinds = {name: self._layers.kind_of(name, buffer) for name, buffer in federation.model.named_buffers()}
+        self._statistics = frozenset(n for layer in self._layers for n in layer.buffers if kinds[n] == "statistic")
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """Play the round after `state`; return the state after it and its record."""

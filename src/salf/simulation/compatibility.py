@@ -11,6 +11,7 @@ from salf.devices import Cohort, CompletionTimes, Devices, Workload
 from salf.engines import fork_rng
 from salf.errors import InvalidSetting, check_type
 from salf.experiment import Experiment
+from salf.layers import Layers, is_unchanged
 from salf.methods import RoundSchedule
 
 _LONGEST_REASON = 200
@@ -35,25 +36,35 @@ def check_arguments(experiment: Experiment, model: nn.Module | None, dataset: da
         raise InvalidSetting("data.name is 'tensors': give the data in Python, as simulate(experiment, dataset=...)")
 
 
-def check_trainable(model: nn.Module, dataset: data.Dataset, examples: int) -> None:
-    """Check that a model trains on small batches and returns one score per class.
+def check_trainable(model: nn.Module, layers: Layers, dataset: data.Dataset, examples: int) -> None:
+    """Check that a model trains on small batches, changes only buffers that it may, and returns one score per class.
 
     Args:
         model: The model, on the CPU; a copy of it computes one forward pass.
+        layers: Its layers.
         dataset: The data, on the CPU.
         examples: The size of the smallest batch that a client will use.
 
     Raises:
-        InvalidSetting: The forward pass fails, or its outputs are not of shape (examples, classes or more).
+        InvalidSetting: The forward pass fails or changes a buffer whose kind is not known, or its outputs are not of
+            shape (examples, classes or more).
     """
+    trained = copy.deepcopy(model).train()
     try:
-        outputs = _forward(model, dataset.inputs[:examples])
+        outputs = _forward(trained, dataset.inputs[:examples])
     except Exception as error:
         raise InvalidSetting(
             f"the model cannot be trained on a batch of {examples}, the smallest that a client would use "
             f"({_reason(error)}); raise client.batch_size, give every client more examples, or choose a model without "
             "batch normalization"
         ) from error
+    before = dict(model.named_buffers())
+    for name, buffer in trained.named_buffers():
+        if name in layers.tensors and layers.kind_of(name, buffer) is None and not is_unchanged(buffer, before[name]):
+            raise InvalidSetting(
+                f"training changes the buffer '{name}', and its type, {buffer.dtype}, has no mean; register it with "
+                "persistent=False, so that it stays on the client"
+            )
     classes = 1 + int(max(dataset.labels.max(), dataset.test_labels.max()))
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != examples or shape[1] < classes:
@@ -77,7 +88,7 @@ def check_device(model: nn.Module, inputs: Tensor) -> None:
     if inputs.is_cpu:
         return
     try:
-        _forward(model, inputs)
+        _forward(copy.deepcopy(model).train(), inputs)
     except Exception as error:
         raise InvalidSetting(
             f"device is '{inputs.device}', where the model cannot compute ({_reason(error)}); create its tensors on "
@@ -86,9 +97,9 @@ def check_device(model: nn.Module, inputs: Tensor) -> None:
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> object:
-    """Return what a copy of a model computes in training mode; all random states stay as they are."""
+    """Return what a model computes; all random states stay as they are."""
     with fork_rng(inputs.device), torch.no_grad():
-        return copy.deepcopy(model).train()(inputs.clone())
+        return model(inputs.clone())
 
 
 def _reason(error: Exception) -> str:

@@ -96,7 +96,7 @@ class SimulatedFederation:
         """Return what the clients train, after a check that they can."""
         client, sizes = self.experiment.client, self.partition.sizes
         smallest, largest = (min(client.batch_size, int(size)) for size in (sizes.min(), sizes.max()))
-        check_trainable(self.model, self.dataset, smallest)
+        check_trainable(self.model, self.layers, self.dataset, smallest)
         model, costs = copy.deepcopy(self.model).to(self.device), self.workload.costs
         inputs, labels = self.dataset.inputs.to(self.device), self.dataset.labels.to(self.device)
         check_device(model, inputs[:smallest])

@@ -164,7 +164,7 @@ class FusedEngine:
     def _layer_totals(
         self, weights: Weights, cohort: SortedCohort, moves: Weights, changed: Weights
     ) -> list[PartialSum | None]:
-        """Return the sum of each layer: the moves, with the decay of the weights, and all its buffers."""
+        """Return the sum of each layer: the moves, with the decay of the weights, and its changed buffers."""
         totals: list[PartialSum | None] = []
         scale, decays = cohort.scale(-self._optimizer.lr), self._decays(cohort)
         reach = zip(self._layers, cohort.reaching, cohort.weight_reaching, strict=True)
@@ -178,7 +178,7 @@ class FusedEngine:
                 if decays:
                     own = (scale * own).add(weights[name], alpha=_alpha(decays[place], own))
                 deltas[name] = own
-            buffers = {name: _buffer_sum(changed.get(name), weights[name], weight) for name in layer.buffers}
+            buffers = {name: changed[name] for name in layer.buffers if name in changed}
             totals.append(PartialSum(reaching, weight, weight, deltas, buffers, 1.0 if decays else scale))
         return totals
 
@@ -202,13 +202,6 @@ def _most_examples(traced: Traced, inputs: Tensor, memory_bytes: int) -> int:
 def _alpha(factor: float, of: Tensor) -> float:
     """Return a factor as torch takes it: infinite if the tensor's type cannot hold it."""
     return factor if abs(factor) <= torch.finfo(of.dtype).max else math.copysign(math.inf, factor)
-
-
-def _buffer_sum(changed: Tensor | None, before: Tensor, weight: float) -> Tensor:
-    """Return Σ a_u b_u of a buffer over its contributors, given `weight`, Σ a_u; `changed` is None if it stayed."""
-    if changed is not None:
-        return changed
-    return before * weight if before.is_floating_point() else before
 
 
 def _cross_entropy_gradient(labels: Tensor, factors: Tensor | None, outputs: Tensor) -> Tensor:

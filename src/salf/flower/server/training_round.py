@@ -16,7 +16,7 @@ from salf.errors import InvalidUpdate
 from salf.flower.server.deadlines import RoundTimes
 from salf.flower.server.federation_record import RejectReason, log, warn_of_node
 from salf.flower.wire import ClientReply, ClientReport, Metrics, read_reply
-from salf.layers import Layers
+from salf.layers import Layers, is_unchanged, must_not_change
 from salf.update import Update, check_names, check_update
 
 # Running statistics follow the scale of the data, which has no bound; beyond this limit they are no statistics.
@@ -28,8 +28,8 @@ class UpdateValidator:
     """The check of the updates of one round against the model that was sent.
 
     In the root mean square, a layer may change by `max_change` times its weights, or by `max_change` if these are
-    smaller than 1. A buffer may reach a million times its old value, or a million. A counter may grow by 2^40. A
-    variance cannot be negative.
+    smaller than 1. A statistic may reach a million times its old value, or a million. A counter may grow by 2^40. A
+    variance cannot be negative. Other buffers must not change.
 
     Args:
         layers: The layers of the model.
@@ -66,7 +66,7 @@ class UpdateValidator:
             InvalidUpdate: The update must not enter the model; the error lists every problem.
         """
         check_names(update, self.layers)
-        problems = [*self._changes(update), *_buffers(update, self.state)]
+        problems = [*self._changes(update), *_buffers(update, self.layers, self.state)]
         if problems:
             check_update(update, self.layers, self.state)  # describes values that are not finite better
             raise InvalidUpdate(
@@ -87,21 +87,29 @@ class UpdateValidator:
                 )
 
 
-def _buffers(update: Update, state: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield the buffers that are no statistics: too large, not finite, or a negative variance."""
+def _buffers(update: Update, layers: Layers, state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the buffers that must not become what they are in an update; one that has not changed is fine."""
     for name, value in update.buffers.items():
-        if not value.numel():
-            continue
         old = state[name]
-        if not (value.is_floating_point() or value.is_complex()):
-            if not 0 <= int(value.max()) - int(old.max()) <= _COUNTER_LIMIT and value.dtype is not torch.bool:
-                yield f"counter '{name}' goes from {int(old.max())} to {int(value.max())}"
+        if is_unchanged(value, old):
             continue
-        most = float(value.abs().max())
-        if not (math.isfinite(most) and most <= _BUFFER_LIMIT * max(1.0, float(old.abs().max()))):
-            yield f"buffer '{name}' reaches {most:.3g}"
-        elif name.endswith("running_var") and float(value.min()) < 0:
-            yield f"'{name}' holds a negative variance"
+        kind = layers.kind_of(name, old)
+        if kind == "statistic":
+            yield from _statistic(name, value, old)
+        elif kind != "counter":
+            yield f"buffer '{name}' has changed, {must_not_change(name, kind)}"
+        elif not 0 <= int(value.max()) - int(old.max()) <= _COUNTER_LIMIT:
+            yield f"counter '{name}' goes from {int(old.max())} to {int(value.max())}"
+
+
+def _statistic(name: str, value: Tensor, old: Tensor) -> Iterator[str]:
+    """Yield why a buffer is no statistic: too large, not finite, or a negative variance."""
+    most = float(torch.where(value == old, 0, value).abs().max())
+    usual = float(torch.where(old.isfinite(), old, 0).abs().max())
+    if not (math.isfinite(most) and most <= _BUFFER_LIMIT * max(1.0, usual)):
+        yield f"buffer '{name}' reaches {most:.3g}"
+    elif name.endswith("running_var") and float(value.min()) < 0:
+        yield f"'{name}' holds a negative variance"
 
 
 def _root_mean_square(tensors: list[Tensor]) -> float:

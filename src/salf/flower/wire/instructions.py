@@ -90,12 +90,13 @@ class TrainInstructions:
 def layers_to_json(layers: Layers) -> str:
     """Write layers as one line of JSON.
 
-    >>> layers = Layers((Layer("head", ("head.weight",), ("head.mean",)),), {"tied": "head.weight"}, ("spare",))
+    >>> head = Layer("head", ("head.weight",), ("head.mask",))
+    >>> layers = Layers((head,), {"tied": "head.weight"}, ("spare",), {"head.mask": "constant"})
     >>> layers_from_json(layers_to_json(layers)) == layers
     True
     """
     sequence = [[layer.name, list(layer.parameters), list(layer.buffers)] for layer in layers]
-    return json.dumps([sequence, dict(layers.aliases), list(layers.unused)])
+    return json.dumps([sequence, dict(layers.aliases), list(layers.unused), dict(layers.buffer_kinds)])
 
 
 def layers_from_json(text: str) -> Layers:
@@ -105,6 +106,6 @@ def layers_from_json(text: str) -> Layers:
         ValueError: The text is not JSON, or does not describe layers.
         TypeError: The same.
     """
-    sequence, aliases, unused = json.loads(text)
+    sequence, aliases, unused, kinds = json.loads(text)
     layers = (Layer(name, tuple(parameters), tuple(buffers)) for name, parameters, buffers in sequence)
-    return Layers(tuple(layers), aliases, tuple(unused))
+    return Layers(tuple(layers), aliases, tuple(unused), kinds)

@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from salf.errors import InvalidUpdate, shown
-from salf.flower.wire.arrays import array_view, as_numpy, size_of
-from salf.layers import Layers
+from salf.flower.wire.arrays import array_view, as_numpy, from_record, size_of
+from salf.layers import Layers, is_unchanged
 from salf.update import Update
 
 NUM_EXAMPLES = "num-examples"
@@ -105,10 +105,16 @@ def write_reply(
             known = array_view(array)
             arrays[name] = Array(np.asarray(known + as_numpy(update.deltas[name]), dtype=known.dtype))
         elif name in update.buffers:
-            arrays[name] = Array(np.asarray(as_numpy(update.buffers[name]), dtype=array_view(array).dtype))
+            arrays[name] = _write_buffer(update.buffers[name], array)
         elif whole:
             arrays[name] = array
     return ArrayRecord(arrays), _write_metrics(update, report, layers, metrics)
+
+
+def _write_buffer(value: Tensor, received: Array) -> Array:
+    """Return a buffer's array in the type received: what was received if it has not changed in the client's type."""
+    known = from_record({"buffer": received})["buffer"]
+    return received if is_unchanged(value, known) else Array(np.asarray(as_numpy(value), dtype=as_numpy(known).dtype))
 
 
 def _write_metrics(update: Update, report: ClientReport, layers: Layers, metrics: Mapping[str, float]) -> MetricRecord:
