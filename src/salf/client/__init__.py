@@ -4,7 +4,8 @@
 partial update is made. `truncated_gradients` runs backpropagation down to a given depth, without a clock.
 """
 
-from salf.client.deadline_block import Deadline as Deadline, deadline as deadline
+from salf.client.deadline_block import deadline as deadline
 from salf.client.final_step import Scaler as Scaler
+from salf.client.loop_watcher import Deadline as Deadline
 from salf.client.suitability import truncated_gradients as truncated_gradients
 from salf.client.work import Work as Work

@@ -32,8 +32,9 @@ class Hooks:
     After `remove`, no trace of them is left. A copy of the model that is made in between carries inert hooks.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
+        """Prepare hooks on a model, which the loop may call through a wrapper."""
+        self._model, self._wrapper = model, wrapper or model
         self._removals: list[Callable[[], None]] = []
         self._hooked: set[str] = set()
 
@@ -75,10 +76,11 @@ class Hooks:
 
     def _watch_modules(self, listener: Listener, owners: set[str]) -> None:
         """Watch the calls of the model and of the modules in it that own parameters."""
-        if not _is_compiled(self._model):
+        if not _is_compiled(self._wrapper):
             hook = _ForwardHook(lambda _, *arguments: listener.on_model(*arguments))
-            self._removals.append(self._model.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        for name, module in watchable_modules(self._model):
+            self._removals.append(self._wrapper.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        inner_modules = () if hasattr(self._wrapper, "_orig_mod") else watchable_modules(self._model)
+        for name, module in inner_modules:
             if name and name in owners:
                 inner = _ForwardHook(lambda *_, name=name: listener.on_module(name))
                 self._removals.append(module.register_forward_pre_hook(inner).remove)

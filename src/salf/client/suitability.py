@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from salf.errors import InvalidSetting, UnsuitableModel, check_type
-from salf.layers import Layers
+from salf.layers import Layer, Layers, sharding_problems, unwrapped
 
 
 def truncated_gradients(
@@ -55,6 +55,12 @@ def trainable_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn
     return {name: value for name, value in model.named_parameters() if value.requires_grad and id(value) in held}
 
 
+def held_layers(optimizer: Optimizer, layers: Layers, parameters: Mapping[str, Tensor]) -> list[Layer]:
+    """Return the layers that an optimizer holds whole; `parameters` are the model's, by name."""
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    return [layer for layer in layers if all(id(parameters[name]) in held for name in layer.parameters)]
+
+
 def check_optimizer(optimizer: object) -> None:
     """Raise `InvalidSetting` unless this is None or an optimizer, or has `param_groups` and `step` like one."""
     if optimizer is not None and not (
@@ -76,7 +82,9 @@ def runs_in_buckets(model: nn.Module) -> bool:
 
 def check_suitable(model: nn.Module, optimizer: Optimizer | None, layers: Layers) -> None:
     """Raise `UnsuitableModel`, with every reason, unless a deadline can interrupt the training of these layers."""
-    problems = [*_layer_problems(model, layers), *_wrapper_problems(model)]
+    problems = [*_wrapper_problems(model)]
+    model = unwrapped(model)
+    problems += _layer_problems(model, layers)
     if optimizer is not None:
         problems += _optimizer_problems(model, optimizer, layers)
     if problems:
@@ -87,9 +95,7 @@ def _wrapper_problems(model: nn.Module) -> Iterator[str]:
     for module in model.modules():
         if isinstance(module, DistributedDataParallel) and torch.distributed.get_world_size(module.process_group) > 1:
             yield "DistributedDataParallel spans several processes, which would wait for each other; use one process"
-    sharded = [name for name, parameter in model.named_parameters() if hasattr(parameter, "device_mesh")]
-    if sharded:
-        yield f"'{sharded[0]}' is a sharded tensor of fully_shard (FSDP2); train on one device without sharding"
+    yield from sharding_problems(model)
 
 
 def _layer_problems(model: nn.Module, layers: Layers) -> Iterator[str]:

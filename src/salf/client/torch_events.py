@@ -106,7 +106,7 @@ def _install() -> None:
 
 
 def _uninstall() -> None:
-    # If somebody else has replaced the function since, this one stays below theirs, without effect.
+    # If other code has replaced the function since, this one stays below theirs, without effect.
     if torch.autograd.backward is _watched_backward:
         torch.autograd.backward = _events.backward
     while _events.removals:

@@ -1,0 +1,353 @@
+"""The block that watches a training loop, ends it at the deadline, and keeps what it has finished.
+
+Gradients become ready from the last layer to the first. When the time is up, the block leaves the loop wherever it is,
+or lets the loop end itself, and the optimizer steps over the layers whose gradients are complete.
+"""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from salf.client.final_step import FinalStep, Scaler, warn
+from salf.client.forecast import forecast_of
+from salf.client.hooks import Hooks, is_compiled
+from salf.client.step_progress import StepProgress
+from salf.client.suitability import held_layers, is_private, runs_in_buckets
+from salf.client.time_budget import Stopwatch, TimeBudget, TimeUp
+from salf.client.torch_events import BackwardCall
+from salf.client.weight_versions import WeightVersions
+from salf.client.work import BlockRecord, Work
+from salf.errors import InvalidSetting
+from salf.layers import Layers, tensors_in
+
+_REFUSALS = 1000  # how often a loop may ask for another batch before the block leaves it
+
+
+class Deadline:
+    """The context manager that `deadline` returns.
+
+    It passes the events of the training loop (forward pass, gradient, step) to its parts. `StepProgress` knows which
+    layers are complete, `TimeForecast` how long things take, `TimeBudget` when to leave, `FinalStep` what happens to
+    the gradients then, and `BlockRecord` what is finished.
+
+    Attributes:
+        optimizer: The optimizer of the block's own last step. It may be set until the block ends, if the loop makes it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wrapper: nn.Module,
+        optimizer: Optimizer | None,
+        layers: Layers,
+        stopwatch: Stopwatch,
+        upload_bytes_per_second: float,
+        scaler: Scaler | None,
+        accumulate: int | None,
+        before_step: Callable[[], object] | None,
+    ) -> None:
+        """Prepare a block; see `deadline` for the arguments, and `unwrapped` for the difference of the models."""
+        self.optimizer = optimizer
+        self._model, self._layers = model, layers
+        self._parameters = {name: model.get_parameter(name) for layer in layers for name in layer.parameters}
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._owner = {name: layer.name for layer in layers for name in layer.parameters}
+        held = layers if optimizer is None else held_layers(optimizer, layers, self._parameters)
+        self._sizes = {layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in held}
+        buffer_bytes = sum(model.get_buffer(name).nbytes for layer in held for name in layer.buffers)
+        self._forecast = forecast_of(model, stopwatch.clock)
+        self._record = BlockRecord(model, layers, self._forecast.spare_copies)
+        self._stopwatch, self._device = stopwatch, next(iter(self._parameters.values())).device
+        self._budget = TimeBudget(
+            stopwatch, self._forecast, self._record, self._sizes, buffer_bytes, upload_bytes_per_second
+        )
+        self._progress = StepProgress(model, layers, self._sizes, self._forecast.pattern, accumulate)
+        self._weights = WeightVersions(self._parameters.values())
+        self._final = FinalStep(self._parameters, self._progress, self._record, scaler, before_step)
+        self._hooks = Hooks(model, wrapper)
+        self._is_private = is_private(wrapper, optimizer)
+        self._is_indivisible = self._is_private or is_compiled(wrapper) or runs_in_buckets(wrapper)
+        self._seen: dict[int, Optimizer] = {}
+        self._stepped: set[str] = set()
+        self._stepped_in_backward: set[str] = set()
+        self._stepping_since = self._stepping_seconds = 0.0
+        self._backward_calls = self._nested_steps = self._refusals = 0
+        self._is_evaluating = self._ends_itself = self._is_leaving = self._waits_for_step = False
+        self._noticed: float | None = None  # when the time was up; the exception itself would keep the loop's frames
+        self._expected: set[str] = set()
+        self._kept_bytes = 0
+
+    def __enter__(self) -> Work:
+        if self._hooks.are_registered or self._record.finished:
+            raise InvalidSetting("a deadline block can be entered only once; call salf.deadline(...) for each block")
+        self._hooks.register(self, self._parameters)
+        self._stopwatch.start()
+        return Work(self._record, self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        is_own = isinstance(error, TimeUp) and error.budget is self._budget
+        if isinstance(error, TimeUp) and is_own:
+            self._latch(error)
+        try:
+            if self._noticed is not None and (error is None or is_own):
+                # A loop that ends after one pass would not have made it a part of a larger group.
+                self._finish_step(is_last_pass=error is None and not self._ends_itself)
+        finally:
+            self._hooks.remove()
+            now = self._stopwatch.now()
+            self._record.finish(self._model, now - self._stopwatch.started)
+        if is_own or error is None:
+            self._close(now)
+        self._seen.clear()
+        return is_own
+
+    def on_model(self, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
+        """React to the start of a forward pass."""
+        self._nested_steps = 0
+        now = self._stopwatch.now()
+        self._is_evaluating = not torch.is_grad_enabled()
+        if not self._is_evaluating:
+            if self._noticed is not None and (not self._ends_itself or self._refusals):
+                raise TimeUp(self._budget, self._noticed)
+            self._note_device()
+            tensor = next(tensors_in([arguments, named]), None)
+            self._progress.begin_pass(now, tensor.shape[0] if tensor is not None and tensor.ndim else 0)
+            self._budget.begin_pass(now)
+        if now >= self._budget.careful_from and not self._ends_itself:
+            self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
+
+    def on_module(self, name: str) -> None:
+        """React to the next part of a forward pass, or of one that a checkpoint repeats in the backward pass."""
+        if self._progress.since is None:  # the loop calls the model's modules without the model
+            self.on_model((), {})
+            return
+        if self._backward_calls:
+            self._progress.pass_in_progress.repeated[name] += 1
+        elif not (torch.is_grad_enabled() or self._is_evaluating):
+            self._progress.pass_in_progress.hidden[name] += 1
+        now = self._stopwatch.clock()
+        if (
+            now >= self._budget.careful_from
+            and self._may_interrupt()
+            and (self._backward_calls or not self._ends_itself)
+        ):
+            order = self._progress.order
+            self._leave_unless_layer_fits(order[-1] if order else None, now, self._progress.kept_bytes())
+
+    def on_backward(self, call: BackwardCall, roots: tuple[object, ...], inputs: tuple[object, ...] | None) -> None:
+        """Run a backward call; if it is cut and the loop goes on, return early."""
+        if self._backward_calls:
+            self._progress.begin_segment(roots, inputs)
+            call()
+            return
+        self._nested_steps = 0
+        is_cut = self._noticed is not None
+        now = self._stopwatch.clock()
+        if self._weights.begin_backward():
+            self._hooks.watch_gradients(self, self._parameters)  # those that the loop has unfrozen
+        self._progress.begin_backward(now, roots, inputs, exact=now >= self._budget.careful_from or is_cut)
+        if is_cut and self._progress.pass_in_progress.expected and self._may_interrupt():
+            self._give_up_pass()
+            return
+        self._backward_calls += 1
+        try:
+            if not is_cut and self._progress.pass_in_progress.expected and self._may_interrupt():
+                self._budget.leave_if_up(now)
+            call()
+        except TimeUp as up:
+            if up.budget is not self._budget:
+                raise
+            self._latch(up)
+            if not self._lets_loop_step():
+                raise
+            self._give_up_pass()
+        except BaseException:
+            self._progress.cut_pass()  # the loop may go on with another batch
+            raise
+        else:
+            self._end_backward()
+        finally:
+            self._backward_calls -= 1
+
+    def on_gradient(self, name: str) -> None:
+        """React to the gradient of a parameter, which may complete a layer."""
+        layer, budget = self._progress.arrive(name), self._budget
+        if not budget.is_precise:
+            return
+        if layer is None:
+            if self._noticed is None and self._progress.needs_more(name) and self._may_interrupt():
+                budget.leave_if_up(self._stopwatch.now())
+            return
+        now, since = self._stopwatch.now(), self._progress.since
+        if since is not None:
+            self._forecast.layers[layer].add(now - since)
+        self._progress.since = now
+        is_last = len(self._progress.complete) >= len(self._sizes)
+        if now >= budget.careful_from and not is_last and self._may_interrupt() and self._noticed is None:
+            self._leave_unless_layer_fits(layer, now, self._progress.kept_bytes())
+
+    def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
+        """React to the start of an optimizer's step, unless it is part of another one."""
+        self._nested_steps += 1
+        if self._nested_steps > 1:
+            return
+        if self._noticed is not None:
+            self._final.drop_unfinished()
+        elif not self._backward_calls:
+            self._progress.end_pass(at_step=True)
+        held = [self._names.get(id(value)) for group in optimizer.param_groups for value in group["params"]]
+        names = [name for name in held if name is not None]
+        self._stepped = {self._owner[name] for name in names if self._parameters[name].grad is not None}
+        if names and named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
+            self._nested_steps = 0
+            raise InvalidSetting(
+                "optimizer.step(closure) runs backward passes itself; call step() without a closure under a deadline"
+            )
+        if not self._stepped:
+            return
+        self._seen[id(optimizer)] = optimizer
+        before = self._budget.now_if_precise()
+        stepped = [layer for layer in self._layers if layer.name in self._stepped]
+        copied = self._record.keep_initial(name for layer in stepped for name in layer.parameters)
+        self._stepping_since = self._budget.now_if_precise()
+        self._stepping_seconds = self._stepping_since - before
+        if copied and self._budget.is_precise:
+            self._forecast.copy.add(copied, self._stepping_seconds)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """React to the end of an optimizer's step, unless it is part of another one."""
+        self._nested_steps -= 1
+        # A GradScaler tells a fused optimizer by `found_inf` to skip the step.
+        if self._nested_steps > 0 or not self._stepped or getattr(optimizer, "found_inf", False):
+            return
+        size = sum(self._sizes.get(name, 0) for name in self._stepped)
+        if self._budget.is_precise and size:
+            took = self._stopwatch.now() - self._stepping_since
+            self._stepping_seconds += took
+            self._forecast.step.add(size, took)
+        if self._backward_calls:
+            self._stepped_in_backward |= self._stepped
+        else:
+            self._count_step(self._stepped)
+            self._leave_after_step()
+
+    def _may_interrupt(self) -> bool:
+        """Say whether a pass may be interrupted here."""
+        return not self._is_indivisible and not self._is_within_step()
+
+    def _is_within_step(self) -> bool:
+        """Say whether the weights have changed since the step's first pass, as within a step of SAM."""
+        return self._weights.are_within_step(self._progress.passes_per_step)
+
+    def _leave_unless_layer_fits(self, previous: str | None, now: float, done: int) -> None:
+        """Leave the loop unless the layer after `previous` can be finished; see `TimeBudget`."""
+        if self._noticed is None and self._is_within_step():
+            self._waits_for_step = True
+        elif self._noticed is None:
+            layer, whole = self._forecast.next_layer(previous), self._is_indivisible
+            self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done, whole_pass=whole)
+
+    def _leave_after_step(self) -> None:
+        """Leave a loop whose last step was waited for, or which cannot be left at another place."""
+        if self._ends_itself or self._is_leaving:
+            return
+        if self._noticed is not None:
+            raise TimeUp(self._budget, self._noticed)
+        if self._is_indivisible or self._waits_for_step:
+            now = self._stopwatch.now()
+            if now >= self._budget.careful_from:
+                self._leave_unless_layer_fits(None, now, 0)
+
+    def _latch(self, time_up: TimeUp) -> None:
+        """Note that the time is up, and what the pass in progress has reached."""
+        if self._noticed is None:
+            self._noticed, self._record.interrupted = time_up.noticed, True
+            self._expected = self._progress.cut_pass()
+            self._kept_bytes = self._progress.kept_bytes()
+            self._steps_at_cut = dict(self._record.layer_steps)
+
+    def _lets_loop_step(self) -> bool:
+        """Say whether the loop's own step decides what the gradients of the interrupted step are."""
+        progress = self._progress
+        is_first = progress.passes_per_step is None and max(progress.passes.values(), default=0) <= 1
+        return self._ends_itself or self.optimizer is None or is_first
+
+    def _give_up_pass(self) -> None:
+        """Prepare the gradients for the loop's own step after a backward pass that was cut or not begun."""
+        self._expected |= self._progress.cut_pass()
+        self._final.scale()
+        self._final.hide_unfinished(self._expected)
+
+    def is_time_up(self) -> bool:
+        """Say whether a loop that ends itself should end."""
+        self._ends_itself = True
+        if self._noticed is None and not self._record.finished and not self._is_within_step():
+            now = self._stopwatch.clock()
+            if now >= self._budget.careful_from:
+                self._progress.end_pass()
+                self._progress.since = now = self._stopwatch.now()
+                try:
+                    self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
+                except TimeUp as up:
+                    self._latch(up)
+                    self._final.scale()
+        return self._noticed is not None or self._record.finished
+
+    def refuse_batch(self) -> None:
+        """Count a refused batch; leave a loop that does not end without batches."""
+        self._refusals += 1
+        if self._refusals > _REFUSALS and self._noticed is not None and not self._record.finished:
+            raise TimeUp(self._budget, self._noticed)
+
+    def _count_step(self, layers: set[str]) -> None:
+        progress = self._progress
+        self._record.count_step(layers, progress.passes, progress.examples)
+        if self._noticed is None:
+            progress.learn_step(layers)
+            progress.buffers.discard()
+        progress.begin_step(layers)
+        self._weights.begin_step()
+
+    def _end_backward(self) -> None:
+        """Note that a backward call was not cut; count steps that it took itself."""
+        self._progress.end_backward()
+        self._forecast.learn_order(self._progress.order)
+        if self._stepped_in_backward:
+            self._progress.end_pass(at_step=True)
+            self._count_step(self._stepped_in_backward)
+            self._stepped_in_backward = set()
+
+    def _finish_step(self, *, is_last_pass: bool) -> None:
+        """Take the block's own last step unless the loop has taken it, and undo the rest of the interrupted one."""
+        self._is_leaving, self._nested_steps = True, 0
+        self._forecast.learn_order(self._progress.order)
+        if not self._lets_loop_step():
+            self._stepping_seconds = 0.0
+        optimizers = [*self._seen.values()] if self.optimizer is None else [self.optimizer]
+        if self._stepped_in_backward:
+            self._count_step(self._stepped_in_backward)
+        self._final.take(optimizers, is_wanted=not self._is_private, is_last_pass=is_last_pass)
+        steps = self._record.layer_steps
+        self._progress.buffers.restore({name for name, before in self._steps_at_cut.items() if steps[name] == before})
+
+    def _close(self, now: float) -> None:
+        """Learn from a block that ended, and warn of steps that were not seen."""
+        if self._noticed is not None:
+            self._budget.learn_from_leaving(self._noticed, now, self._stepping_seconds, self._kept_bytes)
+        if not self._record.depth and self._weights.have_changed():
+            warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
+
+    def _note_device(self) -> None:
+        """Follow a model that the loop moves, and remember a precision for which gradients are scaled."""
+        device = next(iter(self._parameters.values())).device
+        if device != self._device:
+            self._device = device
+            self._stopwatch.move(device)
+        kind = device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
+            self._final.needs_scaler = True
