@@ -145,7 +145,7 @@ def test_the_code_is_small_and_documented() -> None:
         text = file.read_text(encoding="utf-8").splitlines()
         counts["code"] += len(code_lines(file))
         counts["docstrings"] += sum(bool(text[line - 1].strip()) for line in docstring_lines(file))
-    assert counts["code"] < 12_855
+    assert counts["code"] < 14_600  # 12,853 when the layout was made; what came since must have paid for its lines
     assert counts["docstrings"] / counts["code"] >= 0.35
 
 

@@ -123,7 +123,7 @@ def test_every_target_of_the_engines_is_measured() -> None:
     names = [case.name for case in all_cases(CPU)]
     kinds = Counter(name.partition("/")[0] for name in names)
     memory = 0 if sys.platform == "win32" else 2
-    assert kinds == Counter(fused=6, round=2, loop=1, deadline=2, aggregate=2, growth=1, memory=memory, start=2)
+    assert kinds == Counter(fused=6, round=2, loop=1, deadline=3, aggregate=2, growth=1, memory=memory, start=2)
     assert len(set(names)) == len(names)
 
 

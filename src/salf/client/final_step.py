@@ -28,8 +28,8 @@ class Scaler(Protocol):
 class FinalStep:
     """Prepares the gradients of an interrupted step, and takes the step unless the loop does.
 
-    If j of the k passes of a step have reached a layer, its gradient is multiplied by k / j: it is then the mean over the
-    examples that have reached the layer, as that of a whole step is the mean over all its examples.
+    If j of the k passes of a step have reached a layer, its gradient is multiplied by k / j. It is then the mean over
+    the examples that have reached the layer, as that of a whole step is the mean over all its examples.
 
     Attributes:
         needs_scaler: Whether the loop trains in a precision for which gradients are scaled.

@@ -1,8 +1,4 @@
-"""The block that watches a training loop, ends it at the deadline, and keeps what it has finished.
-
-Gradients become ready from the last layer to the first. When the time is up, the block leaves the loop wherever it is,
-or lets the loop end itself, and the optimizer steps over the layers whose gradients are complete.
-"""
+"""The block that watches a training loop, ends it at the deadline, and keeps what it has finished."""
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -29,9 +25,8 @@ _REFUSALS = 1000  # how often a loop may ask for another batch before the block 
 class Deadline:
     """The context manager that `deadline` returns.
 
-    It passes the events of the training loop (forward pass, gradient, step) to its parts. `StepProgress` knows which
-    layers are complete, `TimeForecast` how long things take, `TimeBudget` when to leave, `FinalStep` what happens to
-    the gradients then, and `BlockRecord` what is finished.
+    It passes the events of the loop to its parts. `StepProgress` knows which layers are complete, `TimeBudget` when to
+    leave, `FinalStep` what happens to the gradients then, and `BlockRecord` what is finished.
 
     Attributes:
         optimizer: The optimizer of the block's own last step. It may be set until the block ends, if the loop makes it.
