@@ -7,12 +7,13 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import pytest
 import torch
 from networks import TASKS, Task, backward, mlp_task, parameters_of, same, train
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 from virtual_time import Clock, on_gradient, take_time
 
 from salf.client.deadline_block import deadline
@@ -266,9 +267,9 @@ def test_a_model_can_be_thrown_away_after_its_block(interrupted: bool) -> None:
     assert work.depth
 
 
-def test_optimizers_with_a_closure_are_stopped_before_they_do_harm() -> None:
+def test_an_optimizer_that_may_call_its_closure_often_is_stopped_before_it_does_harm() -> None:
     task = mlp_task()
-    optimizer = sgd(task.model)
+    optimizer = LBFGS(task.model.parameters())
     before = parameters_of(task.model)
 
     def closure() -> float:
@@ -277,13 +278,41 @@ def test_optimizers_with_a_closure_are_stopped_before_they_do_harm() -> None:
         backward(loss)
         return loss.item()
 
-    with deadline(task.model, optimizer, 1, clock=Clock()) as work:
-        with pytest.raises(InvalidSetting, match=r"optimizer\.step\(closure\)"):
-            optimizer.step(closure)
-        with pytest.raises(InvalidSetting, match=r"optimizer\.step\(closure\)"):
-            optimizer.step(closure=closure)
+    with deadline(task.model, seconds=1, clock=Clock()) as work:
+        for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+            with pytest.raises(InvalidSetting, match=r"LBFGS\.step\(closure\)"):
+                call()  # type: ignore[no-untyped-call]
     assert work.steps == 0
     assert same(parameters_of(task.model), before)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_closure_that_is_called_once_may_be_interrupted(depth: int, returns: bool) -> None:
+    task, clock, twin = mlp_task(), Clock(), mlp_task()
+    take_time(task.model, find_layers(task.model), clock.advance)
+    optimizer, naive = sgd(task.model), sgd(twin.model)
+
+    def closure(step: int) -> Tensor:
+        optimizer.zero_grad()
+        loss = task.loss(step)
+        backward(loss)
+        nn.utils.clip_grad_norm_(task.model.parameters(), 100.0)
+        return loss
+
+    with deadline(task.model, None if returns else optimizer, 2 * 4 + 1 + depth, clock=clock) as work:
+        for step in work.batches(range(9)) if returns else range(9):
+            optimizer.step(partial(closure, step))  # type: ignore[arg-type]
+    train(twin, naive, steps=2)
+    naive.zero_grad()
+    backward(twin.loss(2))
+    for layer in find_layers(twin.model)[: 3 - depth]:
+        for name in layer.parameters:
+            twin.model.get_parameter(name).grad = None
+    naive.step()
+    assert list(work.layer_steps.values()) == [2] * (3 - depth) + [3] * depth
+    assert same(parameters_of(task.model), parameters_of(twin.model))
+    assert work.update(5).deltas.keys() == dict(task.model.named_parameters()).keys()
 
 
 def test_the_users_own_hooks_stay() -> None:

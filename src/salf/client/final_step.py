@@ -126,15 +126,16 @@ class FinalStep:
 
     def _step_with(self, optimizer: Optimizer) -> None:
         steps = sum(self._record.layer_steps.values())
-        if self._scaler is not None:
-            self._scaler.step(optimizer)
-            self._scaler.update()
+        inner = getattr(optimizer, "optimizer", None)
+        wrapped = inner if isinstance(inner, Optimizer) else None  # Accelerate's skips steps within a group of passes
+        scaler = self._scaler or (getattr(optimizer, "scaler", None) if wrapped else None)
+        if scaler is not None:
+            scaler.step(wrapped or optimizer)
+            scaler.update()
             return
         optimizer.step()
-        inner = getattr(optimizer, "optimizer", None)
-        # A wrapper may skip a step within a group of passes, as Accelerate's does.
-        if isinstance(inner, Optimizer) and sum(self._record.layer_steps.values()) == steps:
-            inner.step()
+        if wrapped and sum(self._record.layer_steps.values()) == steps:
+            wrapped.step()
 
     def _reason_against(self, optimizers: Sequence[Optimizer], *, is_last_pass: bool) -> str | None:
         """Say why the finished passes cannot be stepped; None if they can."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from salf.client.final_step import FinalStep, Scaler, warn
 from salf.client.forecast import forecast_of
 from salf.client.hooks import Hooks, is_compiled
+from salf.client.optimizer_steps import OptimizerSteps
 from salf.client.step_progress import StepProgress
 from salf.client.suitability import held_layers, is_private, runs_in_buckets
 from salf.client.time_budget import Stopwatch, TimeBudget, TimeUp
@@ -48,8 +49,6 @@ class Deadline:
         self.optimizer = optimizer
         self._model, self._layers = model, layers
         self._parameters = {name: model.get_parameter(name) for layer in layers for name in layer.parameters}
-        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._owner = {name: layer.name for layer in layers for name in layer.parameters}
         held = layers if optimizer is None else held_layers(optimizer, layers, self._parameters)
         self._sizes = {layer.name: sum(self._parameters[name].nbytes for name in layer.parameters) for layer in held}
         buffer_bytes = sum(model.get_buffer(name).nbytes for layer in held for name in layer.buffers)
@@ -65,11 +64,9 @@ class Deadline:
         self._hooks = Hooks(model, wrapper)
         self._is_private = is_private(wrapper, optimizer)
         self._is_indivisible = self._is_private or is_compiled(wrapper) or runs_in_buckets(wrapper)
-        self._seen: dict[int, Optimizer] = {}
-        self._stepped: set[str] = set()
+        self._steps = OptimizerSteps(self._parameters, layers, self._sizes, self._record, self._forecast, self._budget)
         self._stepped_in_backward: set[str] = set()
-        self._stepping_since = self._stepping_seconds = 0.0
-        self._backward_calls = self._nested_steps = self._refusals = 0
+        self._backward_calls = self._refusals = 0
         self._is_evaluating = self._ends_itself = self._is_leaving = self._waits_for_step = False
         self._noticed: float | None = None  # when the time was up; the exception itself would keep the loop's frames
         self._expected: set[str] = set()
@@ -98,12 +95,12 @@ class Deadline:
             self._record.finish(self._model, now - self._stopwatch.started)
         if is_own or error is None:
             self._close(now)
-        self._seen.clear()
+        self._steps.seen.clear()
         return is_own
 
     def on_model(self, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
         """React to the start of a forward pass."""
-        self._nested_steps = 0
+        self._steps.forget_unfinished()
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
@@ -140,7 +137,7 @@ class Deadline:
             self._progress.begin_segment(roots, inputs)
             call()
             return
-        self._nested_steps = 0
+        self._steps.forget_unfinished()
         is_cut = self._noticed is not None
         now = self._stopwatch.clock()
         if self._weights.begin_backward():
@@ -187,49 +184,29 @@ class Deadline:
             self._leave_unless_layer_fits(layer, now, self._progress.kept_bytes())
 
     def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
-        """React to the start of an optimizer's step, unless it is part of another one."""
-        self._nested_steps += 1
-        if self._nested_steps > 1:
+        """React to the start of an optimizer's step."""
+        self._steps.before(optimizer, arguments, named, self._end_passes)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """React to the end of an optimizer's step."""
+        had_closure = self._steps.is_in_closure
+        stepped = self._steps.after(optimizer)
+        if not stepped:
             return
+        if had_closure:
+            self._end_passes()
+        if self._backward_calls:
+            self._stepped_in_backward |= stepped
+        else:
+            self._count_step(stepped)
+            self._leave_after_step()
+
+    def _end_passes(self) -> None:
+        """End the passes of a step whose gradients are there."""
         if self._noticed is not None:
             self._final.drop_unfinished()
         elif not self._backward_calls:
             self._progress.end_pass(at_step=True)
-        held = [self._names.get(id(value)) for group in optimizer.param_groups for value in group["params"]]
-        names = [name for name in held if name is not None]
-        self._stepped = {self._owner[name] for name in names if self._parameters[name].grad is not None}
-        if names and named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None:
-            self._nested_steps = 0
-            raise InvalidSetting(
-                "optimizer.step(closure) runs backward passes itself; call step() without a closure under a deadline"
-            )
-        if not self._stepped:
-            return
-        self._seen[id(optimizer)] = optimizer
-        before = self._budget.now_if_precise()
-        stepped = [layer for layer in self._layers if layer.name in self._stepped]
-        copied = self._record.keep_initial(name for layer in stepped for name in layer.parameters)
-        self._stepping_since = self._budget.now_if_precise()
-        self._stepping_seconds = self._stepping_since - before
-        if copied and self._budget.is_precise:
-            self._forecast.copy.add(copied, self._stepping_seconds)
-
-    def after_step(self, optimizer: Optimizer) -> None:
-        """React to the end of an optimizer's step, unless it is part of another one."""
-        self._nested_steps -= 1
-        # A GradScaler tells a fused optimizer by `found_inf` to skip the step.
-        if self._nested_steps > 0 or not self._stepped or getattr(optimizer, "found_inf", False):
-            return
-        size = sum(self._sizes.get(name, 0) for name in self._stepped)
-        if self._budget.is_precise and size:
-            took = self._stopwatch.now() - self._stepping_since
-            self._stepping_seconds += took
-            self._forecast.step.add(size, took)
-        if self._backward_calls:
-            self._stepped_in_backward |= self._stepped
-        else:
-            self._count_step(self._stepped)
-            self._leave_after_step()
 
     def _may_interrupt(self) -> bool:
         """Say whether a pass may be interrupted here."""
@@ -277,6 +254,8 @@ class Deadline:
         self._expected |= self._progress.cut_pass()
         self._final.scale()
         self._final.hide_unfinished(self._expected)
+        if self._steps.is_in_closure:  # the step follows at once
+            self._final.drop_unfinished()
 
     def is_time_up(self) -> bool:
         """Say whether a loop that ends itself should end."""
@@ -311,6 +290,7 @@ class Deadline:
     def _end_backward(self) -> None:
         """Note that a backward call was not cut; count steps that it took itself."""
         self._progress.end_backward()
+        self._steps.begin()
         self._forecast.learn_order(self._progress.order)
         if self._stepped_in_backward:
             self._progress.end_pass(at_step=True)
@@ -319,11 +299,12 @@ class Deadline:
 
     def _finish_step(self, *, is_last_pass: bool) -> None:
         """Take the block's own last step unless the loop has taken it, and undo the rest of the interrupted one."""
-        self._is_leaving, self._nested_steps = True, 0
+        self._is_leaving, self._steps.is_in_closure = True, False
+        self._steps.forget_unfinished()
         self._forecast.learn_order(self._progress.order)
         if not self._lets_loop_step():
-            self._stepping_seconds = 0.0
-        optimizers = [*self._seen.values()] if self.optimizer is None else [self.optimizer]
+            self._steps.seconds = 0.0
+        optimizers = [*self._steps.seen.values()] if self.optimizer is None else [self.optimizer]
         if self._stepped_in_backward:
             self._count_step(self._stepped_in_backward)
         self._final.take(optimizers, is_wanted=not self._is_private, is_last_pass=is_last_pass)
@@ -333,7 +314,7 @@ class Deadline:
     def _close(self, now: float) -> None:
         """Learn from a block that ended, and warn of steps that were not seen."""
         if self._noticed is not None:
-            self._budget.learn_from_leaving(self._noticed, now, self._stepping_seconds, self._kept_bytes)
+            self._budget.learn_from_leaving(self._noticed, now, self._steps.seconds, self._kept_bytes)
         if not self._record.depth and self._weights.have_changed():
             warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
 

@@ -1,6 +1,5 @@
 """Whether a model, an optimizer and a deadline can work together; gradients down to a depth, without a clock."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from salf.client.optimizer_steps import needs_closure
 from salf.errors import InvalidSetting, UnsuitableModel, check_type
 from salf.layers import Layer, Layers, sharding_problems, unwrapped
 
@@ -107,8 +107,7 @@ def _layer_problems(model: nn.Module, layers: Layers) -> Iterator[str]:
 
 
 def _optimizer_problems(model: nn.Module, optimizer: Optimizer, layers: Layers) -> Iterator[str]:
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if needs_closure(optimizer):
         name = type(optimizer).__name__
         yield f"{name}.step needs a closure, which runs backward passes itself; use an optimizer without one"
     held = trainable_parameters(model, optimizer)
