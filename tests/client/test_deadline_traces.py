@@ -279,9 +279,9 @@ def test_an_optimizer_that_may_call_its_closure_often_is_stopped_before_it_does_
         return loss.item()
 
     with deadline(task.model, seconds=1, clock=Clock()) as work:
-        for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+        for call in (partial(optimizer.step, closure), partial(optimizer.step, closure=closure)):
             with pytest.raises(InvalidSetting, match=r"LBFGS\.step\(closure\)"):
-                call()  # type: ignore[no-untyped-call]
+                call()
     assert work.steps == 0
     assert same(parameters_of(task.model), before)
 
@@ -302,7 +302,7 @@ def test_a_closure_that_is_called_once_may_be_interrupted(depth: int, returns: b
 
     with deadline(task.model, None if returns else optimizer, 2 * 4 + 1 + depth, clock=clock) as work:
         for step in work.batches(range(9)) if returns else range(9):
-            optimizer.step(partial(closure, step))  # type: ignore[arg-type]
+            optimizer.step(partial(closure, step))
     train(twin, naive, steps=2)
     naive.zero_grad()
     backward(twin.loss(2))

@@ -22,7 +22,7 @@ def needs_closure(optimizer: Optimizer) -> bool:
 class OptimizerSteps:
     """Watches the steps of all optimizers that hold parameters of a model.
 
-    A step within another one, as of a wrapper around an optimizer, is part of that one.
+    A step that begins within another one belongs to it: a wrapper steps the optimizer that it contains.
 
     Attributes:
         seen: The optimizers that have stepped.
