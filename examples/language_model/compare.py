@@ -106,8 +106,8 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True, help="a text with a line SPEAKER: before each speech")
     parser.add_argument("--out", type=Path, default=Path("language-model"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=210.0, help="about how long each run trains")
-    parser.add_argument("--deadline", type=float, default=3.5, help="seconds in which two devices finish their 16 passes")
+    parser.add_argument("--seconds", type=float, default=240.0, help="about how long each run trains")
+    parser.add_argument("--deadline", type=float, default=4.5, help="seconds in which two devices finish their 16 passes")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "base.safetensors").exists():

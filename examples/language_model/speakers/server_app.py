@@ -41,9 +41,12 @@ def main(grid: Grid, context: Context) -> None:
     trained, since = 0.0, time.monotonic()
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Test the global model on what each speaker says later; this time does not count."""
+        """Test the global model on what each speaker says later.
+
+        Neither this time counts, nor that of the first round, in which the clients' processes start.
+        """
         nonlocal trained, since
-        trained += (time.monotonic() - since) if server_round else 0.0
+        trained += time.monotonic() - since if server_round > 1 else 0.0
         load_adapter_state(model, arrays.to_torch_state_dict())
         found = {name: perplexity(model, speakers[name][-HELD_OUT:]) for name in DEVICES}
         print("RESULT", json.dumps({"round": server_round, "seconds": trained, "perplexity": found}), flush=True)
