@@ -169,7 +169,8 @@ class LocalDeployment:
     def _run_arguments(self, app: Path, config: Mapping[str, object]) -> list[str]:
         settings = " ".join(f"{name.replace('_', '-')}={_toml(value)}" for name, value in config.items())
         arguments = ["run", str(app), "local", *(["--run-config", settings] if settings else [])]
-        simulation = f"num-supernodes={len(self.nodes)} client-resources-num-cpus=1"
+        cpus = f"client-resources-num-cpus=1 init-args-num-cpus={len(self.nodes)}"  # so that all nodes run at once
+        simulation = f"num-supernodes={len(self.nodes)} {cpus}"
         return [*arguments, *(["--federation-config", simulation] if self.simulated else [])]
 
     def _write_connection(self) -> None:
