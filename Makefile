@@ -37,7 +37,7 @@ tests:
 coverage:
 	$(BIN)/pytest -n $(JOBS) --cov=salf --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
 
-slow: $(VENV)/.installed-dev
+slow: $(VENV)/.installed-slow
 	$(BIN)/pytest -n $(JOBS) -m slow
 
 # constraints.txt pins what was tested.
@@ -48,6 +48,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Libraries that salf works inside of; the daily checks do not need them.
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,neighbours]'
 	touch $@
 
 clean:

@@ -76,7 +76,7 @@ class OptimizerSteps:
             optimizer: The optimizer.
             arguments: The arguments of its `step`, itself included.
             named: The named arguments.
-            prepare: Runs before that for each whole step whose gradients are there.
+            prepare: Runs before that.
         """
         self._depth += 1
         if self._depth > 1:
@@ -91,8 +91,7 @@ class OptimizerSteps:
                 f"{type(optimizer).__name__}.step(closure) may run several backward passes itself; "
                 "use an optimizer that steps without a closure under a deadline"
             )
-        if not self.is_in_closure:
-            prepare()
+        prepare()
         changed = {
             self._owner[name]
             for name in names

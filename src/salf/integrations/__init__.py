@@ -1,5 +1,5 @@
 """salf inside other training libraries: one module for each, which imports that library.
 
-`peft` for adapters, `transformers` for its `Trainer`, `lightning` for its `Trainer`, and `accelerate`. Install them with
-`pip install 'salf[integrations]'`, or one of them by its name.
+`transformers` and `lightning` give their trainers a deadline, `accelerate` gives one to a loop that it prepares, and
+`peft` lets only adapters travel. Each needs an extra of its own name; `pip install 'salf[integrations]'` installs all.
 """

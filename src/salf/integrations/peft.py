@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
@@ -38,6 +37,7 @@ def find_layers(
         InvalidSetting: `model` has no PEFT adapter.
         UnsuitableModel: The model cannot be trained layer by layer, for example because its adapter is frozen.
 
+    >>> import torch
     >>> from peft import LoraConfig, get_peft_model
     >>> base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "2"]))
@@ -59,6 +59,7 @@ def _layer_of(module: str, *, by_block: bool) -> str:
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """Return the adapter's tensors, by their names in the model: the state that the server keeps and sends.
 
+    >>> import torch
     >>> from peft import LoraConfig, get_peft_model
     >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 2)), LoraConfig(r=2, target_modules=["0"]))
     >>> sorted(adapter_state(model))
