@@ -56,7 +56,7 @@ class FinalStep:
         self._scaler, self._before_step = scaler, before_step
         self.needs_scaler = False
         self._scaled: set[str] = set()
-        self._unfinished: set[str] = set()
+        self._unfinished: dict[str, torch.Tensor] = {}
 
     def scale(self) -> None:
         """Multiply each gradient that is kept by k / j, once."""
@@ -76,16 +76,15 @@ class FinalStep:
         kept = {name for layer in self._progress.kept() for name in layer.parameters}
         for name in {*expected} - kept:
             parameter = self._parameters[name]
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad = torch.zeros_like(parameter.grad)  # the loop may hold the old one
-            self._unfinished.add(name)
+            # A new tensor, since the loop may hold the old one.
+            parameter.grad = torch.zeros_like(parameter if parameter.grad is None else parameter.grad)
+            self._unfinished[name] = parameter.grad
 
     def drop_unfinished(self) -> None:
         """Remove the gradients of `hide_unfinished`: a step would move their parameters by momentum or decay."""
-        for name in self._unfinished:
-            self._parameters[name].grad = None
+        for name, hidden in self._unfinished.items():
+            if self._parameters[name].grad is hidden:
+                self._parameters[name].grad = None
         self._unfinished.clear()
 
     def take(self, optimizers: Sequence[Optimizer], *, is_wanted: bool, is_last_pass: bool) -> None:

@@ -104,7 +104,8 @@ class Deadline:
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
-            if self._noticed is not None and (not self._ends_itself or self._refusals):
+            is_over = self._noticed is not None and (not self._ends_itself or self._refusals > 0)
+            if self._noticed is not None and is_over and not self._is_within_step():
                 raise TimeUp(self._budget, self._noticed)
             self._note_device()
             tensor = next(tensors_in([arguments, named]), None)
@@ -197,6 +198,7 @@ class Deadline:
             self._end_passes()
         if self._backward_calls:
             self._stepped_in_backward |= stepped
+            self._weights.begin_step()
         else:
             self._count_step(stepped)
             self._leave_after_step()
@@ -315,7 +317,7 @@ class Deadline:
         """Learn from a block that ended, and warn of steps that were not seen."""
         if self._noticed is not None:
             self._budget.learn_from_leaving(self._noticed, now, self._steps.seconds, self._kept_bytes)
-        if not self._record.depth and self._weights.have_changed():
+        elif not self._record.depth and self._weights.have_changed():
             warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
 
     def _note_device(self) -> None:
