@@ -120,7 +120,7 @@ class Deadline:
             self.on_model((), {})
             return
         if self._backward_calls:
-            self._progress.pass_in_progress.repeated[name] += 1
+            self._progress.pass_in_progress.repeating[name] += 1
         elif not (torch.is_grad_enabled() or self._is_evaluating):
             self._progress.pass_in_progress.hidden[name] += 1
         now = self._stopwatch.clock()

@@ -50,7 +50,8 @@ class PassInProgress:
         expected: How often each must arrive, as far as the calls tell; None if it is not known.
         roots: The calls themselves, while `expected` is not known: what they differentiate, and their limits.
         hidden: How often each module was called without gradients, in checkpoints that repeat it in the backward pass.
-        repeated: How often each module was called in the backward pass.
+        repeating: How often each module was called again in the backward pass, since the last call within it.
+        repeated: How often each module was called again before that call.
         examples: The number of examples.
     """
 
@@ -59,6 +60,7 @@ class PassInProgress:
     expected: Counter[str] | None = None
     roots: list[tuple[Iterable[object], Iterable[object] | None]] = field(default_factory=list)
     hidden: Counter[str] = field(default_factory=Counter)
+    repeating: Counter[str] = field(default_factory=Counter)
     repeated: Counter[str] = field(default_factory=Counter)
     examples: int = 0
 
@@ -164,8 +166,11 @@ class StepProgress:
 
     def begin_segment(self, roots: Iterable[object], inputs: Iterable[object] | None) -> None:
         """Note that a backward call within a backward call begins: a checkpoint has repeated its segment."""
-        if self.pass_in_progress.expected is not None:
-            self.pass_in_progress.expected.update(reached_parameters(roots, inputs, self._names))
+        current = self.pass_in_progress
+        current.repeated.update(current.repeating)
+        current.repeating.clear()
+        if current.expected is not None:
+            current.expected.update(reached_parameters(roots, inputs, self._names))
 
     def end_backward(self) -> None:
         """Note that a backward call has ended, and was not cut."""
