@@ -43,6 +43,11 @@ class Hooks:
         """Whether the hooks are on the model now."""
         return bool(self._removals)
 
+    @property
+    def see_the_model(self) -> bool:
+        """Whether calls of the model are seen; after `model.compile()`, a hook would cause a compilation."""
+        return not _is_compiled(self._wrapper)
+
     def register(self, listener: Listener, parameters: Iterable[str]) -> None:
         """Add all hooks; if one cannot be added, remove the others.
 
@@ -76,7 +81,7 @@ class Hooks:
 
     def _watch_modules(self, listener: Listener, owners: set[str]) -> None:
         """Watch the calls of the model and of the modules in it that own parameters."""
-        if not _is_compiled(self._wrapper):
+        if self.see_the_model:
             hook = _ForwardHook(lambda _, *arguments: listener.on_model(*arguments))
             self._removals.append(self._wrapper.register_forward_pre_hook(hook, with_kwargs=True).remove)
         inner_modules = () if hasattr(self._wrapper, "_orig_mod") else watchable_modules(self._model)

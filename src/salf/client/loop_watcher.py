@@ -232,7 +232,7 @@ class Deadline:
             return
         if self._noticed is not None:
             raise TimeUp(self._budget, self._noticed)
-        if self._is_indivisible or self._waits_for_step:
+        if self._waits_for_step or not self._hooks.see_the_model:
             now = self._stopwatch.now()
             if now >= self._budget.careful_from:
                 self._leave_unless_layer_fits(None, now, 0)

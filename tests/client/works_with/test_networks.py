@@ -150,7 +150,7 @@ def test_a_generators_pass_never_moves_the_discriminator(part: str, seconds: flo
     def run(numbers: Any, of_d: list[Tensor], gan: Any, optimizers: Any) -> None:
         weight = gan.discriminator[2].weight
         optimizers[0].register_step_post_hook(lambda *_: of_d.append(weight.detach().clone()))
-        gan_loop(gan, *optimizers, numbers)
+        gan_loop(gan, optimizers[0], optimizers[1], numbers)
 
     def made() -> tuple[Any, tuple[SGD, SGD]]:
         torch.manual_seed(0)
