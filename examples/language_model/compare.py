@@ -5,7 +5,7 @@
 First a small GPT-2 is trained on what all speakers but the three clients say, for about three minutes. Then each method
 trains a LoRA adapter for it on the three clients. Flower's simulation engine runs each client in a process of its own;
 their times are real, and sleeping makes two of them slower. Every run leaves a file in DIR; runs that have one are not
-repeated. The program prints a table and, if matplotlib is there, draws DIR/perplexity.svg.
+repeated. The program prints a table and draws DIR/perplexity.svg.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from local_deployment import LocalDeployment
 from safetensors.torch import save_file
@@ -82,8 +83,6 @@ def at(records: list[dict], seconds: float, speakers: list[str]) -> float:
 
 def plot(results: dict[str, list[list[dict]]], until: float, file: Path) -> None:
     """Draw perplexity against seconds, for the slowest client's text and for all."""
-    import matplotlib.pyplot as plt
-
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True, layout="constrained")
     for panel, speakers, title in zip(
         panels, ([SLOWEST], [*DEVICES]), ("text of the slowest client", "text of all three clients"), strict=True
@@ -91,7 +90,9 @@ def plot(results: dict[str, list[list[dict]]], until: float, file: Path) -> None
         times = [until * step / 60 for step in range(61)]
         for method, runs in results.items():
             curves = [[at(records, seconds, speakers) for seconds in times] for records in runs]
-            [line] = panel.plot(times, [statistics.fmean(values) for values in zip(*curves, strict=True)], label=METHODS[method])
+            [line] = panel.plot(
+                times, [statistics.fmean(values) for values in zip(*curves, strict=True)], label=METHODS[method]
+            )
             lows, highs = ([limit(values) for values in zip(*curves, strict=True)] for limit in (min, max))
             panel.fill_between(times, lows, highs, color=line.get_color(), alpha=0.2, linewidth=0)
         panel.set(title=title, xlabel="seconds")
@@ -107,7 +108,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("language-model"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=240.0, help="about how long each run trains")
-    parser.add_argument("--deadline", type=float, default=4.5, help="seconds in which two devices finish their 16 passes")
+    parser.add_argument("--deadline", type=float, default=4.5, help="seconds, enough for two devices")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "base.safetensors").exists():

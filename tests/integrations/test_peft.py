@@ -37,17 +37,17 @@ def test_its_examples_run() -> None:
 
 @pytest.mark.parametrize("example", [None, {"input_ids": ROWS, "labels": ROWS}])
 def test_a_layer_is_what_a_block_has_of_the_adapter(example: Any) -> None:
-    layers = peft.find_layers(adapted(), example)
+    layers = peft.find_adapter_layers(adapted(), example)
     assert layers.names == ("transformer.h.0", "transformer.h.1", "transformer.h.2")
     assert all(len(layer.parameters) == 8 for layer in layers)
-    modules = peft.find_layers(adapted(), example, group="module")
+    modules = peft.find_adapter_layers(adapted(), example, group="module")
     assert len(modules) == 12
     assert all(len(layer.parameters) == 2 for layer in modules)  # A and B
     assert {name for layer in layers for name in layer.parameters} == set(peft.adapter_state(adapted()))
 
 
 def test_modules_to_save_are_layers_of_their_own() -> None:
-    layers = peft.find_layers(adapted(modules_to_save=["wpe"]), {"input_ids": ROWS, "labels": ROWS})
+    layers = peft.find_adapter_layers(adapted(modules_to_save=["wpe"]), {"input_ids": ROWS, "labels": ROWS})
     assert layers.names[0] == "transformer.wpe"
 
 
@@ -63,7 +63,7 @@ def test_names_are_those_of_peft_and_back() -> None:
 
 def test_only_adapters_travel_and_finished_blocks_are_aggregated() -> None:
     server = adapted()
-    state, layers = peft.adapter_state(server), peft.find_layers(server, {"input_ids": ROWS, "labels": ROWS})
+    state, layers = peft.adapter_state(server), peft.find_adapter_layers(server, {"input_ids": ROWS, "labels": ROWS})
     updates = []
     for depth in (1, 3):
         model, clock = adapted(), Clock()
@@ -92,8 +92,8 @@ def test_only_adapters_travel_and_finished_blocks_are_aggregated() -> None:
 def test_wrong_use_is_refused() -> None:
     model = adapted()
     with pytest.raises(InvalidSetting, match="model is of type Linear"):
-        peft.find_layers(torch.nn.Linear(2, 1))
+        peft.find_adapter_layers(torch.nn.Linear(2, 1))
     with pytest.raises(InvalidSetting, match="group is 'pair'; choose 'block' or 'module'"):
-        peft.find_layers(model, group="pair")  # type: ignore[arg-type]
+        peft.find_adapter_layers(model, group="pair")  # type: ignore[arg-type]
     with pytest.raises(InvalidSetting, match="use the same PEFT configuration"):
         peft.load_adapter_state(model, {})

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
 
 from salf.flower import SalfStrategy
-from salf.integrations.peft import adapter_state, find_layers, load_adapter_state
+from salf.integrations.peft import adapter_state, find_adapter_layers, load_adapter_state
 from speakers.task import CONTEXT, DEVICES, HELD_OUT, load_model, perplexity, read_speakers
 
 WAITS = 600.0  # seconds: a deadline that no device misses
@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = SalfStrategy(
         strategy,
         deadline=deadline,
-        layers=find_layers(model, {"input_ids": example, "labels": example}),
+        layers=find_adapter_layers(model, {"input_ids": example, "labels": example}),
         counted_from="loop",
         grace_seconds=config["grace-seconds"],
     )

@@ -76,6 +76,7 @@ def deadline(
         UnsuitableModel: The optimizer needs a closure or holds no whole layer of the model, `layers` belong to another
             model, the model has no trainable parameters, or it is trained by several processes.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> with deadline(model, optimizer, seconds=60) as work:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from salf import layers
 from salf.errors import InvalidSetting, check_type
-from salf.layers import Layers
-from salf.layers.probe import Example
+from salf.layers import Example, Layers
 
 _PREFIX = "base_model.model."
 # Where the name of the adapted module ends, and that of its adapter begins.
@@ -23,7 +22,7 @@ _BLOCK = re.compile(r"(.*?\.\d+)\.")
 _Value = TypeVar("_Value")
 
 
-def find_layers(
+def find_adapter_layers(
     model: PeftModel, example: Example | None = None, *, group: Literal["block", "module"] = "block"
 ) -> Layers:
     """Find the layers of a model's adapter, from input to output.
@@ -41,7 +40,7 @@ def find_layers(
     >>> from peft import LoraConfig, get_peft_model
     >>> base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "2"]))
-    >>> find_layers(model)[0].parameters
+    >>> find_adapter_layers(model)[0].parameters
     ('base_model.model.0.lora_A.default.weight', 'base_model.model.0.lora_B.default.weight')
     """
     check_type("model", model, PeftModel, "the result of peft.get_peft_model(...)")

@@ -26,13 +26,13 @@ def deadline(
     """Let `trainer.train()` end at a deadline, return as usual, and keep what it has finished.
 
     The trainer's own clipping, logging and callbacks run, also for the interrupted step. The next round's `train()`
-    goes on with the same optimizer and its state. A learning rate schedule that the trainer makes begins anew in each
+    goes on with the same optimizer and its state. A learning rate schedule that the trainer makes begins again in each
     call, so choose `lr_scheduler_type="constant"` for rounds, or pass the trainer a schedule of your own.
 
     Args:
         trainer: The trainer, on one process.
         seconds: Time to the deadline, from entering the block; it includes what `train()` does before its loop.
-        layers: The layers, as in `salf.deadline`; with PEFT, those of `salf.integrations.peft.find_layers`.
+        layers: The layers, as in `salf.deadline`; with PEFT, those of `salf.integrations.peft.find_adapter_layers`.
         clock: Returns seconds.
         upload_bytes_per_second: As in `salf.deadline`.
 
