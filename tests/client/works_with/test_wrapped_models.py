@@ -210,7 +210,8 @@ REPARAMETRIZED = {
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", REPARAMETRIZED)
 def test_weights_that_are_computed_from_others(name: str) -> None:
-    model, clock = REPARAMETRIZED[name](), Clock()
+    make: Callable[[], nn.Module] = REPARAMETRIZED[name]
+    model, clock = make(), Clock()
     layers = find_layers(model, mlp_task().example, group=["fc1", "fc2", "fc3"])
     for layer in layers:
         on_gradient(model, layer.parameters[-1], lambda: clock.advance(1.0))
