@@ -31,22 +31,25 @@ STEPS = 2000
 
 def pretrain(text: Path, base: Path) -> None:
     """Train the base model on what all others than the clients say, and save it."""
+    speakers = read_speakers(text)
+    others = torch.cat([speakers[name] for name in sorted(speakers) if name not in DEVICES])
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    others = torch.cat([said for name, said in read_speakers(text).items() if name not in DEVICES])
     model = base_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS))
+    )
     for step in range(STEPS):
-        rows = random_rows(others, 12, generator)
+        rows = random_rows(others, 12, torch.default_generator)
         optimizer.zero_grad()
         loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 500 == 499:
-            print(f"base model: step {step + 1} of {STEPS}, loss {loss.item():.2f}", flush=True)
+        if step % 250 == 249:
+            print(f"base model: step {step + 1} of {STEPS}, loss {loss.item():.4f}", flush=True)
     state = model.state_dict()
     save_file({name: state[name] for name, _ in model.named_parameters()}, base)
 

@@ -32,7 +32,7 @@ def read_speakers(file: Path) -> dict[str, Tensor]:
     """
     spoken: dict[str, list[str]] = {}
     for speech in file.read_text(encoding="utf-8").split("\n\n"):
-        found = re.match(r"([A-Z][^:\n]*):\n(.*)", speech, re.DOTALL)
+        found = re.match(r"([A-Z][A-Za-z .']+):\n(.*)", speech, re.DOTALL)
         if found:
             spoken.setdefault(found[1], []).append(found[2] + "\n\n")
     return {name: torch.tensor(list("".join(parts).encode())) for name, parts in spoken.items()}
