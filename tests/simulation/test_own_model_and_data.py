@@ -5,6 +5,7 @@ import pytest
 import torch
 from simulator_cases import CLASSES, SHAPE, built, play, same_weights, small_data, small_experiment, values_of
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from salf import simulate
 from salf.data import Dataset
@@ -240,3 +241,17 @@ def test_a_buffer_of_whole_numbers_that_training_changes_is_refused_unless_it_is
     )
     model = Masked(counts=True, persistent=False)
     assert len(play({}, model=model)[1]) == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", ["pruned", "weight_norm"])
+def test_a_model_whose_weights_are_computed_may_have_been_used_before(change: str) -> None:
+    layer = nn.Linear(64, 8)
+    if change == "pruned":
+        prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    else:
+        nn.utils.weight_norm(layer)
+    model = nn.Sequential(nn.Flatten(), layer, nn.ReLU(), nn.Linear(8, 10))
+    model(torch.zeros(2, 1, 8, 8))
+    records = [*simulate(Experiment.load("digits", rounds=1), model=model)]
+    assert records[0].contributors[1] == 30

@@ -13,5 +13,5 @@ from salf.layers.buffers import (
 )
 from salf.layers.costs import measure_costs as measure_costs, measure_passing as measure_passing
 from salf.layers.find import Layer as Layer, Layers as Layers, find_layers as find_layers
-from salf.layers.probe import Example as Example, tensors_in as tensors_in
+from salf.layers.probe import Example as Example, tensors_in as tensors_in, twin_of as twin_of
 from salf.layers.wrappers import sharding_problems as sharding_problems, unwrapped as unwrapped

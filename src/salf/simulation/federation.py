@@ -11,7 +11,7 @@ from salf import data, models
 from salf.devices import Workload
 from salf.engines import Engine, Training, choose_engine, find_device
 from salf.experiment import DataSettings, Experiment
-from salf.layers import find_layers, measure_costs, measure_passing
+from salf.layers import find_layers, measure_costs, measure_passing, twin_of
 from salf.methods import is_synchronous
 from salf.simulation.compatibility import check_arguments, check_device, check_trainable
 from salf.simulation.evaluator import Evaluator, has_batchnorm
@@ -66,7 +66,7 @@ class SimulatedFederation:
         if model is None:
             shape, classes = self.dataset.input_shape, self.dataset.num_classes
             model = models.build(experiment.model, shape, classes, experiment.seed)
-        self.model = copy.deepcopy(model).cpu()
+        self.model = twin_of(model).cpu()
         example = self.dataset.inputs[:2].clone()  # for models that change their inputs in place
         self.layers = find_layers(self.model, example)
         self.workload = self._measure_workload(example)
