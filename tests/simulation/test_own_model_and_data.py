@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 from salf import simulate
 from salf.data import Dataset
 from salf.errors import InvalidSetting, SalfError, UnsuitableModel
+from salf.experiment import Experiment
 from salf.simulation.simulator import Simulation
 
 DATA = small_data()
