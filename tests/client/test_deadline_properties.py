@@ -103,7 +103,7 @@ NETWORKS = ("mlp", "cnn", "residual", "transformer")
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("returns", [False, True], ids=["left", "returns"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_what_is_sent_of_an_unfinished_group_is_the_mean_over_its_finished_passes(
     data: st.DataObject, returns: bool, dtype: torch.dtype

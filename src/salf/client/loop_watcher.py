@@ -104,8 +104,7 @@ class Deadline:
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
-            is_over = self._noticed is not None and (not self._ends_itself or self._refusals > 0)
-            if self._noticed is not None and is_over and not self._is_within_step():
+            if self._noticed is not None and not self._ends_itself and not self._is_within_step():
                 raise TimeUp(self._budget, self._noticed)
             self._note_device()
             tensor = next(tensors_in([arguments, named]), None)
