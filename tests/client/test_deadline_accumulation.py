@@ -263,3 +263,12 @@ def test_several_backward_passes_through_one_graph(
     twice = parameters_of(twin)
     for name, value in parameters_of(model).items():
         assert torch.equal(value, twice[name] if name.partition(".")[0] in reached else once[name]), name
+
+
+def test_a_number_of_passes_that_the_loop_does_not_take_never_enlarges_a_step() -> None:
+    task, clock = timed_task()
+    optimizer = sgd(task.model)
+    with deadline(task.model, optimizer, 2 * PASS + 2, clock=clock, accumulate=8) as work:
+        accumulate(task, optimizer, passes=1)
+    assert work.layer_passes == {"fc1": 2, "fc2": 2, "fc3": 3}
+    assert same(parameters_of(task.model), expected(1, 2, {"fc1": 0, "fc2": 0, "fc3": 1}))

@@ -99,7 +99,7 @@ class StepProgress:
             accumulate: The number of passes per step, if the user gave it. With 1, all passes of a step are one.
         """
         self.buffers = BufferSnapshot(model, layers)
-        self._sizes, self._pattern, self._accumulate = sizes, pattern, accumulate
+        self._sizes, self._pattern, self._accumulate, self._has_stepped = sizes, pattern, accumulate, False
         self._layers = tuple(layers)
         self._owner = {name: layer for layer in self._layers for name in layer.parameters}
         self._parameters = {name: model.get_parameter(name) for name in self._owner}
@@ -116,9 +116,11 @@ class StepProgress:
     def passes_per_step(self) -> int | None:
         """The number of backward passes per optimizer step; None while it is unknown, or larger than it was before."""
         usual, begun = self._pattern.passes_per_step, bool(self.pass_in_progress.arrived)
-        if self._accumulate is None and usual is not None and max(self.passes.values(), default=0) + begun > usual:
+        if self._accumulate is not None:  # a block whose steps have fewer passes steps as they do
+            return min(self._accumulate, usual) if usual is not None and self._has_stepped else self._accumulate
+        if usual is not None and max(self.passes.values(), default=0) + begun > usual:
             return None
-        return self._accumulate or usual
+        return usual
 
     def begin_step(self, layers: Collection[str]) -> None:
         """Begin the next step of the layers with these names, which were stepped."""
@@ -135,6 +137,7 @@ class StepProgress:
         passes = {name: self.passes[name] for name in layers if self.passes[name]}
         if passes:
             self._pattern.learn_step(passes, self._discarded)
+            self._has_stepped = True
 
     def begin_pass(self, now: float, examples: int = 0) -> None:
         """Note that a forward pass over a number of examples begins at the time `now`."""
