@@ -18,6 +18,7 @@ from salf.update import check_update
 
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install 'salf[lightning]'")
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from salf.integrations.lightning import DeadlineCallback
 
@@ -50,14 +51,13 @@ class Module(LightningModule):
 def fit(module: Module, folder: Path, callback: DeadlineCallback | None, **named: Any) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=1,
         callbacks=[callback] if callback else [],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        **named,
+        **{"max_epochs": 1, **named},
     )
     trainer.fit(module, DataLoader(TensorDataset(torch.zeros(20, 1))))
     return trainer
@@ -106,6 +106,38 @@ def test_the_passes_of_an_unfinished_group_are_kept(tmp_path: Path) -> None:
     callback = DeadlineCallback(7 * PASS + 2, clock=timed(module))
     fit(module, tmp_path, callback, accumulate_grad_batches=4)
     assert callback.work.layer_passes == {"net.fc1": 7, "net.fc2": 7, "net.fc3": 8}
+
+
+class OwnClipping(Module):
+    def configure_optimizers(self) -> Optimizer:
+        return SGD(self.net.parameters(), lr=0.1)
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: object) -> None:
+        self.log("clipped", 1.0)
+        self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_step_of_an_unfinished_group_is_clipped(scaled: bool, tmp_path: Path) -> None:
+    module = OwnClipping(mlp_task())
+    before, callback = parameters_of(module.net), DeadlineCallback(3 * PASS, clock=timed(module))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    plugins = [MixedPrecision("16-mixed" if scaled else "bf16-mixed", "cpu", scaler)]
+    fit(module, tmp_path, callback, accumulate_grad_batches=4, plugins=plugins)
+    assert callback.work.layer_passes == {"net.fc1": 3, "net.fc2": 3, "net.fc3": 3}
+    after = parameters_of(module.net)
+    moved = sum(float((value - before[name]).square().sum()) for name, value in after.items()) ** 0.5
+    assert moved == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_the_same_trainer_fits_again(tmp_path: Path) -> None:
+    module = Module(mlp_task())
+    callback = DeadlineCallback(2 * PASS, clock=timed(module))
+    used = fit(module, tmp_path, callback, max_epochs=1000)
+    for _ in range(3):
+        callback.work.update(num_examples=20)
+        used.fit(module, DataLoader(TensorDataset(torch.zeros(20, 1))))
+        assert callback.work.steps == 2
 
 
 def test_the_next_fit_goes_on_with_the_optimizers_state(tmp_path: Path) -> None:

@@ -107,19 +107,32 @@ def test_the_passes_of_an_unfinished_group_are_kept(passes: int, tmp_path: Path)
     assert not same(before, parameters_of(model))
 
 
-def test_the_next_round_goes_on_with_the_optimizers_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [3, 7])
+def test_the_step_of_an_unfinished_group_is_clipped(done: int, tmp_path: Path) -> None:
     model = gpt2()
     layers, clock = timed(model)
-    used = trainer(model, tmp_path)
-    momenta = []
-    for _ in range(2):
+    before = parameters_of(model)
+    used = trainer(model, tmp_path, 4, SGD(model.parameters(), lr=0.1))
+    used.args.max_grad_norm = 1e-3
+    with transformers.deadline(used, done * (1 + len(layers)), layers=layers, clock=clock) as work:
+        used.train()
+    assert set(work.layer_steps.values()) == {-(-done // 4)}
+    moved = sum(float((value - before[name]).square().sum()) for name, value in parameters_of(model).items()) ** 0.5
+    assert 0 < moved <= 0.1 * 1e-3 * -(-done // 4) * 1.001
+
+
+def test_the_next_round_goes_on_with_the_optimizer_of_the_trainer(tmp_path: Path) -> None:
+    model = gpt2()
+    layers, clock = timed(model)
+    used, steps = trainer(model, tmp_path), []
+    used.optimizer = None  # the trainer makes one, AdamW, which counts its steps
+    for _ in range(3):
         with transformers.deadline(used, 3.0 * (1 + len(layers)), layers=layers, clock=clock) as work:
             used.train()
         assert work.steps == 3
         work.update(num_examples=64)
-        optimizer = getattr(used.optimizer, "optimizer", used.optimizer)
-        momenta.append(optimizer.state[model.get_parameter("transformer.ln_f.weight")]["momentum_buffer"].clone())
-    assert not torch.equal(*momenta)
+        steps.append(int(used.optimizer.state[model.get_parameter("transformer.ln_f.weight")]["step"]))
+    assert steps == [3, 6, 9]
 
 
 def test_what_is_no_trainer_is_refused() -> None:

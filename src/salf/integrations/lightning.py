@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer import call
 
 from salf import client
 from salf.client import Work
@@ -15,8 +16,9 @@ from salf.layers import Layers
 class DeadlineCallback(Callback):
     """Ends `trainer.fit()` at a deadline and keeps what it has finished, with automatic or manual optimization.
 
-    `fit` returns as usual. The time runs from the start of training, after the loaders and the sanity check. The state
-    of the optimizers is carried over to the next `fit` with this callback.
+    `fit` returns as usual. In an unfinished group of passes the block takes the step itself, clipped as the trainer
+    does, without the hooks around a step. The time runs from the start of training, after the loaders and the sanity
+    check. The state of the optimizers is carried over to the next `fit` with this callback.
 
     Args:
         seconds: Time to the deadline.
@@ -60,7 +62,13 @@ class DeadlineCallback(Callback):
             optimizer.load_state_dict(state)
         passes = trainer.accumulate_grad_batches if pl_module.automatic_optimization else self._accumulate
         self._block = client.deadline(
-            pl_module, None, self._seconds, layers=self._layers, clock=self._clock, accumulate=passes
+            pl_module,
+            None,
+            self._seconds,
+            layers=self._layers,
+            clock=self._clock,
+            accumulate=passes,
+            before_step=lambda: _clip(trainer, pl_module),
         )
         if len(trainer.optimizers) == 1:
             self._block.optimizer = trainer.optimizers[0]
@@ -88,3 +96,15 @@ class DeadlineCallback(Callback):
         block, self._block = self._block, None
         if block is not None:
             block.__exit__(None if error is None else type(error), error, None)
+
+
+def _clip(trainer: Trainer, module: LightningModule) -> None:
+    """Clip an unfinished group of passes as the trainer does a whole one, before the block takes its step."""
+    if module.automatic_optimization:
+        optimizer = trainer.optimizers[0]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        hook = call._call_lightning_module_hook  # noqa: SLF001 - a module's own hook may log, which needs this caller
+        hook(trainer, "configure_gradient_clipping", optimizer, value, algorithm)

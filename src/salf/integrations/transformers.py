@@ -25,9 +25,10 @@ def deadline(
 ) -> Iterator[Work]:
     """Let `trainer.train()` end at a deadline, return as usual, and keep what it has finished.
 
-    The trainer's own clipping, logging and callbacks run, also for the interrupted step. The next round's `train()`
-    goes on with the same optimizer and its state. A learning rate schedule that the trainer makes begins again in each
-    call, so choose `lr_scheduler_type="constant"` for rounds, or pass the trainer a schedule of your own.
+    The trainer's own clipping, logging and callbacks run, also for the interrupted step. In an unfinished group of
+    passes the block takes the step itself, clipped as the trainer does. The next round's `train()` goes on with the
+    same optimizer and its state. A learning rate schedule that the trainer makes begins again in each call, so choose
+    `lr_scheduler_type="constant"` for rounds, or pass the trainer a schedule of your own.
 
     Args:
         trainer: The trainer, on one process.
@@ -43,6 +44,11 @@ def deadline(
     check_type("trainer", trainer, Trainer, "a transformers.Trainer")
     model = trainer.model
     check_type("trainer.model", model, nn.Module, "a model")
+
+    def clip() -> None:
+        if trainer.args.max_grad_norm > 0:
+            trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+
     block = client.deadline(
         model,
         None,
@@ -51,6 +57,7 @@ def deadline(
         clock=clock,
         upload_bytes_per_second=upload_bytes_per_second,
         accumulate=trainer.args.gradient_accumulation_steps,
+        before_step=clip,
     )
     with block as work:
         stop = _StopInTime(block, work)
