@@ -62,6 +62,7 @@ class DeadlineCallback(Callback):
         self._block = client.deadline(
             pl_module, None, self._seconds, layers=self._layers, clock=self._clock, accumulate=passes
         )
+        self._block.ends_itself = True
         if len(trainer.optimizers) == 1:
             self._block.optimizer = trainer.optimizers[0]
         self._work = self._block.__enter__()

@@ -52,6 +52,7 @@ def deadline(
         upload_bytes_per_second=upload_bytes_per_second,
         accumulate=trainer.args.gradient_accumulation_steps,
     )
+    block.ends_itself = True
     with block as work:
         stop = _StopInTime(block, work)
         trainer.add_callback(stop)
