@@ -222,7 +222,7 @@ def test_the_loaders_attributes_remain() -> None:
         assert len([*batches]) == 3
         with pytest.raises(TypeError):
             len(work.batches(itertools.count()))
-    assert [*batches] == []  # the block is over
+    assert len([*batches]) == 3  # the block is over
 
 
 @pytest.mark.parametrize("action", [lambda model: model.half(), lambda model: model.double()])

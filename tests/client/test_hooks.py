@@ -32,6 +32,9 @@ class Listener:
     def on_gradient(self, name: str) -> None:
         self.events.append(name)
 
+    def on_scale(self, scaler: torch.amp.GradScaler) -> None:
+        self.events.append("scale")
+
     def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
         self.events.append("before")
 

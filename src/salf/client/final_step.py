@@ -1,5 +1,6 @@
 """The last step of an interrupted block: over the gradients of finished passes and layers, and nothing else."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -32,7 +33,7 @@ class FinalStep:
     the examples that have reached the layer, as that of a whole step is the mean over all its examples.
 
     Attributes:
-        needs_scaler: Whether the loop trains in a precision for which gradients are scaled.
+        scaler: The loop's gradient scaler, given or seen; None if it has none.
     """
 
     def __init__(
@@ -53,19 +54,18 @@ class FinalStep:
             before_step: The user's function for the gradients, if there is one.
         """
         self._parameters, self._progress, self._record = parameters, progress, record
-        self._scaler, self._before_step = scaler, before_step
-        self.needs_scaler = False
-        self._scaled: set[str] = set()
+        self.scaler, self._before_step = scaler, before_step
+        self._weighed: set[str] = set()
         self._unfinished: dict[str, torch.Tensor] = {}
 
-    def scale(self) -> None:
+    def weigh(self) -> None:
         """Multiply each gradient that is kept by k / j, once."""
-        names = [name for layer in self._progress.kept() for name in layer.parameters if name not in self._scaled]
+        names = [name for layer in self._progress.kept() for name in layer.parameters if name not in self._weighed]
         for name in names:
             gradient, factor = self._parameters[name].grad, self._progress.factor_of(name)
             if gradient is not None and factor != 1:
                 gradient.mul_(factor)
-        self._scaled.update(names)
+        self._weighed.update(names)
 
     def hide_unfinished(self, expected: Iterable[str]) -> None:
         """Let gradients that are not kept be zero, so that the loop's own code between backward pass and step works.
@@ -106,14 +106,14 @@ class FinalStep:
             parameter.grad = None
 
     def _step(self, optimizers: Sequence[Optimizer], kept: set[str]) -> None:
-        self.scale()
+        self.weigh()
         ids = {id(self._parameters[name]) for name in kept}
         for parameter in self._all_parameters(optimizers):
             if id(parameter) not in ids:
                 parameter.grad = None
+        if self._before_step is not None:
+            self._before_step()
         try:
-            if self._before_step is not None:
-                self._before_step()
             for optimizer in optimizers:
                 self._step_with(optimizer)
         except Exception as error:  # noqa: BLE001 - whatever an optimizer refuses must not end the user's program
@@ -122,15 +122,15 @@ class FinalStep:
                 f"the step of {name} after the deadline failed ({type(error).__name__}: {error!s:.200}), so that the "
                 "interrupted step is lost; let the loop end itself with work.batches(loader)"
             )
+        if self.scaler is not None:
+            self.scaler.update()
 
     def _step_with(self, optimizer: Optimizer) -> None:
         steps = sum(self._record.layer_steps.values())
         inner = getattr(optimizer, "optimizer", None)
         wrapped = inner if isinstance(inner, Optimizer) else None  # Accelerate's skips steps within a group of passes
-        scaler = self._scaler or (getattr(optimizer, "scaler", None) if wrapped else None)
-        if scaler is not None:
-            scaler.step(wrapped or optimizer)
-            scaler.update()
+        if self.scaler is not None:
+            self.scaler.step(wrapped or optimizer)
             return
         optimizer.step()
         if wrapped and sum(self._record.layer_steps.values()) == steps:
@@ -147,8 +147,6 @@ class FinalStep:
                 f"{lost}, because the number of passes per optimizer step is not known yet; "
                 "pass accumulate= to salf.deadline"
             )
-        if self.needs_scaler and self._scaler is None:
-            return f"{lost}, because they may be scaled; pass scaler= to salf.deadline"
         return None
 
     def _all_parameters(self, optimizers: Sequence[Optimizer]) -> list[torch.Tensor]:
@@ -157,5 +155,8 @@ class FinalStep:
 
 
 def warn(reason: str) -> None:
-    """Warn that a block loses work."""
-    warnings.warn(f"salf: {reason}", UserWarning, stacklevel=4)
+    """Warn that a block loses work, at the place where the user's code meets salf."""
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - warnings can skip a package's frames only from Python 3.12 on
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("salf."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"salf: {reason}", UserWarning, stacklevel=level - 1)

@@ -14,7 +14,7 @@ from salf.client.optimizer_steps import OptimizerSteps
 from salf.client.step_progress import StepProgress
 from salf.client.suitability import held_layers, is_private, runs_in_buckets
 from salf.client.time_budget import Stopwatch, TimeBudget, TimeUp
-from salf.client.torch_events import BackwardCall
+from salf.client.torch_events import BackwardCall, StepArguments
 from salf.client.weight_versions import WeightVersions
 from salf.client.work import BlockRecord, Work
 from salf.errors import InvalidSetting
@@ -31,6 +31,8 @@ class Deadline:
 
     Attributes:
         optimizer: The optimizer of the block's own last step. It may be set until the block ends, if the loop makes it.
+        ends_itself: Whether the loop ends itself when `Work.time_is_up`, so that an interrupted backward pass returns
+            early; `Work.batches` sets it.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class Deadline:
         self._steps = OptimizerSteps(self._parameters, layers, self._sizes, self._record, self._forecast, self._budget)
         self._stepped_in_backward: set[str] = set()
         self._backward_calls = self._refusals = 0
-        self._is_evaluating = self._ends_itself = self._is_leaving = self._waits_for_step = False
+        self.ends_itself = False
+        self._is_evaluating = self._is_leaving = self._waits_for_step = False
         self._noticed: float | None = None  # when the time was up; the exception itself would keep the loop's frames
         self._expected: set[str] = set()
         self._kept_bytes = 0
+        self._steps_at_cut: dict[str, int] = {}
 
     def __enter__(self) -> Work:
         if self._hooks.are_registered or self._record.finished:
@@ -88,14 +92,16 @@ class Deadline:
         try:
             if self._noticed is not None and (error is None or is_own):
                 # A loop that ends after one pass would not have made it a part of a larger group.
-                self._finish_step(is_last_pass=error is None and not self._ends_itself)
+                self._finish_step(is_last_pass=error is None and not self.ends_itself)
         finally:
             self._hooks.remove()
+            self._final.drop_unfinished()
+            self._restore_buffers()
+            self._steps.seen.clear()
             now = self._stopwatch.now()
             self._record.finish(self._model, now - self._stopwatch.started)
         if is_own or error is None:
             self._close(now)
-        self._steps.seen.clear()
         return is_own
 
     def on_model(self, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
@@ -104,13 +110,13 @@ class Deadline:
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
-            if self._noticed is not None and not self._ends_itself and not self._is_within_step():
+            if self._noticed is not None and not self.ends_itself and not self._is_within_step():
                 raise TimeUp(self._budget, self._noticed)
             self._note_device()
             tensor = next(tensors_in([arguments, named]), None)
             self._progress.begin_pass(now, tensor.shape[0] if tensor is not None and tensor.ndim else 0)
             self._budget.begin_pass(now)
-        if now >= self._budget.careful_from and not self._ends_itself:
+        if now >= self._budget.careful_from and not self.ends_itself:
             self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
 
     def on_module(self, name: str) -> None:
@@ -126,7 +132,7 @@ class Deadline:
         if (
             now >= self._budget.careful_from
             and self._may_interrupt()
-            and (self._backward_calls or not self._ends_itself)
+            and (self._backward_calls or not self.ends_itself)
         ):
             order = self._progress.order
             self._leave_unless_layer_fits(order[-1] if order else None, now, self._progress.kept_bytes())
@@ -160,6 +166,7 @@ class Deadline:
             self._give_up_pass()
         except BaseException:
             self._progress.cut_pass()  # the loop may go on with another batch
+            self._stepped_in_backward = set()
             raise
         else:
             self._end_backward()
@@ -183,9 +190,16 @@ class Deadline:
         if now >= budget.careful_from and not is_last and self._may_interrupt() and self._noticed is None:
             self._leave_unless_layer_fits(layer, now, self._progress.kept_bytes())
 
-    def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
+    def on_scale(self, scaler: torch.amp.GradScaler) -> None:
+        """Remember the loop's gradient scaler, for the block's own step."""
+        if scaler.is_enabled() and self._final.scaler is None:
+            self._final.scaler = scaler
+
+    def before_step(
+        self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]
+    ) -> StepArguments | None:
         """React to the start of an optimizer's step."""
-        self._steps.before(optimizer, arguments, named, self._end_passes)
+        return self._steps.before(optimizer, arguments, named, self._end_passes)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """React to the end of an optimizer's step."""
@@ -227,7 +241,7 @@ class Deadline:
 
     def _leave_after_step(self) -> None:
         """Leave a loop whose last step was waited for, or which cannot be left at another place."""
-        if self._ends_itself or self._is_leaving:
+        if self.ends_itself or self._is_leaving:
             return
         if self._noticed is not None:
             raise TimeUp(self._budget, self._noticed)
@@ -248,19 +262,22 @@ class Deadline:
         """Say whether the loop's own step decides what the gradients of the interrupted step are."""
         progress = self._progress
         is_first = progress.passes_per_step is None and max(progress.passes.values(), default=0) <= 1
-        return self._ends_itself or self.optimizer is None or is_first
+        return self.ends_itself or self.optimizer is None or is_first
 
     def _give_up_pass(self) -> None:
         """Prepare the gradients for the loop's own step after a backward pass that was cut or not begun."""
         self._expected |= self._progress.cut_pass()
-        self._final.scale()
+        self._final.weigh()
         self._final.hide_unfinished(self._expected)
         if self._steps.is_in_closure:  # the step follows at once
             self._final.drop_unfinished()
 
+    def is_over(self) -> bool:
+        """Say whether the block has ended."""
+        return self._record.finished
+
     def is_time_up(self) -> bool:
         """Say whether a loop that ends itself should end."""
-        self._ends_itself = True
         if self._noticed is None and not self._record.finished and not self._is_within_step():
             now = self._stopwatch.clock()
             if now >= self._budget.careful_from:
@@ -270,7 +287,7 @@ class Deadline:
                     self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
                 except TimeUp as up:
                     self._latch(up)
-                    self._final.scale()
+                    self._final.weigh()
         return self._noticed is not None or self._record.finished
 
     def refuse_batch(self) -> None:
@@ -309,8 +326,12 @@ class Deadline:
         if self._stepped_in_backward:
             self._count_step(self._stepped_in_backward)
         self._final.take(optimizers, is_wanted=not self._is_private, is_last_pass=is_last_pass)
+
+    def _restore_buffers(self) -> None:
+        """Restore the buffers of layers that the interrupted step has not changed."""
         steps = self._record.layer_steps
         self._progress.buffers.restore({name for name, before in self._steps_at_cut.items() if steps[name] == before})
+        self._progress.buffers.discard()
 
     def _close(self, now: float) -> None:
         """Learn from a block that ended, and warn of steps that were not seen."""
@@ -320,11 +341,8 @@ class Deadline:
             warn("the weights changed without a step of a torch optimizer, so that nothing is sent; step with one")
 
     def _note_device(self) -> None:
-        """Follow a model that the loop moves, and remember a precision for which gradients are scaled."""
+        """Follow a model that the loop moves to another device."""
         device = next(iter(self._parameters.values())).device
         if device != self._device:
             self._device = device
             self._stopwatch.move(device)
-        kind = device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16:
-            self._final.needs_scaler = True

@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from salf.client.forecast import TimeForecast
 from salf.client.time_budget import TimeBudget
+from salf.client.torch_events import StepArguments
 from salf.client.work import BlockRecord
 from salf.errors import InvalidSetting
 from salf.layers import Layers
@@ -56,12 +59,13 @@ class OptimizerSteps:
         self.seen: dict[int, Optimizer] = {}
         self.seconds, self._since = 0.0, 0.0
         self.is_in_closure = False
-        self._depth = 0
+        self._open: list[Optimizer] = []  # the steps in progress, each within the one before it
+        self._changed: set[str] = set()
 
     def forget_unfinished(self) -> None:
         """Forget a step that an exception has ended, since the loop goes on."""
         if not self.is_in_closure:
-            self._depth = 0
+            self._open.clear()
 
     def before(
         self,
@@ -69,8 +73,8 @@ class OptimizerSteps:
         arguments: tuple[object, ...],
         named: Mapping[str, object],
         prepare: Callable[[], None],
-    ) -> None:
-        """Keep what the step will change, unless it is part of another one.
+    ) -> StepArguments | None:
+        """Keep what the step will change, unless it is part of another one; return other arguments for it, if needed.
 
         Args:
             optimizer: The optimizer.
@@ -78,32 +82,43 @@ class OptimizerSteps:
             named: The named arguments.
             prepare: Runs before that.
         """
-        self._depth += 1
-        if self._depth > 1:
-            return
+        self._open.append(optimizer)
+        if len(self._open) > 1:
+            return None
         names = self._held(optimizer)
-        self.is_in_closure = named.get("closure", arguments[1] if len(arguments) > 1 else None) is not None and bool(
-            names
-        )
+        closure: Any = named.get("closure", arguments[1] if len(arguments) > 1 else None)
+        self.is_in_closure = closure is not None and bool(names)
         if self.is_in_closure and needs_closure(optimizer):
-            self._depth, self.is_in_closure = 0, False
+            self._open.clear()
+            self.is_in_closure = False
             raise InvalidSetting(
                 f"{type(optimizer).__name__}.step(closure) may run several backward passes itself; "
                 "use an optimizer that steps without a closure under a deadline"
             )
         prepare()
-        changed = {
+        self._changed = {
             self._owner[name]
             for name in names
             if self._parameters[name].grad is not None or (self.is_in_closure and self._parameters[name].requires_grad)
         }
         before = self._budget.now_if_precise()
-        kept = (name for layer in self._layers if layer.name in changed for name in layer.parameters)
+        kept = (name for layer in self._layers if layer.name in self._changed for name in layer.parameters)
         copied = self._record.keep_initial(kept)
         self.begin()
         self.seconds = self._since - before
         if copied and self._budget.is_precise:
             self._forecast.copy.add(copied, self.seconds)
+        watched = {**named, "closure": partial(self._run_closure, closure)}
+        return ((arguments[0],), watched) if self.is_in_closure else None
+
+    def _run_closure(self, closure: Callable[[], object]) -> object:
+        """Run the closure of a step; if it fails, the step is over, and the loop may go on."""
+        try:
+            return closure()
+        except BaseException:
+            self._open.clear()
+            self.is_in_closure = False
+            raise
 
     def begin(self) -> None:
         """Note that the weights change from now on: after the copies, or after the backward pass of a closure."""
@@ -111,12 +126,15 @@ class OptimizerSteps:
 
     def after(self, optimizer: Optimizer) -> set[str]:
         """Return the names of the layers that the step has changed; none if it is part of another one."""
-        self._depth -= 1
+        if self._open and self._open.pop() is not optimizer:
+            self._open.clear()
         # A GradScaler tells a fused optimizer by `found_inf` to skip the step.
-        if self._depth > 0 or getattr(optimizer, "found_inf", False):
+        if self._open or getattr(optimizer, "found_inf", False):
             return set()
-        self.is_in_closure = False
-        stepped = {self._owner[name] for name in self._held(optimizer) if self._parameters[name].grad is not None}
+        stepped = self._changed
+        if self.is_in_closure:  # before it, no gradient was there
+            stepped = {self._owner[name] for name in self._held(optimizer) if self._parameters[name].grad is not None}
+            self.is_in_closure = False
         size = sum(self._sizes.get(name, 0) for name in stepped)
         if self._budget.is_precise and size:
             took = self._budget.stopwatch.now() - self._since

@@ -2,7 +2,8 @@
 
 `Tensor.backward`, gradient scalers and the checkpoints that repeat a forward pass all call `torch.autograd.backward`.
 PyTorch has no hook that runs around this call, so it is replaced while a block is open. For steps, torch has hooks that
-run for every optimizer, also for one that a training function creates itself, or that a wrapper contains.
+run for every optimizer, also for one that a training function creates itself, or that a wrapper contains. Scalers of
+mixed precision are seen when they scale a loss.
 """
 
 import threading
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 BackwardCall = Callable[[], None]
+StepArguments = tuple[tuple[object, ...], dict[str, object]]
 
 
 class Watcher(Protocol):
@@ -32,8 +34,14 @@ class Watcher(Protocol):
         """
         ...
 
-    def before_step(self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
-        """React to the start of any optimizer's step, with its arguments."""
+    def on_scale(self, scaler: torch.amp.GradScaler) -> None:
+        """React to a gradient scaler that scales a loss."""
+        ...
+
+    def before_step(
+        self, optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]
+    ) -> StepArguments | None:
+        """React to the start of any optimizer's step, with its arguments; return others to replace them."""
         ...
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -43,16 +51,24 @@ class Watcher(Protocol):
 
 @dataclass
 class _Events:
-    """The watchers of each thread, and how to end what was installed for them."""
+    """The watchers of each thread, and how to end what was installed for them.
+
+    On an accelerator, hooks run in a thread of the autograd engine, which belongs to the backward calls that are open.
+    """
 
     watchers: dict[int, list[Watcher]] = field(default_factory=dict)
-    backward: Callable[..., None] = torch.autograd.backward
+    in_backward: list[Watcher] = field(default_factory=list)
     removals: list[Callable[[], None]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def here(self) -> tuple[Watcher, ...]:
         """Return the watchers of this thread."""
-        return tuple(self.watchers.get(threading.get_ident(), ()))
+        thread = threading.get_ident()
+        if thread in self.watchers:
+            return tuple(self.watchers[thread])
+        if self.in_backward and all(thread != known.ident for known in threading.enumerate()):
+            return tuple(dict.fromkeys(self.in_backward))
+        return ()
 
 
 _events = _Events()
@@ -65,6 +81,8 @@ def watch(watcher: Watcher) -> Callable[[], None]:
     ...     def on_backward(self, call, roots, inputs):
     ...         print("backward from", len(roots), "tensor")
     ...         call()
+    ...     def on_scale(self, scaler):
+    ...         print("a scaler")
     ...     def before_step(self, optimizer, arguments, named):
     ...         print("step of", type(optimizer).__name__)
     ...     def after_step(self, optimizer):
@@ -98,39 +116,81 @@ def _end(thread: int, watcher: Watcher) -> None:
 
 
 def _install() -> None:
-    if torch.autograd.backward is not _watched_backward:
-        _events.backward, torch.autograd.backward = torch.autograd.backward, _watched_backward
-    if not _events.removals:
-        before = register_optimizer_step_pre_hook(_before_step)
-        _events.removals = [before.remove, register_optimizer_step_post_hook(_after_step).remove]
+    before = register_optimizer_step_pre_hook(_before_step)
+    after = register_optimizer_step_post_hook(_after_step)
+    _events.removals = [before.remove, after.remove, _replace_backward(), _replace_scale()]
 
 
 def _uninstall() -> None:
-    # If other code has replaced the function since, this one stays below theirs, without effect.
-    if torch.autograd.backward is _watched_backward:
-        torch.autograd.backward = _events.backward
     while _events.removals:
         _events.removals.pop()()
 
 
-def _before_step(optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]) -> None:
+def _replace_backward() -> Callable[[], None]:
+    """Replace `torch.autograd.backward`; return the function that undoes it."""
+    original, is_active = torch.autograd.backward, True
+
+    def watched(*arguments: object, **named: object) -> None:
+        # The signature of torch: tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs.
+        tensors = arguments[0] if arguments else named["tensors"]
+        inputs = arguments[5] if len(arguments) > 5 else named.get("inputs")
+        limits = None if inputs is None else _as_tuple(inputs)
+        call: BackwardCall = partial(original, *arguments, **named)  # type: ignore[arg-type]  # - as they came
+        for watcher in _events.here() if is_active else ():
+            call = partial(_watch_call, watcher, call, _as_tuple(tensors), limits)
+        call()
+
+    def undo() -> None:
+        nonlocal is_active
+        is_active = False  # if other code has replaced the function since, this one stays below theirs, without effect
+        if torch.autograd.backward is watched:
+            torch.autograd.backward = original
+
+    torch.autograd.backward = watched
+    return undo
+
+
+def _watch_call(
+    watcher: Watcher, call: BackwardCall, roots: tuple[object, ...], inputs: tuple[object, ...] | None
+) -> None:
+    _events.in_backward.append(watcher)
+    try:
+        watcher.on_backward(call, roots, inputs)
+    finally:
+        _events.in_backward.remove(watcher)
+
+
+def _replace_scale() -> Callable[[], None]:
+    """Replace `GradScaler.scale`; return the function that undoes it."""
+    original, is_active = torch.amp.GradScaler.scale, True
+
+    def watched(self: torch.amp.GradScaler, outputs: object) -> object:
+        for watcher in _events.here() if is_active else ():
+            watcher.on_scale(self)
+        return original(self, outputs)  # type: ignore[call-overload]  # - as it came
+
+    def undo() -> None:
+        nonlocal is_active
+        is_active = False
+        if torch.amp.GradScaler.scale is watched:
+            torch.amp.GradScaler.scale = original  # type: ignore[method-assign]  # - what it was
+
+    torch.amp.GradScaler.scale = watched  # type: ignore[method-assign, assignment]  # - until the last block ends
+    return undo
+
+
+def _before_step(
+    optimizer: Optimizer, arguments: tuple[object, ...], named: Mapping[str, object]
+) -> StepArguments | None:
+    replaced = None
     for watcher in _events.here():
-        watcher.before_step(optimizer, arguments, named)
+        replaced = watcher.before_step(optimizer, *(replaced or (arguments, named))) or replaced
+    return replaced
 
 
 def _after_step(optimizer: Optimizer, *_: object) -> None:
     for watcher in _events.here():
         watcher.after_step(optimizer)
-
-
-def _watched_backward(*arguments: object, **named: object) -> None:
-    # The signature of torch: tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs.
-    tensors = arguments[0] if arguments else named["tensors"]
-    inputs = arguments[5] if len(arguments) > 5 else named.get("inputs")
-    call = partial(_events.backward, *arguments, **named)
-    for watcher in _events.here():
-        call = partial(watcher.on_backward, call, _as_tuple(tensors), None if inputs is None else _as_tuple(inputs))
-    call()
 
 
 def _as_tuple(tensors: object) -> tuple[object, ...]:

@@ -15,7 +15,13 @@ _Batch = TypeVar("_Batch")
 
 
 class Block(Protocol):
-    """What a loop asks its block when it ends itself."""
+    """What a loop asks its block when it ends itself, which it says by `ends_itself`."""
+
+    ends_itself: bool
+
+    def is_over(self) -> bool:
+        """Say whether the block has ended."""
+        ...
 
     def is_time_up(self) -> bool:
         """Say whether no further batch should begin."""
@@ -205,7 +211,8 @@ class Work:
     def time_is_up(self) -> bool:
         """Whether no further pass should begin, because the deadline is reached or would be before a layer is finished.
 
-        For loops that end themselves, as with `batches`: the block then leaves it to the loop to end.
+        For loops with a stop condition of their own. Where such a loop must not be left by an exception, set
+        `ends_itself` of the context manager to True, as `batches` does.
 
         >>> import math, salf, torch
         >>> model = torch.nn.Linear(2, 1)
@@ -286,7 +293,7 @@ class Work:
 
 
 class Batches(Generic[_Batch]):
-    """Batches that end when the time of a block is up; `Work.batches` makes it."""
+    """Batches that end when the time of a block is up, and are all there after it; `Work.batches` makes it."""
 
     def __init__(self, loader: Iterable[_Batch], block: "weakref.ref[Block]") -> None:
         """Wrap a loader for a block, which is over when it is gone."""
@@ -295,8 +302,10 @@ class Batches(Generic[_Batch]):
     def __iter__(self) -> Iterator[_Batch]:
         block = self._block()
         size = len(self._loader) if isinstance(self._loader, Sized) else None
-        if block is None:
+        if block is None or block.is_over():
+            yield from self._loader
             return
+        block.ends_itself = True
         if not block.is_time_up():
             for number, batch in enumerate(self._loader, 1):
                 if block.is_time_up():  # loading takes time, too

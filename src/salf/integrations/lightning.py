@@ -70,6 +70,7 @@ class DeadlineCallback(Callback):
             accumulate=passes,
             before_step=lambda: _clip(trainer, pl_module),
         )
+        self._block.ends_itself = True
         if len(trainer.optimizers) == 1:
             self._block.optimizer = trainer.optimizers[0]
         self._work = self._block.__enter__()

@@ -59,6 +59,7 @@ def deadline(
         accumulate=trainer.args.gradient_accumulation_steps,
         before_step=clip,
     )
+    block.ends_itself = True
     with block as work:
         stop = _StopInTime(block, work)
         trainer.add_callback(stop)
