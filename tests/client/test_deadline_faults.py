@@ -179,3 +179,86 @@ def test_hooks_that_run_in_a_thread_of_the_engine_belong_to_the_open_call() -> N
     end()
     assert seen == ["SGD"]
     assert same({"weight": weight.detach()}, {"weight": torch.ones(1)})
+
+
+@pytest.mark.filterwarnings("ignore:salf. a gradient of the interrupted step is not finite")
+@pytest.mark.parametrize("seconds", [2.5, 3.5, 6.5, 7.5, 10.5, 11.5])
+@pytest.mark.parametrize("returns", [False, True])
+def test_gradients_that_are_not_finite_are_never_stepped(seconds: float, returns: bool) -> None:
+    """The loop leaves such a step out, and so does the block."""
+    task, clock = timed_task()
+    optimizer = SGD(task.model.parameters(), lr=0.1)
+    with deadline(task.model, optimizer, seconds, clock=clock) as work:
+        for number in work.batches(range(9)) if returns else range(9):
+            optimizer.zero_grad()
+            backward(task.loss(number) * (float("nan") if number == 1 else 1.0))
+            if number != 1:
+                optimizer.step()
+    assert all(bool(value.isfinite().all()) for value in task.model.parameters())
+    assert work.depth > 0
+
+
+def test_gradients_that_the_loop_replaces_do_not_move_unfinished_layers() -> None:
+    task, clock = timed_task()
+    optimizer = SGD(task.model.parameters(), lr=0.1, momentum=0.9)
+    with deadline(task.model, optimizer, 2 * PASS + 2, clock=clock) as work:
+        for number in work.batches(range(9)):
+            optimizer.zero_grad()
+            backward(task.loss(number))
+            for value in task.model.parameters():
+                assert value.grad is not None
+                value.grad = value.grad.clamp(-1, 1)
+            optimizer.step()
+    assert work.layer_steps == {"fc1": 2, "fc2": 2, "fc3": 3}
+
+
+def test_a_loop_that_catches_everything_still_ends_with_its_finished_passes() -> None:
+    task, clock = timed_task()
+    optimizer = SGD(task.model.parameters(), lr=0.1)
+    with deadline(task.model, optimizer, 2 * PASS + 1, clock=clock, accumulate=4) as work:
+        for number in range(9):
+            try:
+                backward(task.loss(number) / 4)
+            except BaseException:  # noqa: BLE001 - what a careless loop does
+                continue
+    assert work.interrupted
+    assert set(work.layer_passes.values()) == {2}
+
+
+def test_weights_that_are_swapped_for_an_evaluation_are_not_sent() -> None:
+    task, clock = timed_task()
+    optimizer, average = SGD(task.model.parameters(), lr=0.1), parameters_of(task.model)
+    trained: list[dict[str, Tensor]] = []
+    with deadline(task.model, optimizer, PASS + 0.5, clock=clock) as work:
+        for number in range(9):
+            train(task, optimizer, steps=1, first=number)
+            trained.append(parameters_of(task.model))
+            task.model.load_state_dict(average)
+            with torch.no_grad():
+                task.model(task.batches[0][0])
+            task.model.load_state_dict(trained[-1])
+    assert (len(trained), work.steps, work.interrupted) == (1, 1, True)
+    assert same(parameters_of(task.model), trained[0])
+
+
+def test_a_scaler_may_be_used_again_after_a_step_in_which_the_loop_was_left() -> None:
+    task, clock = timed_task()
+    optimizer, scaler = SGD(task.model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
+    for _ in range(3):  # the first one is left in its first step, whose number of passes is not known
+        with deadline(task.model, optimizer, 2.5, clock=clock, scaler=scaler):
+            for number in range(9):
+                optimizer.zero_grad()
+                backward(scaler.scale(task.loss(number)))
+                scaler.unscale_(optimizer)
+                scaler.step(optimizer)
+                scaler.update()
+
+
+def test_a_loop_that_goes_on_without_its_batches_is_left() -> None:
+    task, clock = timed_task()
+    with deadline(task.model, seconds=3 * PASS, clock=clock) as work:
+        kept = [*work.batches(range(4))]
+        for number in kept * 1000:
+            train(task, SGD(task.model.parameters(), lr=0.1), steps=1, first=number)
+    assert work.interrupted
+    assert work.seconds < 100 * PASS

@@ -4,8 +4,9 @@ import torch
 from networks import TASKS, mlp_task
 from torch import nn
 
+from salf.client.buffer_snapshot import BufferSnapshot
 from salf.client.loop_pattern import LoopPattern
-from salf.client.step_progress import BufferSnapshot, StepProgress
+from salf.client.step_progress import StepProgress
 from salf.layers import Layers, find_layers
 
 PARAMETERS = ["fc3.bias", "fc3.weight", "fc2.bias", "fc2.weight", "fc1.bias", "fc1.weight"]

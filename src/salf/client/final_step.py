@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from salf.client.step_progress import StepProgress
 from salf.client.work import BlockRecord
+from salf.update import all_finite
 
 
 @runtime_checkable
@@ -56,7 +58,7 @@ class FinalStep:
         self._parameters, self._progress, self._record = parameters, progress, record
         self.scaler, self._before_step = scaler, before_step
         self._weighed: set[str] = set()
-        self._unfinished: dict[str, torch.Tensor] = {}
+        self._unfinished: set[str] = set()
 
     def weigh(self) -> None:
         """Multiply each gradient that is kept by k / j, once."""
@@ -78,13 +80,12 @@ class FinalStep:
             parameter = self._parameters[name]
             # A new tensor, since the loop may hold the old one.
             parameter.grad = torch.zeros_like(parameter if parameter.grad is None else parameter.grad)
-            self._unfinished[name] = parameter.grad
+            self._unfinished.add(name)
 
     def drop_unfinished(self) -> None:
         """Remove the gradients of `hide_unfinished`: a step would move their parameters by momentum or decay."""
-        for name, hidden in self._unfinished.items():
-            if self._parameters[name].grad is hidden:
-                self._parameters[name].grad = None
+        for name in self._unfinished:
+            self._parameters[name].grad = None
         self._unfinished.clear()
 
     def take(self, optimizers: Sequence[Optimizer], *, is_wanted: bool, is_last_pass: bool) -> None:
@@ -111,6 +112,10 @@ class FinalStep:
         for parameter in self._all_parameters(optimizers):
             if id(parameter) not in ids:
                 parameter.grad = None
+        gradients = [self._parameters[name].grad for name in kept]
+        if self.scaler is None and not all_finite([gradient for gradient in gradients if gradient is not None]):
+            warn("a gradient of the interrupted step is not finite, so that this step is left out")
+            return
         if self._before_step is not None:
             self._before_step()
         try:
@@ -124,6 +129,12 @@ class FinalStep:
             )
         if self.scaler is not None:
             self.scaler.update()
+
+    def update_scaler(self) -> None:
+        """Update a scaler whose step was left before the loop could do so, unless the step was not the scaler's."""
+        if self.scaler is not None:
+            with suppress(AssertionError):
+                self.scaler.update()
 
     def _step_with(self, optimizer: Optimizer) -> None:
         steps = sum(self._record.layer_steps.values())

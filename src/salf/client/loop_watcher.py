@@ -20,7 +20,8 @@ from salf.client.work import BlockRecord, Work
 from salf.errors import InvalidSetting
 from salf.layers import Layers, tensors_in
 
-_REFUSALS = 1000  # how often a loop may ask for another batch before the block leaves it
+# How often a loop whose time is up may ask for a batch, or begin a pass, before the block leaves it.
+_REFUSALS, _PATIENCE = 1000, 32
 
 
 class Deadline:
@@ -63,14 +64,13 @@ class Deadline:
         self._progress = StepProgress(model, layers, self._sizes, self._forecast.pattern, accumulate)
         self._weights = WeightVersions(self._parameters.values())
         self._final = FinalStep(self._parameters, self._progress, self._record, scaler, before_step)
-        self._hooks = Hooks(model, wrapper)
-        self._is_private = is_private(wrapper, optimizer)
+        self._hooks, self._is_private = Hooks(model, wrapper), is_private(wrapper, optimizer)
         self._is_indivisible = self._is_private or is_compiled(wrapper) or runs_in_buckets(wrapper)
         self._steps = OptimizerSteps(self._parameters, layers, self._sizes, self._record, self._forecast, self._budget)
         self._stepped_in_backward: set[str] = set()
-        self._backward_calls = self._refusals = 0
-        self.ends_itself = False
-        self._is_evaluating = self._is_leaving = self._waits_for_step = False
+        self._backward_calls = self._refusals = self._passes_after = 0
+        self.ends_itself = self._within_step = False
+        self._is_evaluating = self._is_leaving = self._waits_for_step = self._left_in_step = False
         self._noticed: float | None = None  # when the time was up; the exception itself would keep the loop's frames
         self._expected: set[str] = set()
         self._kept_bytes = 0
@@ -87,16 +87,16 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         is_own = isinstance(error, TimeUp) and error.budget is self._budget
-        if isinstance(error, TimeUp) and is_own:
-            self._latch(error)
         try:
+            if isinstance(error, TimeUp) and is_own:
+                self._latch(error)
             if self._noticed is not None and (error is None or is_own):
                 # A loop that ends after one pass would not have made it a part of a larger group.
                 self._finish_step(is_last_pass=error is None and not self.ends_itself)
         finally:
             self._hooks.remove()
             self._final.drop_unfinished()
-            self._restore_buffers()
+            self._progress.buffers.restore_unchanged(self._steps_at_cut, self._record.layer_steps)
             self._steps.seen.clear()
             now = self._stopwatch.now()
             self._record.finish(self._model, now - self._stopwatch.started)
@@ -110,14 +110,16 @@ class Deadline:
         now = self._stopwatch.now()
         self._is_evaluating = not torch.is_grad_enabled()
         if not self._is_evaluating:
-            if self._noticed is not None and not self.ends_itself and not self._is_within_step():
+            self._passes_after += self._noticed is not None and self._model.training
+            is_over = self._noticed is not None and (not self.ends_itself or self._passes_after > _PATIENCE)
+            if self._noticed is not None and is_over and not self._is_within_step():
                 raise TimeUp(self._budget, self._noticed)
             self._note_device()
             tensor = next(tensors_in([arguments, named]), None)
             self._progress.begin_pass(now, tensor.shape[0] if tensor is not None and tensor.ndim else 0)
             self._budget.begin_pass(now)
-        if now >= self._budget.careful_from and not self.ends_itself:
-            self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
+            if now >= self._budget.careful_from and not self.ends_itself:
+                self._leave_unless_layer_fits(None, now, self._progress.kept_bytes())
 
     def on_module(self, name: str) -> None:
         """React to the next part of a forward pass, or of one that a checkpoint repeats in the backward pass."""
@@ -129,11 +131,8 @@ class Deadline:
         elif not (torch.is_grad_enabled() or self._is_evaluating):
             self._progress.pass_in_progress.hidden[name] += 1
         now = self._stopwatch.clock()
-        if (
-            now >= self._budget.careful_from
-            and self._may_interrupt()
-            and (self._backward_calls or not self.ends_itself)
-        ):
+        may_leave = self._backward_calls or not self.ends_itself
+        if now >= self._budget.careful_from and may_leave and self._may_interrupt():
             order = self._progress.order
             self._leave_unless_layer_fits(order[-1] if order else None, now, self._progress.kept_bytes())
 
@@ -149,7 +148,8 @@ class Deadline:
         if self._weights.begin_backward():
             self._hooks.watch_gradients(self, self._parameters)  # those that the loop has unfrozen
         self._progress.begin_backward(now, roots, inputs, exact=now >= self._budget.careful_from or is_cut)
-        if is_cut and self._progress.pass_in_progress.expected and self._may_interrupt():
+        needs_gradient = any(getattr(root, "requires_grad", True) for root in roots)
+        if is_cut and self._may_interrupt() and (self._progress.pass_in_progress.expected or not needs_gradient):
             self._give_up_pass()
             return
         self._backward_calls += 1
@@ -229,7 +229,9 @@ class Deadline:
 
     def _is_within_step(self) -> bool:
         """Say whether the weights have changed since the step's first pass, as within a step of SAM."""
-        return self._weights.are_within_step(self._progress.passes_per_step)
+        if not self._backward_calls:  # within a call, the weights stay
+            self._within_step = self._weights.are_within_step(self._progress.passes_per_step)
+        return self._within_step
 
     def _leave_unless_layer_fits(self, previous: str | None, now: float, done: int) -> None:
         """Leave the loop unless the layer after `previous` can be finished; see `TimeBudget`."""
@@ -237,18 +239,24 @@ class Deadline:
             self._waits_for_step = True
         elif self._noticed is None:
             layer, whole = self._forecast.next_layer(previous), self._is_indivisible
-            self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done, whole_pass=whole)
+            try:
+                self._budget.leave_unless_layer_fits(layer, now, self._progress.since, done, whole_pass=whole)
+            except TimeUp as up:
+                self._latch(up)  # the loop may catch it
+                raise
 
     def _leave_after_step(self) -> None:
         """Leave a loop whose last step was waited for, or which cannot be left at another place."""
         if self.ends_itself or self._is_leaving:
             return
+        self._left_in_step = True
         if self._noticed is not None:
             raise TimeUp(self._budget, self._noticed)
         if self._waits_for_step or not self._hooks.see_the_model:
             now = self._stopwatch.now()
             if now >= self._budget.careful_from:
                 self._leave_unless_layer_fits(None, now, 0)
+        self._left_in_step = False
 
     def _latch(self, time_up: TimeUp) -> None:
         """Note that the time is up, and what the pass in progress has reached."""
@@ -271,10 +279,6 @@ class Deadline:
         self._final.hide_unfinished(self._expected)
         if self._steps.is_in_closure:  # the step follows at once
             self._final.drop_unfinished()
-
-    def is_over(self) -> bool:
-        """Say whether the block has ended."""
-        return self._record.finished
 
     def is_time_up(self) -> bool:
         """Say whether a loop that ends itself should end."""
@@ -325,13 +329,11 @@ class Deadline:
         optimizers = [*self._steps.seen.values()] if self.optimizer is None else [self.optimizer]
         if self._stepped_in_backward:
             self._count_step(self._stepped_in_backward)
-        self._final.take(optimizers, is_wanted=not self._is_private, is_last_pass=is_last_pass)
-
-    def _restore_buffers(self) -> None:
-        """Restore the buffers of layers that the interrupted step has not changed."""
-        steps = self._record.layer_steps
-        self._progress.buffers.restore({name for name, before in self._steps_at_cut.items() if steps[name] == before})
-        self._progress.buffers.discard()
+        if self._left_in_step:
+            self._final.update_scaler()
+        # A loop that got its only pass back has decided against a step.
+        is_unwanted = self._is_private or (self.ends_itself and self._progress.passes_per_step == 1)
+        self._final.take(optimizers, is_wanted=not is_unwanted, is_last_pass=is_last_pass)
 
     def _close(self, now: float) -> None:
         """Learn from a block that ended, and warn of steps that were not seen."""
@@ -342,7 +344,6 @@ class Deadline:
 
     def _note_device(self) -> None:
         """Follow a model that the loop moves to another device."""
-        device = next(iter(self._parameters.values())).device
-        if device != self._device:
-            self._device = device
-            self._stopwatch.move(device)
+        before, self._device = self._device, next(iter(self._parameters.values())).device
+        if self._device != before:
+            self._stopwatch.move(self._device)

@@ -4,40 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from salf.client.buffer_snapshot import BufferSnapshot
 from salf.client.loop_pattern import LoopPattern
 from salf.client.torch_events import reached_parameters
 from salf.layers import Layer, Layers
-
-
-class BufferSnapshot:
-    """A copy of a model's buffers from before a step."""
-
-    def __init__(self, model: nn.Module, layers: Layers) -> None:
-        self._model, self._layers = model, layers
-        # Modules may replace a buffer, so the tensors are looked up for each copy.
-        paths = {name: name.rpartition(".") for layer in layers for name in layer.buffers}
-        self._owners = {name: (model.get_submodule(module), key) for name, (module, _, key) in paths.items()}
-        self._copies: dict[str, Tensor] = {}
-
-    def take(self) -> None:
-        """Copy all buffers, unless there is a copy."""
-        if not self._copies:
-            with torch.no_grad():
-                self._copies = {name: getattr(module, key).clone() for name, (module, key) in self._owners.items()}
-
-    def discard(self) -> None:
-        """Forget the copy."""
-        self._copies = {}
-
-    def restore(self, layers: Collection[str]) -> None:
-        """Write the copy, if there is one, into the buffers of the layers with these names."""
-        names = [name for layer in self._layers if layer.name in layers for name in layer.buffers]
-        with torch.no_grad():
-            for name in names if self._copies else ():
-                self._model.get_buffer(name).copy_(self._copies[name])
 
 
 @dataclass
@@ -106,6 +78,7 @@ class StepProgress:
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._modules = self._modules_of_layers(model)
         self.complete, self.order = set[str](), list[str]()
+        self._kept_bytes: int | None = None
         self.passes, self.examples = Counter[str](), Counter[str]()
         self._parameter_passes = Counter[str]()
         self._discarded, self._stale, self._spoiled = Counter[str](), set[str](), set[str]()
@@ -190,6 +163,8 @@ class StepProgress:
             return None
         self.complete.add(layer.name)
         self.order.append(layer.name)
+        if self._kept_bytes is not None and not self.passes[layer.name] and self._may_keep(layer):
+            self._kept_bytes += self._sizes[layer.name]
         return layer.name
 
     def needs_more(self, name: str) -> bool:
@@ -239,11 +214,13 @@ class StepProgress:
 
     def kept_bytes(self) -> int:
         """Return the size of the parameters of all layers to keep, those that the current pass has reached included."""
-        return sum(
-            self._sizes[layer.name]
-            for layer in self._layers
-            if (layer.name in self.complete or self.passes[layer.name]) and self._may_keep(layer)
-        )
+        if self._kept_bytes is None:  # this runs for every layer, so that the sum is kept
+            self._kept_bytes = sum(
+                self._sizes[layer.name]
+                for layer in self._layers
+                if (layer.name in self.complete or self.passes[layer.name]) and self._may_keep(layer)
+            )
+        return self._kept_bytes
 
     def factor_of(self, name: str) -> float:
         """Return k / j: by what a gradient is multiplied that j of the k passes of a step have reached."""
@@ -256,7 +233,7 @@ class StepProgress:
 
     def _begin_pass(self) -> None:
         self.pass_in_progress = PassInProgress()
-        self.complete, self.order = set(), []
+        self.complete, self.order, self._kept_bytes = set(), [], None
 
     def _is_reached(self, layer: Layer) -> bool:
         """Say whether all gradients that the current pass brings to a layer are there."""
@@ -289,7 +266,7 @@ class StepProgress:
 
     def _find_cleared_gradients(self) -> None:
         """Find out which layers' gradients were cleared since their last pass, and which should have been."""
-        arrived = {self._owner[name].name for name in self.pass_in_progress.arrived}
+        arrived, self._kept_bytes = {self._owner[name].name for name in self.pass_in_progress.arrived}, None
         self._stale = {name for name in self._stale if self.passes[name] or name in arrived}
         cleared = set()
         for layer in self._layers:

@@ -19,10 +19,6 @@ class Block(Protocol):
 
     ends_itself: bool
 
-    def is_over(self) -> bool:
-        """Say whether the block has ended."""
-        ...
-
     def is_time_up(self) -> bool:
         """Say whether no further batch should begin."""
         ...
@@ -250,7 +246,7 @@ class Work:
         >>> trained, work.steps, work.layer_examples
         (3, 3, {'weight+bias': 12})
         """
-        return Batches(loader, self._block)
+        return Batches(loader, self._block, self._record)
 
     @property
     def interrupted(self) -> bool:
@@ -295,14 +291,14 @@ class Work:
 class Batches(Generic[_Batch]):
     """Batches that end when the time of a block is up, and are all there after it; `Work.batches` makes it."""
 
-    def __init__(self, loader: Iterable[_Batch], block: "weakref.ref[Block]") -> None:
-        """Wrap a loader for a block, which is over when it is gone."""
-        self._loader, self._block = loader, block
+    def __init__(self, loader: Iterable[_Batch], block: "weakref.ref[Block]", record: BlockRecord) -> None:
+        """Wrap a loader for a block, whose record knows when it is over."""
+        self._loader, self._block, self._record = loader, block, record
 
     def __iter__(self) -> Iterator[_Batch]:
         block = self._block()
         size = len(self._loader) if isinstance(self._loader, Sized) else None
-        if block is None or block.is_over():
+        if block is None or self._record.finished:
             yield from self._loader
             return
         block.ends_itself = True
